@@ -1,0 +1,43 @@
+# What a person building Vesal can choose.
+set(VESAL_CPU_ARCH "native" CACHE STRING "-march for host code: native, or x86-64-v3 for a binary that travels; empty for the compiler's default")
+set(VESAL_SANITIZE "" CACHE STRING "-fsanitize list for host code and emulated kernels, e.g. address,undefined")
+option(VESAL_BUILD_TESTS "Build the tests" ON)
+option(VESAL_BUILD_BENCH "Build the benchmarks" OFF)
+option(VESAL_WERROR "Treat warnings as errors" ON)
+set(VESAL_CUDA "AUTO" CACHE STRING "Build the CUDA backend: AUTO (when a toolkit is found), ON, OFF")
+
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib)
+
+find_program(VESAL_CCACHE ccache)
+if(VESAL_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${VESAL_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${VESAL_CCACHE})
+endif()
+
+# Flags that every host translation unit gets. Contraction is off so that the emulator and the references round as
+# written; vectorised CPU code asks for fused multiply-add where it wants one.
+add_library(vesal_flags INTERFACE)
+target_include_directories(vesal_flags INTERFACE $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}>)
+target_compile_options(vesal_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -fno-math-errno -ffp-contract=off>)
+if(VESAL_CPU_ARCH)
+  target_compile_options(vesal_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=${VESAL_CPU_ARCH}>)
+endif()
+if(VESAL_WERROR)
+  target_compile_options(vesal_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
+endif()
+if(VESAL_SANITIZE)
+  target_compile_options(vesal_flags INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${VESAL_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1>)
+  target_link_options(vesal_flags INTERFACE -fsanitize=${VESAL_SANITIZE})
+  target_compile_definitions(vesal_flags INTERFACE VESAL_SANITIZED=1)
+endif()

@@ -1,0 +1,63 @@
+# How a folder, a kernel family, and a test become targets.
+
+# vesal_library(NAME [LINK ...]): a static library vesal_NAME (alias vesal::NAME) of the folder's *.cpp.
+function(vesal_library name)
+  cmake_parse_arguments(ARG "" "" "LINK" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
+  if(sources)
+    add_library(vesal_${name} STATIC ${sources})
+    target_link_libraries(vesal_${name} PRIVATE vesal_flags PUBLIC ${ARG_LINK})
+    target_include_directories(vesal_${name} PUBLIC
+      $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}> $<INSTALL_INTERFACE:include/vesal>)
+    target_compile_features(vesal_${name} PUBLIC cxx_std_20)
+  else()
+    add_library(vesal_${name} INTERFACE)
+    target_link_libraries(vesal_${name} INTERFACE ${ARG_LINK})
+  endif()
+  set_target_properties(vesal_${name} PROPERTIES EXPORT_NAME ${name})
+  add_library(vesal::${name} ALIAS vesal_${name})
+endfunction()
+
+# vesal_kernel_family(NAME [LINK ...]): object library kernels_NAME from the folder NAME. Its *.cpp are host code; each
+# *.cu is compiled twice, by nvcc (namespace cuda, where there is a toolkit) and as C++ for the emulator (namespace simt).
+function(vesal_kernel_family name)
+  cmake_parse_arguments(ARG "" "" "LINK" ${ARGN})
+  set(folder ${CMAKE_CURRENT_SOURCE_DIR}/${name})
+  file(GLOB sources CONFIGURE_DEPENDS ${folder}/*.cpp)
+  file(GLOB cuda_sources CONFIGURE_DEPENDS ${folder}/*.cu)
+  foreach(file IN LISTS cuda_sources)
+    get_filename_component(stem ${file} NAME_WE)
+    set(wrapper ${CMAKE_CURRENT_BINARY_DIR}/simt/${name}/${stem}_simt.cpp)
+    file(CONFIGURE OUTPUT ${wrapper} CONTENT "#define VESAL_BACKEND simt\n#include \"kernels/${name}/${stem}.cu\"\n")
+    list(APPEND sources ${wrapper})
+  endforeach()
+  if(NOT sources)
+    return()
+  endif()
+  add_library(kernels_${name} OBJECT ${sources})
+  target_link_libraries(kernels_${name} PRIVATE vesal_flags PUBLIC vesal::base ${ARG_LINK})
+  target_include_directories(kernels_${name} PUBLIC $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}>)
+  set_property(GLOBAL APPEND PROPERTY VESAL_KERNEL_OBJECTS kernels_${name})
+  if(VESAL_WITH_CUDA AND cuda_sources)
+    add_library(kernels_${name}_cuda OBJECT ${cuda_sources})
+    target_link_libraries(kernels_${name}_cuda PRIVATE vesal_flags PUBLIC vesal::base CUDA::cudart_static ${ARG_LINK})
+    target_include_directories(kernels_${name}_cuda PUBLIC $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}>)
+    target_compile_definitions(kernels_${name}_cuda PRIVATE VESAL_BACKEND=cuda)
+    target_compile_options(kernels_${name}_cuda PRIVATE
+      $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo -Xptxas=-v --resource-usage>)
+    set_property(GLOBAL APPEND PROPERTY VESAL_KERNEL_OBJECTS kernels_${name}_cuda)
+  endif()
+endfunction()
+
+# vesal_test(NAME SOURCES ... LINK ... [LABELS ...]): one GoogleTest program, one ctest entry.
+function(vesal_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINK;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE vesal_flags ${ARG_LINK} GTest::gtest GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${name})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 900)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
+    ENVIRONMENT "ASAN_OPTIONS=detect_stack_use_after_return=0:detect_leaks=1;UBSAN_OPTIONS=print_stacktrace=1")
+endfunction()

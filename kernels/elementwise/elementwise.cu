@@ -1,0 +1,236 @@
+// Elementwise functions and their gradients. Each reads its inputs and writes its output once (8 to 12 bytes an element)
+// and does 1 to about 40 operations on it: memory bandwidth limits all of them. Threads of a warp take neighbouring
+// elements, four independent ones each. No GPU timing exists yet: bench/results/README.md.
+#include "kernels/context/dispatch.hpp"
+#include "kernels/context/device_loops.hpp"
+#include "kernels/elementwise/elementwise.hpp"
+
+namespace vesal::kernels::VESAL_BACKEND {
+namespace {
+
+template <Unary kKind>
+VESAL_DEVICE float evaluate(float x, float slope) {
+  if constexpr (kKind == Unary::relu) {
+    return x <= 0.0f ? 0.0f : x;
+  } else if constexpr (kKind == Unary::leaky_relu) {
+    return x > 0.0f ? x : slope * x;
+  } else if constexpr (kKind == Unary::gelu) {
+    return 0.5f * x * (1.0f + erff(x * 0.707106781f));
+  } else {
+    const float e = expf(-fabsf(x));
+    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+  }
+}
+
+template <Unary kKind>
+VESAL_DEVICE float derivative(float x, float slope) {
+  if constexpr (kKind == Unary::relu) {
+    return x > 0.0f ? 1.0f : 0.0f;
+  } else if constexpr (kKind == Unary::leaky_relu) {
+    return x > 0.0f ? 1.0f : slope;
+  } else if constexpr (kKind == Unary::gelu) {
+    return fmaf(x, 0.398942280f * expf(-0.5f * x * x), 0.5f * (1.0f + erff(x * 0.707106781f)));
+  } else {
+    const float e = expf(-fabsf(x));
+    return e / ((1.0f + e) * (1.0f + e));
+  }
+}
+
+template <Unary kKind>
+struct UnaryForward {
+  const float* x;
+  float* y;
+  float slope;
+  VESAL_DEVICE void operator()(int64_t i) const { y[i] = evaluate<kKind>(x[i], slope); }
+};
+
+template <Unary kKind>
+struct UnaryBackward {
+  const float* x;
+  const float* dy;
+  float* dx;
+  float slope;
+  VESAL_DEVICE void operator()(int64_t i) const { dx[i] = dy[i] * derivative<kKind>(x[i], slope); }
+};
+
+struct Fill {
+  float* y;
+  float value;
+  VESAL_DEVICE void operator()(int64_t i) const { y[i] = value; }
+};
+
+struct Add {
+  const float* a;
+  const float* b;
+  float* y;
+  VESAL_DEVICE void operator()(int64_t i) const { y[i] = a[i] + b[i]; }
+};
+
+struct ScaleAdd {
+  const float* x;
+  float* y;
+  float alpha, beta;
+  VESAL_DEVICE void operator()(int64_t i) const {
+    y[i] = beta == 0.0f ? alpha * x[i] : alpha * x[i] + beta * y[i];
+  }
+};
+
+struct Multiply {
+  const float* a;
+  const float* b;
+  float* y;
+  VESAL_DEVICE void operator()(int64_t i) const { y[i] = a[i] * b[i]; }
+};
+
+struct GatedFactor {
+  float gate, factor;
+};
+
+VESAL_DEVICE GatedFactor gated_factor(const float* scale, const float* gate, int64_t sample) {
+  const float g = gate != nullptr ? gate[sample] : 1.0f;
+  return {g, scale[0] * g};
+}
+
+struct ScaledAddForward {
+  const float* a;
+  const float* b;
+  const float* scale;
+  const float* gate;
+  float* y;
+  VESAL_DEVICE GatedFactor prepare(int64_t sample, int64_t) const { return gated_factor(scale, gate, sample); }
+  VESAL_DEVICE void apply(const GatedFactor& s, int64_t, int64_t i) const {
+    y[i] = s.gate == 0.0f ? a[i] : a[i] + s.factor * b[i];
+  }
+};
+
+struct ScaledAddBackward {
+  const float* b;
+  const float* scale;
+  const float* gate;
+  const float* dy;
+  float* db;
+  float* sample_sums;
+  VESAL_DEVICE GatedFactor prepare(int64_t sample, int64_t) const { return gated_factor(scale, gate, sample); }
+  VESAL_DEVICE void add(const GatedFactor& s, int64_t, int64_t i, float (&sums)[1]) const {
+    const float d = dy[i];
+    db[i] = s.factor * d;
+    if (s.gate != 0.0f) {
+      sums[0] += d * b[i];
+    }
+  }
+  VESAL_DEVICE void finish(int64_t sample, int64_t, const float (&sums)[1]) const {
+    sample_sums[sample] = (gate != nullptr ? gate[sample] : 1.0f) * sums[0];
+  }
+};
+
+VESAL_KERNEL void sum_samples_kernel(int64_t n, const float* VESAL_RESTRICT sample_sums, bool accumulate,
+                                     float* VESAL_RESTRICT target) {
+  float total = accumulate ? target[0] : 0.0f;
+  for (int64_t s = 0; s < n; ++s) {
+    total += sample_sums[s];
+  }
+  target[0] = total;
+}
+
+struct GateSamples {
+  const float* gate;
+  const float* x;
+  float* y;
+  VESAL_DEVICE float prepare(int64_t sample, int64_t) const { return gate[sample]; }
+  VESAL_DEVICE void apply(float g, int64_t, int64_t i) const { y[i] = g == 0.0f ? 0.0f : g * x[i]; }
+};
+
+struct AddSampleVector {
+  const float* x;
+  const float* v;
+  float* y;
+  int64_t channels;
+  VESAL_DEVICE float prepare(int64_t sample, int64_t column) const { return v[sample * channels + column]; }
+  VESAL_DEVICE void apply(float added, int64_t, int64_t i) const { y[i] = x[i] + added; }
+};
+
+// Calls use(std::integral_constant<Unary, kind>).
+template <class Use>
+void with_kind(Unary kind, Use use) {
+  switch (kind) {
+    case Unary::relu:
+      return use(std::integral_constant<Unary, Unary::relu>{});
+    case Unary::leaky_relu:
+      return use(std::integral_constant<Unary, Unary::leaky_relu>{});
+    case Unary::gelu:
+      return use(std::integral_constant<Unary, Unary::gelu>{});
+    case Unary::sigmoid:
+      return use(std::integral_constant<Unary, Unary::sigmoid>{});
+  }
+}
+
+}  // namespace
+
+void unary_forward(Context& context, Unary kind, int64_t count, ConstData x, Data y, float slope) {
+  with_kind(kind, [&](auto k) {
+    launch_map(context.stream(), count,
+               UnaryForward<decltype(k)::value>{x.as<float>("unary_forward: x"), y.as<float>("unary_forward: y"), slope});
+  });
+}
+
+void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, ConstData dy, Data dx, float slope) {
+  with_kind(kind, [&](auto k) {
+    launch_map(context.stream(), count,
+               UnaryBackward<decltype(k)::value>{x.as<float>("unary_backward: x"), dy.as<float>("unary_backward: dy"),
+                                                 dx.as<float>("unary_backward: dx"), slope});
+  });
+}
+
+void fill(Context& context, int64_t count, float value, Data y) {
+  launch_map(context.stream(), count, Fill{y.as<float>("fill: y"), value});
+}
+
+void add(Context& context, int64_t count, ConstData a, ConstData b, Data y) {
+  launch_map(context.stream(), count, Add{a.as<float>("add: a"), b.as<float>("add: b"), y.as<float>("add: y")});
+}
+
+void scale_add(Context& context, int64_t count, float alpha, ConstData x, float beta, Data y) {
+  launch_map(context.stream(), count,
+             ScaleAdd{x.as<float>("scale_add: x"), y.as<float>("scale_add: y"), alpha, beta});
+}
+
+void multiply(Context& context, int64_t count, ConstData a, ConstData b, Data y) {
+  launch_map(context.stream(), count,
+             Multiply{a.as<float>("multiply: a"), b.as<float>("multiply: b"), y.as<float>("multiply: y")});
+}
+
+void scaled_add_forward(Context& context, int64_t n, int64_t inner, ConstData a, ConstData b, ConstData scale,
+                        ConstData gate, Data y) {
+  launch_column_map(context.stream(), n, inner, 1,
+                    ScaledAddForward{a.as<float>("scaled_add_forward: a"), b.as<float>("scaled_add_forward: b"),
+                                     scale.as<float>("scaled_add_forward: scale"),
+                                     gate.as<float>("scaled_add_forward: gate"), y.as<float>("scaled_add_forward: y")});
+}
+
+void scaled_add_backward(Context& context, int64_t n, int64_t inner, ConstData b, ConstData scale, ConstData gate,
+                         ConstData dy, Data db, Data dscale, GradMode mode, Workspace workspace) {
+  auto* partials = static_cast<float*>(workspace.data);
+  float* sample_sums = partials + n * slab_count(inner);
+  launch_column_sums<1>(
+      context.stream(), n, inner, 1, partials,
+      ScaledAddBackward{b.as<float>("scaled_add_backward: b"), scale.as<float>("scaled_add_backward: scale"),
+                        gate.as<float>("scaled_add_backward: gate"), dy.as<float>("scaled_add_backward: dy"),
+                        db.as<float>("scaled_add_backward: db"), sample_sums});
+  launch(context.stream(), {.grid = {1, 1, 1}, .block = {1, 1, 1}}, sum_samples_kernel, n,
+         static_cast<const float*>(sample_sums), mode == GradMode::accumulate,
+         dscale.as<float>("scaled_add_backward: dscale"));
+}
+
+void gate_samples(Context& context, int64_t n, int64_t inner, ConstData gate, ConstData x, Data y) {
+  launch_column_map(context.stream(), n, inner, 1,
+                    GateSamples{gate.as<float>("gate_samples: gate"), x.as<float>("gate_samples: x"),
+                                y.as<float>("gate_samples: y")});
+}
+
+void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t channels, ConstData x, ConstData v, Data y) {
+  launch_column_map(context.stream(), n, spatial, channels,
+                    AddSampleVector{x.as<float>("add_sample_vector: x"), v.as<float>("add_sample_vector: v"),
+                                    y.as<float>("add_sample_vector: y"), channels});
+}
+
+}  // namespace vesal::kernels::VESAL_BACKEND

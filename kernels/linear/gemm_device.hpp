@@ -1,0 +1,325 @@
+// A tiled float32 matrix product for CUDA kernels, C[m, n] = sum over k of A[m, k] B[k, n], where what A and B are is told
+// by the kernel that includes this: linear takes plain matrices, conv3d gathers voxels (implicit GEMM).
+//
+// A block computes a tile of 128 x 32 or 128 x 64 of C; each thread 8 x 4 of it in registers. Slices of 16 of the depth k
+// go through shared memory; the next slice is fetched to registers while the present one is used. A product with few
+// tiles and a long depth is split over k into partial sums that finish_kernel adds in order, so that the result does not
+// depend on which block runs first.
+#pragma once
+
+#include "base/size.hpp"
+#include "kernels/context/context.hpp"
+#include "kernels/simt/device.hpp"
+
+namespace vesal::kernels::VESAL_BACKEND {
+namespace {
+
+constexpr int kTileM = 128;
+constexpr int kTileK = 16;
+constexpr int kThreadM = 8;
+constexpr int kThreadN = 4;
+constexpr int kFinishThreads = 256;
+constexpr int kSumColumns = 32;  // of a block of column_sum_kernel
+constexpr int kSumRows = 8;
+
+template <int kTileN>
+constexpr int kGemmThreads = (kTileM / kThreadM) * (kTileN / kThreadN);
+
+VESAL_DEVICE inline float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
+VESAL_DEVICE inline float4 zero4() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
+
+// The `count` (0 to 4, or more) first of four consecutive floats, zeros for the rest.
+VESAL_DEVICE inline float4 load_up_to_4(const float* p, int count, bool aligned) {
+  if (aligned && count >= 4) {
+    return load4(p);
+  }
+  float4 value = zero4();
+  if (count > 0) value.x = p[0];
+  if (count > 1) value.y = p[1];
+  if (count > 2) value.z = p[2];
+  if (count > 3) value.w = p[3];
+  return value;
+}
+
+// ---- Plain matrices as operands. `aligned`: base and row stride are multiples of 16 bytes. ----
+
+// Element (row, k) at p[row * stride + k]: four consecutive k at once.
+struct MatrixByDepth {
+  const float* p;
+  int64_t stride;
+  int64_t rows;
+  int depth;
+  bool aligned;
+
+  struct Line {
+    const float* p;
+  };
+  VESAL_DEVICE Line line(int64_t row) const { return {row < rows ? p + row * stride : nullptr}; }
+  VESAL_DEVICE float4 load(const Line& line, int k) const {
+    return line.p == nullptr ? zero4() : load_up_to_4(line.p + k, depth - k, aligned);
+  }
+};
+
+// Element (row, k) at p[k * stride + row]: four consecutive rows at once.
+struct MatrixByRow {
+  const float* p;
+  int64_t stride;
+  int64_t rows;
+  int depth;
+  bool aligned;
+
+  struct Line {
+    const float* p;
+    int count;
+  };
+  VESAL_DEVICE Line line(int64_t row) const {
+    return {p + row, row < rows ? static_cast<int>(min(rows - row, int64_t{4})) : 0};
+  }
+  VESAL_DEVICE float4 load(const Line& line, int k) const {
+    return k < depth ? load_up_to_4(line.p + k * stride, line.count, aligned) : zero4();
+  }
+};
+
+// ---- Loaders: a slice of kRows x kTileK from an operand into shared memory as tile[k][row] ----
+
+template <int kRows, int kThreads, class Operand>
+struct LoaderByDepth {
+  static constexpr int kGroups = kRows * kTileK / 4 / kThreads;
+  typename Operand::Line lines[kGroups];
+  float4 values[kGroups];
+
+  VESAL_DEVICE void start(const Operand& operand, int64_t first_row, int thread) {
+    VESAL_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+      lines[g] = operand.line(first_row + (thread + g * kThreads) / (kTileK / 4));
+    }
+  }
+  VESAL_DEVICE void fetch(const Operand& operand, int k, int thread) {
+    VESAL_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+      values[g] = operand.load(lines[g], k + thread % (kTileK / 4) * 4);
+    }
+  }
+  VESAL_DEVICE void put(float4* tile, int thread) const {
+    constexpr int kPitch = kRows + 4;
+    float* target = reinterpret_cast<float*>(tile);
+    VESAL_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+      const int row = (thread + g * kThreads) / (kTileK / 4);
+      const int k = thread % (kTileK / 4) * 4;
+      target[(k + 0) * kPitch + row] = values[g].x;
+      target[(k + 1) * kPitch + row] = values[g].y;
+      target[(k + 2) * kPitch + row] = values[g].z;
+      target[(k + 3) * kPitch + row] = values[g].w;
+    }
+  }
+};
+
+template <int kRows, int kThreads, class Operand>
+struct LoaderByRow {
+  static constexpr int kGroups = kRows * kTileK / 4 / kThreads;
+  static constexpr int kQuads = kRows / 4;
+  static_assert(kThreads % kQuads == 0, "a thread keeps its rows from slice to slice");
+  typename Operand::Line line;
+  float4 values[kGroups];
+
+  VESAL_DEVICE void start(const Operand& operand, int64_t first_row, int thread) {
+    line = operand.line(first_row + thread % kQuads * 4);
+  }
+  VESAL_DEVICE void fetch(const Operand& operand, int k, int thread) {
+    VESAL_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+      values[g] = operand.load(line, k + thread / kQuads + g * (kThreads / kQuads));
+    }
+  }
+  VESAL_DEVICE void put(float4* tile, int thread) const {
+    VESAL_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+      tile[(thread / kQuads + g * (kThreads / kQuads)) * (kRows / 4 + 1) + thread % kQuads] = values[g];
+    }
+  }
+};
+
+// ---- The product of one tile ----
+
+// The accumulators of a thread: rows row(r), columns column(c) of the block's tile.
+template <int kTileN>
+struct TileProduct {
+  float values[kThreadM][kThreadN];
+
+  VESAL_DEVICE static int row(int thread, int r) {
+    return r / 4 * (kTileM / 2) + thread / (kTileN / kThreadN) * 4 + r % 4;
+  }
+  VESAL_DEVICE static int column(int thread, int c) { return thread % (kTileN / kThreadN) * 4 + c; }
+
+  template <class LoaderA, class LoaderB, class OperandA, class OperandB>
+  VESAL_DEVICE void compute(LoaderA& loader_a, LoaderB& loader_b, const OperandA& a, const OperandB& b, int64_t first_row,
+                            int64_t first_column, int k_begin, int k_end) {
+    constexpr int kQuadsA = kTileM / 4 + 1;  // one quad of padding against bank conflicts
+    constexpr int kQuadsB = kTileN / 4 + 1;
+    VESAL_SHARED(float4, tile_a, [kTileK * kQuadsA]);
+    VESAL_SHARED(float4, tile_b, [kTileK * kQuadsB]);
+    const int thread = static_cast<int>(threadIdx.x);
+    VESAL_UNROLL
+    for (int r = 0; r < kThreadM; ++r) {
+      VESAL_UNROLL
+      for (int c = 0; c < kThreadN; ++c) {
+        values[r][c] = 0.0f;
+      }
+    }
+    if (k_begin >= k_end) {
+      return;
+    }
+    loader_a.start(a, first_row, thread);
+    loader_b.start(b, first_column, thread);
+    loader_a.fetch(a, k_begin, thread);
+    loader_b.fetch(b, k_begin, thread);
+    const int quad_m = thread / (kTileN / kThreadN);
+    const int quad_n = thread % (kTileN / kThreadN);
+    for (int k = k_begin; k < k_end; k += kTileK) {
+      loader_a.put(tile_a, thread);
+      loader_b.put(tile_b, thread);
+      __syncthreads();
+      if (k + kTileK < k_end) {
+        loader_a.fetch(a, k + kTileK, thread);
+        loader_b.fetch(b, k + kTileK, thread);
+      }
+      VESAL_UNROLL
+      for (int j = 0; j < kTileK; ++j) {
+        const float4 low = tile_a[j * kQuadsA + quad_m];
+        const float4 high = tile_a[j * kQuadsA + kTileM / 8 + quad_m];
+        const float4 right = tile_b[j * kQuadsB + quad_n];
+        const float left[kThreadM] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        VESAL_UNROLL
+        for (int r = 0; r < kThreadM; ++r) {
+          values[r][0] = fmaf(left[r], right.x, values[r][0]);
+          values[r][1] = fmaf(left[r], right.y, values[r][1]);
+          values[r][2] = fmaf(left[r], right.z, values[r][2]);
+          values[r][3] = fmaf(left[r], right.w, values[r][3]);
+        }
+      }
+      __syncthreads();
+    }
+  }
+};
+
+// ---- What becomes of a sum ----
+
+VESAL_DEVICE inline float activate(Activation activation, float value) {
+  if (activation == Activation::relu) {
+    return value < 0.0f ? 0.0f : value;
+  }
+  if (activation == Activation::gelu) {
+    return 0.5f * value * (1.0f + erff(value * 0.707106781f));
+  }
+  return value;
+}
+
+// Element (row, column) of the result at out[row * row_stride + column * column_stride].
+struct Epilogue {
+  float* out;
+  int64_t row_stride;
+  int64_t column_stride;
+  const float* bias;      // of columns, or null
+  float* pre_activation;  // like out, or null
+  Activation activation;
+  GradMode mode;
+
+  VESAL_DEVICE void store(int64_t row, int64_t column, float sum) const {
+    const int64_t at = row * row_stride + column * column_stride;
+    if (bias != nullptr) {
+      sum += bias[column];
+    }
+    if (pre_activation != nullptr) {
+      pre_activation[at] = sum;
+    }
+    const float value = activate(activation, sum);
+    out[at] = mode == GradMode::accumulate ? out[at] + value : value;
+  }
+};
+
+// out = activation(sum over splits of partials[split][count] + bias[index % columns]); partials may be out itself.
+VESAL_KERNEL void finish_kernel(const float* partials, int splits, int64_t count, int columns, const float* bias,
+                                Activation activation, GradMode mode, float* out, float* pre_activation) {
+  const int64_t i = int64_t{blockIdx.x} * kFinishThreads + threadIdx.x;
+  if (i >= count) {
+    return;
+  }
+  float sum = 0.0f;
+  for (int split = 0; split < splits; ++split) {
+    sum += partials[split * count + i];
+  }
+  if (bias != nullptr) {
+    sum += bias[i % columns];
+  }
+  if (pre_activation != nullptr) {
+    pre_activation[i] = sum;
+  }
+  const float value = activate(activation, sum);
+  out[i] = mode == GradMode::accumulate ? out[i] + value : value;
+}
+
+// partials[slab][column] = sum over the slab's rows of x[row][column]. grid (column tiles, slabs), block 32 x 8.
+VESAL_KERNEL void column_sum_kernel(const float* x, int64_t rows, int64_t columns, float* partials) {
+  VESAL_SHARED(float, sums, [kSumRows][kSumColumns]);
+  const int64_t column = int64_t{blockIdx.x} * kSumColumns + threadIdx.x;
+  const int64_t begin = rows * blockIdx.y / gridDim.y;
+  const int64_t end = rows * (blockIdx.y + 1) / gridDim.y;
+  float sum = 0.0f;
+  if (column < columns) {
+    for (int64_t row = begin + threadIdx.y; row < end; row += kSumRows) {
+      sum += x[row * columns + column];
+    }
+  }
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y == 0 && column < columns) {
+    for (int r = 1; r < kSumRows; ++r) {
+      sum += sums[r][threadIdx.x];
+    }
+    partials[blockIdx.y * columns + column] = sum;
+  }
+}
+
+// ---- Host side ----
+
+inline bool aligned16(const void* pointer, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % 4 == 0;
+}
+
+// In how many parts the depth is cut: enough to fill a GPU with blocks, each at least 128 deep. From the sizes only, so
+// that results do not depend on the GPU.
+inline int split_count(int64_t blocks, int64_t depth) {
+  const int64_t wanted = std::min(ceil_div(256, std::max<int64_t>(blocks, 1)), ceil_div(depth, 128));
+  return static_cast<int>(std::clamp<int64_t>(wanted, 1, 128));
+}
+
+// The depth of one part, a multiple of the slice.
+VESAL_DEVICE inline int split_depth(int depth, int splits) {
+  return ((depth + splits - 1) / splits + kTileK - 1) / kTileK * kTileK;
+}
+
+inline void finish(Context& context, const float* partials, int splits, int64_t count, int64_t columns, const float* bias,
+                   Activation activation, GradMode mode, float* out, float* pre_activation) {
+  launch(context.stream(), {.grid = ceil_div(count, kFinishThreads), .block = kFinishThreads}, finish_kernel, partials,
+         splits, count, static_cast<int>(columns), bias, activation, mode, out, pre_activation);
+}
+
+inline int column_slabs(int64_t rows) { return static_cast<int>(std::clamp<int64_t>(rows / 1024, 1, 256)); }
+
+inline size_t column_sum_bytes(int64_t rows, int64_t columns) {
+  return static_cast<size_t>(column_slabs(rows) * columns) * sizeof(float);
+}
+
+// sums (+)= the sum over rows of x[rows, columns]; scratch holds column_sum_bytes.
+inline void add_up_columns(Context& context, int64_t rows, int64_t columns, const float* x, float* sums, GradMode mode,
+                           float* scratch) {
+  const int slabs = column_slabs(rows);
+  launch(context.stream(),
+         {.grid = {ceil_div(columns, kSumColumns), slabs}, .block = {kSumColumns, kSumRows}}, column_sum_kernel, x, rows,
+         columns, scratch);
+  finish(context, scratch, slabs, columns, columns, nullptr, Activation::none, mode, sums, nullptr);
+}
+
+}  // namespace
+}  // namespace vesal::kernels::VESAL_BACKEND

@@ -1,0 +1,97 @@
+// Reductions on the CPU: float32 sums in the columns of wide rows within a slab, slabs added in double and in order.
+#include "kernels/reduce/reduce.hpp"
+
+#include <algorithm>
+#include <bit>
+
+#include "base/parallel.hpp"
+#include "kernels/context/dispatch.hpp"
+#include "kernels/context/wide_rows.hpp"
+
+namespace vesal::kernels::cpu {
+namespace {
+
+// out[0] = sum of term(i).
+template <class Term>
+void sum_terms(int64_t count, float* out, Workspace workspace, Term term) {
+  auto* partials = static_cast<double*>(workspace.data);
+  column_partials<1>(1, count, 1, partials, [&](int64_t) {
+    return [=](int64_t i, int64_t) { return std::array<float, 1>{term(i)}; };
+  });
+  column_totals<1>(1, count, 1, partials,
+                   [&](int64_t, int64_t, const std::array<double, 1>& sums) { *out = static_cast<float>(sums[0]); });
+}
+
+}  // namespace
+
+void sum(Context&, int64_t count, ConstData x_, Data out, Workspace workspace) {
+  const float* x = x_.as<float>("sum: x");
+  sum_terms(count, out.as<float>("sum: out"), workspace, [=](int64_t i) { return x[i]; });
+}
+
+void sum_squares(Context&, int64_t count, ConstData x_, Data out, Workspace workspace) {
+  const float* x = x_.as<float>("sum_squares: x");
+  sum_terms(count, out.as<float>("sum_squares: out"), workspace, [=](int64_t i) { return x[i] * x[i]; });
+}
+
+void max_abs(Context&, int64_t count, ConstData x_, Data out, Workspace workspace) {
+  const float* x = x_.as<float>("max_abs: x");
+  // Magnitudes compare like their bits, and a NaN's bits are above infinity's.
+  const int64_t slabs = slab_count(count);
+  auto* partials = static_cast<uint32_t*>(workspace.data);
+  parallel_for(slabs, ceil_div(16384, std::max<int64_t>(count / slabs, 1)), [&](int64_t first, int64_t last) {
+    for (int64_t slab = first; slab < last; ++slab) {
+      uint32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+      for (int64_t i = slab_begin(count, slabs, slab); i < slab_begin(count, slabs, slab + 1); ++i) {
+        largest = std::max(largest, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
+      }
+      partials[slab] = largest;
+    }
+  });
+  *out.as<float>("max_abs: out") = std::bit_cast<float>(*std::max_element(partials, partials + slabs));
+}
+
+void channel_sum_forward(Context&, int64_t rows, int64_t channels, ConstData x_, Data out_) {
+  const float* x = x_.as<float>("channel_sum_forward: x");
+  float* out = out_.as<float>("channel_sum_forward: out");
+  parallel_for(rows, ceil_div(16384, channels), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* values = x + row * channels;
+      float total = 0;
+#pragma omp simd reduction(+ : total)
+      for (int64_t c = 0; c < channels; ++c) {
+        total += values[c];
+      }
+      out[row] = total;
+    }
+  });
+}
+
+void channel_sum_backward(Context&, int64_t rows, int64_t channels, ConstData dout_, Data dx_) {
+  const float* dout = dout_.as<float>("channel_sum_backward: dout");
+  float* dx = dx_.as<float>("channel_sum_backward: dx");
+  parallel_for(rows, ceil_div(16384, channels), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      std::fill_n(dx + row * channels, channels, dout[row]);
+    }
+  });
+}
+
+void sum_spatial(Context&, int64_t n, int64_t spatial, int64_t channels, float factor, ConstData x_, Data out_,
+                 GradMode mode, Workspace workspace) {
+  const float* x = x_.as<float>("sum_spatial: x");
+  float* out = out_.as<float>("sum_spatial: out");
+  auto* partials = static_cast<double*>(workspace.data);
+  column_partials<1>(n, spatial, channels, partials, [=](int64_t) {
+    return [=](int64_t i, int64_t) { return std::array<float, 1>{x[i]}; };
+  });
+  column_totals<1>(n, spatial, channels, partials,
+                   [=](int64_t sample, int64_t c, const std::array<double, 1>& sums) {
+                     float& target = out[sample * channels + c];
+                     const double value = factor * sums[0];
+                     target = static_cast<float>(mode == GradMode::accumulate ? target + value : value);
+                   });
+}
+
+}  // namespace vesal::kernels::cpu

@@ -1,0 +1,68 @@
+// Shifted patch tokenization (Lee, Lee, Song 2021, "Vision Transformer for Small-Size Datasets", section 3.1) in 3D, for
+// patch embedding and for patch merging, as one op: shift, space-to-depth, LayerNorm, projection.
+//
+// The volume and `copies - 1` shifted versions of it, y_k[v] = x[v + shift * direction_k] (zero outside), are stacked on
+// channels; patch^3 blocks become feature vectors in the order (pd, ph, pw, copy, c), c fastest; each is normalised and
+// projected. An extent that is no multiple of the patch is padded with zeros at its far end.
+//
+// Masked per-modality form: the channels form `groups` groups (modalities), each with its own LayerNorm and projection
+//   f_k = W_k LayerNorm_k(features of group k) + b_k,
+//   y   = (groups / sum m) * sum over present k of f_k  +  sum over absent k of missing_k
+// An absent group is skipped, not multiplied by zero: its voxels may be NaN.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "base/size.hpp"
+#include "kernels/context/context.hpp"
+
+namespace vesal::kernels {
+
+// Directions (dz, dy, dx), after the unshifted copy (0, 0, 0):
+//   corner8: (+-1, +-1, +-1), dz slowest, minus first;  face6: -z, +z, -y, +y, -x, +x;
+//   tetra4:  (-,-,-) (+,-,+) (+,+,-) (-,+,+)
+enum class ShiftSet { corner8, face6, tetra4 };
+
+struct ShiftedPatchParams {
+  int64_t n = 1;
+  int64_t d = 1, h = 1, w = 1;  // input extent
+  int64_t groups = 1;           // modalities; 1 for the plain form
+  int64_t channels = 1;         // per group
+  int64_t out = 1;              // features after the projection
+  int patch = 2;                // >= 1
+  int shift = 1;                // voxels, patch / 2 in the paper
+  ShiftSet shifts = ShiftSet::corner8;
+  float eps = 1e-5f;
+
+  int copies() const { return shifts == ShiftSet::corner8 ? 9 : shifts == ShiftSet::face6 ? 7 : 5; }
+  int64_t features() const { return int64_t{copies()} * patch * patch * patch * channels; }
+  int64_t out_d() const { return ceil_div(d, patch); }
+  int64_t out_h() const { return ceil_div(h, patch); }
+  int64_t out_w() const { return ceil_div(w, patch); }
+  int64_t tokens() const { return n * out_d() * out_h() * out_w(); }
+};
+
+// (dz, dy, dx) of copy k, k = 0 the unshifted one.
+std::array<int, 3> shift_direction(ShiftSet shifts, int copy);
+
+enum class ShiftedPatchPass { forward, backward };
+size_t shifted_patch_workspace_bytes(Context& context, const ShiftedPatchParams& params, ShiftedPatchPass pass);
+
+// x [n, d, h, w, groups, channels]; mask [n, groups], 1 = present, in the context's device memory, null for all present
+// (each sample has at least one present group: the caller's duty);
+// gamma, beta [groups, features]; weight [groups, out, features]; bias [groups, out];
+// missing [groups, out], null when mask is; y [n, out_d, out_h, out_w, out];
+// mean, rstd [groups, tokens] for the backward pass (entries of absent groups are not written), or null.
+void shifted_patch_forward(Context& context, const ShiftedPatchParams& params, ConstData x, const uint8_t* mask,
+                           ConstData gamma, ConstData beta, ConstData weight, ConstData bias, ConstData missing, Data y,
+                           float* mean, float* rstd, Workspace workspace);
+
+// dx (as x) is overwritten, zero for absent groups; null where the input needs no gradient. The parameters' gradients
+// follow `mode`; dmissing is null when mask is.
+void shifted_patch_backward(Context& context, const ShiftedPatchParams& params, ConstData x, const uint8_t* mask,
+                            ConstData gamma, ConstData beta, ConstData weight, const float* mean, const float* rstd,
+                            ConstData dy, Data dx, Data dgamma, Data dbeta, Data dweight, Data dbias, Data dmissing,
+                            GradMode mode, Workspace workspace);
+
+}  // namespace vesal::kernels

@@ -1,0 +1,142 @@
+// Guarded blocks and their registry: see memory.hpp.
+#include "kernels/simt/memory.hpp"
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <new>
+
+#include "kernels/simt/error.hpp"
+#include "kernels/simt/sanitizer.hpp"
+
+namespace vesal::kernels::simt {
+namespace {
+
+constexpr size_t kAlignment = 256;
+constexpr size_t kGuardBytes = 256;  // in front, to keep the alignment, and behind
+constexpr unsigned char kGuardPattern[4] = {0xa5, 0xa5, 0xaf, 0x7f};  // a NaN too, for kernels that only read it
+
+struct Registry {
+  std::mutex mutex;
+  std::map<uintptr_t, size_t> blocks;  // start -> bytes
+  size_t bytes = 0;
+};
+
+// Never destroyed: blocks in static objects may be freed after the end of main.
+Registry& registry() {
+  static Registry* const instance = new Registry;
+  return *instance;
+}
+
+unsigned char* start_of(uintptr_t address) { return reinterpret_cast<unsigned char*>(address); }
+
+void fill_guard(unsigned char* guard) {
+  for (size_t i = 0; i < kGuardBytes; ++i) {
+    guard[i] = kGuardPattern[i % 4];
+  }
+}
+
+// Offset of the first damaged byte, or kGuardBytes. The guards are poisoned under AddressSanitizer: hence unchecked.
+VESAL_SIMT_NO_ASAN size_t first_damage(const unsigned char* guard) {
+  for (size_t i = 0; i < kGuardBytes; ++i) {
+    if (guard[i] != kGuardPattern[i % 4]) {
+      return i;
+    }
+  }
+  return kGuardBytes;
+}
+
+// An empty string if both guards are whole.
+std::string damage(unsigned char* start, size_t bytes) {
+  if (const size_t at = first_damage(start - kGuardBytes); at < kGuardBytes) {
+    return concat("a device block of ", bytes, " bytes was overwritten ", kGuardBytes - at, " bytes before its start");
+  }
+  if (const size_t at = first_damage(start + bytes); at < kGuardBytes) {
+    return concat("a device block of ", bytes, " bytes was overwritten ", at, " bytes past its end");
+  }
+  return {};
+}
+
+}  // namespace
+
+void* allocate(size_t bytes) {
+  check<DeviceError>(bytes <= size_t{1} << 46, "simt: allocate: found ", bytes, " bytes, expected at most 2^46");
+  const size_t whole = (bytes + 2 * kGuardBytes + kAlignment - 1) / kAlignment * kAlignment;
+  auto* block = static_cast<unsigned char*>(std::aligned_alloc(kAlignment, whole));
+  check<DeviceError>(block != nullptr, "simt: out of memory: ", bytes, " bytes asked for");
+  unsigned char* start = block + kGuardBytes;
+  fill_guard(block);
+  poison_fill(start, bytes);
+  fill_guard(start + bytes);
+  asan_poison(block, kGuardBytes);
+  asan_poison(start + bytes, kGuardBytes);
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  r.blocks.emplace(reinterpret_cast<uintptr_t>(start), bytes);
+  r.bytes += bytes;
+  return start;
+}
+
+void deallocate(void* pointer) {
+  if (pointer == nullptr) {
+    return;
+  }
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  size_t bytes = 0;
+  {
+    Registry& r = registry();
+    const std::lock_guard lock(r.mutex);
+    const auto found = r.blocks.find(address);
+    if (found == r.blocks.end()) {
+      throw SimtError(ErrorKind::host_pointer, concat("deallocate: ", pointer, " is not a live device block"));
+    }
+    bytes = found->second;
+    r.blocks.erase(found);
+    r.bytes -= bytes;
+  }
+  unsigned char* start = start_of(address);
+  const std::string message = damage(start, bytes);
+  asan_unpoison(start - kGuardBytes, bytes + 2 * kGuardBytes);
+  std::free(start - kGuardBytes);
+  if (!message.empty()) {
+    throw SimtError(ErrorKind::guard_overwritten, message);
+  }
+}
+
+void check_guards() {
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  for (const auto& [address, bytes] : r.blocks) {
+    const std::string message = damage(start_of(address), bytes);
+    if (!message.empty()) {
+      throw SimtError(ErrorKind::guard_overwritten, message);
+    }
+  }
+}
+
+bool is_device_pointer(const void* pointer) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  auto next = r.blocks.upper_bound(address);
+  if (next == r.blocks.begin()) {
+    return false;
+  }
+  --next;
+  return address <= next->first + next->second;
+}
+
+size_t allocated_bytes() {
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  return r.bytes;
+}
+
+size_t live_allocations() {
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  return r.blocks.size();
+}
+
+}  // namespace vesal::kernels::simt

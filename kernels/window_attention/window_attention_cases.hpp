@@ -1,0 +1,64 @@
+// Shapes on which window attention is verified on every device. Sizes meet, miss by one and pass by one what the kernels
+// cut by: 64 query rows and 32 keys a block on a GPU, 8 rows and 32 keys on the CPU, 4 dimensions, 16 lanes.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/window_attention/window_attention.hpp"
+
+namespace vesal::kernels {
+
+struct WindowAttentionCase {
+  std::string name;
+  WindowAttentionParams params;
+  bool qkv_bias = true;
+};
+
+inline const std::vector<WindowAttentionCase> kWindowAttentionCases{
+    {"one token", {.window = {1, 1, 1}, .head_dim = 4}},
+    {"one window 4^3", {.d = 4, .h = 4, .w = 4, .heads = 2, .head_dim = 12, .scale = 0.29f}},
+    {"window 4^3 shifted",
+     {.d = 8, .h = 8, .w = 8, .heads = 2, .head_dim = 12, .shift = {2, 2, 2}, .scale = 0.29f}},
+    {"window 4^3 shifted, no qkv bias, grid not a multiple",
+     {.d = 5, .h = 6, .w = 7, .heads = 1, .head_dim = 16, .shift = {2, 1, 3}, .scale = 0.25f},
+     false},
+    {"padding attends", {.d = 3, .h = 5, .w = 6, .heads = 2, .head_dim = 12, .shift = {1, 2, 2}, .scale = 0.3f}},
+    {"padding masked",
+     {.d = 3, .h = 5, .w = 6, .heads = 2, .head_dim = 12, .shift = {1, 2, 2}, .padding = PaddingMode::masked,
+      .scale = 0.3f}},
+    {"padding masked, not shifted, batch",
+     {.n = 2, .d = 5, .h = 3, .w = 4, .heads = 1, .head_dim = 8, .window = {2, 2, 3},
+      .padding = PaddingMode::masked, .scale = 0.3f}},
+    {"grid smaller than the window",
+     {.d = 2, .h = 3, .w = 1, .heads = 3, .head_dim = 5, .window = {4, 4, 4}, .scale = 0.4f}},
+    {"grid smaller than the window, shifted, masked",
+     {.d = 2, .h = 3, .w = 3, .heads = 1, .head_dim = 7, .window = {4, 4, 4}, .shift = {1, 2, 0},
+      .padding = PaddingMode::masked, .scale = 0.4f}},
+    {"2D, window 1x7x7 shifted",
+     {.d = 1, .h = 10, .w = 9, .heads = 1, .head_dim = 32, .window = {1, 7, 7}, .shift = {0, 3, 3}, .scale = 0.18f}},
+    {"31 tokens a window", {.d = 1, .h = 1, .w = 62, .head_dim = 4, .window = {1, 1, 31}, .shift = {0, 0, 15}}},
+    {"32 tokens a window", {.d = 2, .h = 4, .w = 8, .head_dim = 5, .window = {2, 4, 4}, .shift = {0, 0, 2}}},
+    {"33 tokens a window", {.d = 3, .h = 11, .w = 2, .head_dim = 13, .window = {3, 11, 1}, .scale = 0.3f}},
+    {"63 tokens a window",
+     {.d = 7, .h = 3, .w = 3, .head_dim = 15, .window = {7, 3, 3}, .shift = {3, 1, 0}, .scale = 0.3f}},
+    {"65 tokens a window", {.d = 5, .h = 13, .w = 1, .head_dim = 17, .window = {5, 13, 1}, .scale = 0.3f}},
+    {"window 5^3, batch",
+     {.n = 2, .d = 5, .h = 5, .w = 5, .head_dim = 6, .window = {5, 5, 5}, .shift = {2, 2, 2}, .scale = 0.4f}},
+    {"128 tokens a window", {.d = 8, .h = 4, .w = 4, .head_dim = 4, .window = {8, 4, 4}, .scale = 0.5f}},
+    {"129 tokens a window", {.d = 1, .h = 43, .w = 3, .head_dim = 4, .window = {1, 43, 3}, .scale = 0.5f}},
+    {"head dim 31", {.d = 2, .h = 3, .w = 3, .heads = 2, .head_dim = 31, .window = {2, 3, 3}, .scale = 0.2f}},
+    {"head dim 33", {.d = 2, .h = 3, .w = 3, .heads = 2, .head_dim = 33, .window = {2, 3, 3}, .scale = 0.2f}},
+    {"head dim 64", {.d = 2, .h = 4, .w = 3, .head_dim = 64, .window = {2, 2, 3}, .shift = {1, 1, 1}, .scale = 0.125f}},
+    {"head dim 65", {.d = 2, .h = 2, .w = 3, .head_dim = 65, .window = {2, 2, 3}, .scale = 0.125f}},
+    {"head dim 96",
+     {.d = 4, .h = 5, .w = 3, .head_dim = 96, .window = {4, 3, 3}, .shift = {2, 1, 1}, .scale = 0.1f}},
+    {"tiny windows, many", {.n = 2, .d = 7, .h = 6, .w = 9, .heads = 2, .head_dim = 4, .window = {2, 1, 2},
+                            .shift = {1, 0, 1}, .scale = 0.5f}},
+    {"window 7^3", {.d = 7, .h = 7, .w = 7, .head_dim = 4, .window = {7, 7, 7}, .shift = {3, 3, 3}, .scale = 0.5f}},
+    {"window 8^3, head dim 5", {.d = 6, .h = 8, .w = 8, .head_dim = 5, .window = {8, 8, 8}, .scale = 0.4f}},
+    {"window 4x9x5, head dim 96: several tiles of keys",
+     {.d = 2, .h = 9, .w = 5, .head_dim = 96, .window = {4, 9, 5}, .shift = {1, 0, 2}, .scale = 0.1f}},
+};
+
+}  // namespace vesal::kernels

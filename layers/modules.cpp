@@ -1,0 +1,104 @@
+#include "layers/modules.hpp"
+
+#include <cmath>
+
+namespace vesal::layers {
+namespace {
+
+// PyTorch's default for convolutions and linear layers: uniform within 1 / sqrt(fan_in).
+float default_bound(int64_t fan_in) { return 1.0f / std::sqrt(static_cast<float>(fan_in)); }
+
+ConvGeometry same_geometry(int kernel, int stride) {
+  const int padding = kernel / 2;
+  return {{kernel, kernel, kernel}, {stride, stride, stride}, {padding, padding, padding}};
+}
+
+constexpr ConvGeometry kDoubling{{4, 4, 4}, {2, 2, 2}, {1, 1, 1}};
+
+}  // namespace
+
+Conv3d::Conv3d(const ParameterBuilder& builder, int64_t in, int64_t out, const ConvGeometry& geometry)
+    : geometry_(geometry) {
+  const auto [kd, kh, kw] = geometry.kernel;
+  const float bound = default_bound(in * kd * kh * kw);
+  weight_ = builder.uniform("weight", {out, kd, kh, kw, in}, bound, true, ParameterLayout::convolution);
+  bias_ = builder.uniform("bias", {out}, bound, false);
+}
+
+Conv3d::Conv3d(const ParameterBuilder& builder, int64_t in, int64_t out, int kernel, int stride)
+    : Conv3d(builder, in, out, same_geometry(kernel, stride)) {}
+
+Variable Conv3d::operator()(DeviceContext& context, const Variable& x) const {
+  return conv3d(context, x, weight_, bias_, geometry_);
+}
+
+UpConv3d::UpConv3d(const ParameterBuilder& builder, int64_t in, int64_t out) {
+  // PyTorch counts the second weight axis times the kernel as fan_in, which is the output channels here.
+  const float bound = default_bound(out * 64);
+  weight_ = builder.uniform("weight", {in, 4, 4, 4, out}, bound, true, ParameterLayout::convolution);
+  bias_ = builder.uniform("bias", {out}, bound, false);
+}
+
+Variable UpConv3d::operator()(DeviceContext& context, const Variable& x) const {
+  return conv_transpose3d(context, x, weight_, bias_, kDoubling);
+}
+
+Linear::Linear(const ParameterBuilder& builder, int64_t in, int64_t out, bool with_bias) {
+  const float bound = default_bound(in);
+  weight_ = builder.uniform("weight", {out, in}, bound, true);
+  if (with_bias) {
+    bias_ = builder.uniform("bias", {out}, bound, false);
+  }
+}
+
+Variable Linear::operator()(DeviceContext& context, const Variable& x, kernels::Activation activation) const {
+  return linear(context, x, weight_, bias_, activation);
+}
+
+LayerNorm::LayerNorm(const ParameterBuilder& builder, int64_t channels)
+    : gamma_(builder.constant("weight", {channels}, 1.0f)), beta_(builder.constant("bias", {channels}, 0.0f)) {}
+
+Variable LayerNorm::operator()(DeviceContext& context, const Variable& x) const {
+  return layer_norm(context, x, gamma_, beta_);
+}
+
+InstanceNorm::InstanceNorm(const ParameterBuilder& builder, int64_t channels, kernels::Activation activation)
+    : activation_(activation),
+      gamma_(builder.constant("weight", {channels}, 1.0f)),
+      beta_(builder.constant("bias", {channels}, 0.0f)) {}
+
+Variable InstanceNorm::operator()(DeviceContext& context, const Variable& x) const {
+  return instance_norm(context, x, gamma_, beta_, activation_);
+}
+
+ShiftedPatch::ShiftedPatch(const ParameterBuilder& builder, int64_t groups, int64_t channels, int64_t out,
+                           kernels::ShiftSet shifts, bool masked)
+    : groups_(groups), shifts_(shifts) {
+  kernels::ShiftedPatchParams shape;
+  shape.channels = channels;
+  shape.shifts = shifts;
+  const int64_t features = shape.features();
+  const float bound = default_bound(features);
+  parameters_.gamma = builder.constant("norm.weight", {groups, features}, 1.0f);
+  parameters_.beta = builder.constant("norm.bias", {groups, features}, 0.0f);
+  parameters_.weight = builder.uniform("projection.weight", {groups, out, features}, bound, true);
+  parameters_.bias = builder.uniform("projection.bias", {groups, out}, bound, false);
+  if (masked) {
+    parameters_.missing = builder.constant("missing", {groups, out}, 0.0f);
+  }
+}
+
+Variable ShiftedPatch::operator()(DeviceContext& context, const Variable& x, const Tensor& mask) const {
+  return shifted_patch(context, x, mask, parameters_, groups_, shifts_);
+}
+
+ConvNormRelu::ConvNormRelu(const ParameterBuilder& builder, std::string_view conv_name, std::string_view norm_name,
+                           int64_t in, int64_t out, int kernel, int stride)
+    : conv_(builder.scope(conv_name), in, out, kernel, stride),
+      norm_(builder.scope(norm_name), out, kernels::Activation::relu) {}
+
+Variable ConvNormRelu::operator()(DeviceContext& context, const Variable& x) const {
+  return norm_(context, conv_(context, x));
+}
+
+}  // namespace vesal::layers

@@ -1,0 +1,95 @@
+// The small building blocks that hold parameters. Names inside follow PyTorch ("weight", "bias").
+#pragma once
+
+#include "layers/ops.hpp"
+
+namespace vesal::layers {
+
+class Conv3d {
+ public:
+  Conv3d(const ParameterBuilder& builder, int64_t in, int64_t out, const ConvGeometry& geometry);
+  // A cube kernel with the padding that keeps the extent at stride 1.
+  Conv3d(const ParameterBuilder& builder, int64_t in, int64_t out, int kernel = 3, int stride = 1);
+  Variable operator()(DeviceContext& context, const Variable& x) const;
+
+ private:
+  ConvGeometry geometry_;
+  Parameter* weight_;
+  Parameter* bias_;
+};
+
+// Doubles the extent: kernel 4, stride 2, padding 1.
+class UpConv3d {
+ public:
+  UpConv3d(const ParameterBuilder& builder, int64_t in, int64_t out);
+  Variable operator()(DeviceContext& context, const Variable& x) const;
+
+ private:
+  Parameter* weight_;
+  Parameter* bias_;
+};
+
+class Linear {
+ public:
+  Linear(const ParameterBuilder& builder, int64_t in, int64_t out, bool with_bias = true);
+  Variable operator()(DeviceContext& context, const Variable& x,
+                      kernels::Activation activation = kernels::Activation::none) const;
+  Parameter* bias() const { return bias_; }
+
+ private:
+  Parameter* weight_;
+  Parameter* bias_ = nullptr;
+};
+
+class LayerNorm {
+ public:
+  LayerNorm(const ParameterBuilder& builder, int64_t channels);
+  Variable operator()(DeviceContext& context, const Variable& x) const;
+
+ private:
+  Parameter* gamma_;
+  Parameter* beta_;
+};
+
+// With an affine map, then the activation.
+class InstanceNorm {
+ public:
+  InstanceNorm(const ParameterBuilder& builder, int64_t channels,
+               kernels::Activation activation = kernels::Activation::none);
+  Variable operator()(DeviceContext& context, const Variable& x) const;
+  Parameter* gamma() const { return gamma_; }
+  Parameter* beta() const { return beta_; }
+
+ private:
+  kernels::Activation activation_;
+  Parameter* gamma_;
+  Parameter* beta_;
+};
+
+// Shifted patch tokenization with patch 2 and shift 1; `groups` > 1 gives the masked per-modality form.
+class ShiftedPatch {
+ public:
+  ShiftedPatch(const ParameterBuilder& builder, int64_t groups, int64_t channels, int64_t out,
+               kernels::ShiftSet shifts, bool masked);
+  // mask [N, groups] u8 on the device, undefined for the plain form.
+  Variable operator()(DeviceContext& context, const Variable& x, const Tensor& mask = {}) const;
+
+ private:
+  int64_t groups_;
+  kernels::ShiftSet shifts_;
+  ShiftedPatchParameters parameters_;
+};
+
+// Convolution, instance norm, ReLU.
+class ConvNormRelu {
+ public:
+  ConvNormRelu(const ParameterBuilder& builder, std::string_view conv_name, std::string_view norm_name, int64_t in,
+               int64_t out, int kernel = 3, int stride = 1);
+  Variable operator()(DeviceContext& context, const Variable& x) const;
+
+ private:
+  Conv3d conv_;
+  InstanceNorm norm_;
+};
+
+}  // namespace vesal::layers

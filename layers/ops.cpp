@@ -1,0 +1,768 @@
+#include "layers/ops.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/profiler.hpp"
+#include "kernels/conv_transpose3d/conv_transpose3d.hpp"
+#include "kernels/instance_norm/instance_norm.hpp"
+#include "kernels/layer_norm/layer_norm.hpp"
+#include "kernels/linear/linear.hpp"
+#include "kernels/rearrange/rearrange.hpp"
+#include "kernels/reduce/reduce.hpp"
+#include "kernels/sobel/sobel.hpp"
+#include "runtime/device_api.hpp"
+
+namespace vesal::layers {
+namespace {
+
+using kernels::GradMode;
+using Slot = std::shared_ptr<GradientSlot>;
+using Saved = std::span<const Tensor>;
+
+// Whether an op must record itself: there is a tape, and something that it reads wants a gradient.
+bool records(const DeviceContext& context, std::initializer_list<const Variable*> inputs, bool has_parameters = false) {
+  return context.tape() != nullptr &&
+         (has_parameters ||
+          std::any_of(inputs.begin(), inputs.end(), [](const Variable* input) { return input->requires_grad(); }));
+}
+
+struct Extent5 {
+  int64_t n, d, h, w, c;
+};
+
+Extent5 extent5(const Variable& x, const char* op) {
+  check<ShapeError>(x.value().rank() == 5, op, ": expected [N, D, H, W, C], found ", to_string(x.shape()));
+  return {x.size(0), x.size(1), x.size(2), x.size(3), x.size(4)};
+}
+
+void require_shape(const Tensor& tensor, const Shape& shape, const char* what) {
+  check<ShapeError>(tensor.shape() == shape, what, ": expected shape ", to_string(shape), ", found ",
+                    to_string(tensor.shape()));
+}
+
+ConstData value_of(const Parameter* parameter) { return parameter ? ConstData(parameter->value) : ConstData(); }
+
+// One GradMode for a backward function that writes several parameters. Where some have a gradient already and others do
+// not (a bias that also feeds padding tokens), the latter start from zero and all accumulate.
+GradMode shared_mode(DeviceContext& context, std::initializer_list<Parameter*> parameters) {
+  const bool any_written = std::any_of(parameters.begin(), parameters.end(),
+                                       [](const Parameter* p) { return p != nullptr && p->gradient_written; });
+  for (Parameter* parameter : parameters) {
+    if (parameter != nullptr && parameter->next_mode() == GradMode::overwrite && any_written) {
+      kernels::fill(context.kernels(), parameter->gradient.count(), 0.0f, parameter->gradient);
+    }
+  }
+  return any_written ? GradMode::accumulate : GradMode::overwrite;
+}
+
+Data gradient_of(Parameter* parameter) { return parameter ? Data(parameter->gradient) : Data(); }
+
+}  // namespace
+
+Variable conv3d(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
+                const ConvGeometry& geometry) {
+  VESAL_RANGE("conv3d");
+  const Extent5 e = extent5(x, "conv3d");
+  const kernels::Conv3dParams params{e.n, e.d, e.h, e.w, e.c, weight->value.size(0), geometry.kernel, geometry.stride,
+                                     geometry.padding};
+  require_shape(weight->value, {params.c_out, geometry.kernel[0], geometry.kernel[1], geometry.kernel[2], e.c},
+                "conv3d: weight");
+  Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), params.c_out});
+  kernels::Context& k = context.kernels();
+  kernels::conv3d_forward(
+      k, params, x.value(), weight->value, value_of(bias), y,
+      context.scratch(kernels::conv3d_workspace_bytes(k, params, kernels::ConvPass::forward)));
+  if (!records(context, {&x}, true)) {
+    return y;
+  }
+  return context.tape()->record(
+      "conv3d", y, {x.value()},
+      [params, weight, bias, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        kernels::conv3d_backward_weight(
+            kc, params, saved[0], dy, weight->gradient, gradient_of(bias), shared_mode(ctx, {weight, bias}),
+            ctx.scratch(kernels::conv3d_workspace_bytes(kc, params, kernels::ConvPass::backward_weight)));
+        if (slot) {
+          Tensor dx = saved[0].empty_like(ctx);
+          kernels::conv3d_backward_data(
+              kc, params, dy, weight->value, dx,
+              ctx.scratch(kernels::conv3d_workspace_bytes(kc, params, kernels::ConvPass::backward_data)));
+          slot->add(ctx, std::move(dx));
+        }
+      });
+}
+
+Variable conv_transpose3d(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
+                          const ConvGeometry& geometry) {
+  VESAL_RANGE("conv_transpose3d");
+  const Extent5 e = extent5(x, "conv_transpose3d");
+  const kernels::ConvTranspose3dParams params{e.n, e.d, e.h, e.w, e.c, weight->value.size(4), geometry.kernel,
+                                              geometry.stride, geometry.padding};
+  require_shape(weight->value, {e.c, geometry.kernel[0], geometry.kernel[1], geometry.kernel[2], params.c_out},
+                "conv_transpose3d: weight");
+  Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), params.c_out});
+  kernels::Context& k = context.kernels();
+  kernels::conv_transpose3d_forward(
+      k, params, x.value(), weight->value, value_of(bias), y,
+      context.scratch(kernels::conv_transpose3d_workspace_bytes(k, params, kernels::ConvPass::forward)));
+  if (!records(context, {&x}, true)) {
+    return y;
+  }
+  return context.tape()->record(
+      "conv_transpose3d", y, {x.value()},
+      [params, weight, bias, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        kernels::conv_transpose3d_backward_weight(
+            kc, params, saved[0], dy, weight->gradient, gradient_of(bias), shared_mode(ctx, {weight, bias}),
+            ctx.scratch(kernels::conv_transpose3d_workspace_bytes(kc, params, kernels::ConvPass::backward_weight)));
+        if (slot) {
+          Tensor dx = saved[0].empty_like(ctx);
+          kernels::conv_transpose3d_backward_data(
+              kc, params, dy, weight->value, dx,
+              ctx.scratch(kernels::conv_transpose3d_workspace_bytes(kc, params, kernels::ConvPass::backward_data)));
+          slot->add(ctx, std::move(dx));
+        }
+      });
+}
+
+Variable linear(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
+                kernels::Activation activation) {
+  VESAL_RANGE("linear");
+  const int64_t in = x.size(-1);
+  const int64_t out = weight->value.size(0);
+  require_shape(weight->value, {out, in}, "linear: weight");
+  const kernels::LinearParams params{x.value().count() / in, in, out, activation};
+  Shape shape = x.shape();
+  shape.back() = out;
+  Tensor y = Tensor::empty(context, shape);
+  const bool recording = records(context, {&x}, true);
+  const bool activated = activation != kernels::Activation::none;
+  Tensor pre;
+  if (recording && activated) {
+    pre = y.empty_like(context);
+  }
+  kernels::Context& k = context.kernels();
+  kernels::linear_forward(k, params, x.value(), weight->value, value_of(bias), y,
+                          pre.defined() ? Data(pre) : Data(),
+                          context.scratch(kernels::linear_workspace_bytes(k, params, kernels::LinearPass::forward)));
+  if (!recording) {
+    return y;
+  }
+  return context.tape()->record(
+      "linear", y, {x.value(), pre},
+      [params, weight, bias, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        Tensor d = dy;
+        if (params.activation != kernels::Activation::none) {
+          d = dy.empty_like(ctx);
+          const kernels::Unary kind =
+              params.activation == kernels::Activation::gelu ? kernels::Unary::gelu : kernels::Unary::relu;
+          kernels::unary_backward(kc, kind, dy.count(), saved[1], dy, d);
+        }
+        kernels::linear_backward_weight(
+            kc, params, saved[0], d, weight->gradient, gradient_of(bias), shared_mode(ctx, {weight, bias}),
+            ctx.scratch(kernels::linear_workspace_bytes(kc, params, kernels::LinearPass::backward_weight)));
+        if (slot) {
+          Tensor dx = saved[0].empty_like(ctx);
+          kernels::linear_backward_data(
+              kc, params, d, weight->value, dx,
+              ctx.scratch(kernels::linear_workspace_bytes(kc, params, kernels::LinearPass::backward_data)));
+          slot->add(ctx, std::move(dx));
+        }
+      });
+}
+
+Variable layer_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta, float eps) {
+  VESAL_RANGE("layer_norm");
+  const int64_t channels = x.size(-1);
+  require_shape(gamma->value, {channels}, "layer_norm: gamma");
+  const kernels::LayerNormParams params{x.value().count() / channels, channels, eps};
+  Tensor y = x.value().empty_like(context);
+  Tensor mean = Tensor::empty(context, {params.rows});
+  Tensor rstd = Tensor::empty(context, {params.rows});
+  kernels::layer_norm_forward(context.kernels(), params, x.value(), gamma->value, beta->value, y, mean.data<float>(),
+                              rstd.data<float>());
+  if (!records(context, {&x}, true)) {
+    return y;
+  }
+  return context.tape()->record(
+      "layer_norm", y, {x.value(), mean, rstd},
+      [params, gamma, beta, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        Tensor dx = saved[0].empty_like(ctx);
+        kernels::layer_norm_backward(kc, params, saved[0], gamma->value, saved[1].data<float>(),
+                                     saved[2].data<float>(), dy, dx, gamma->gradient, beta->gradient,
+                                     shared_mode(ctx, {gamma, beta}),
+                                     ctx.scratch(kernels::layer_norm_backward_workspace_bytes(kc, params)));
+        if (slot) {
+          slot->add(ctx, std::move(dx));
+        }
+      });
+}
+
+Variable instance_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
+                       kernels::Activation activation, float eps) {
+  VESAL_RANGE("instance_norm");
+  const int64_t n = x.size(0);
+  const int64_t channels = x.size(-1);
+  const kernels::InstanceNormParams params{
+      .n = n, .spatial = x.value().count() / (n * channels), .channels = channels, .eps = eps, .activation = activation};
+  Tensor y = x.value().empty_like(context);
+  Tensor mean = Tensor::empty(context, {n, channels});
+  Tensor rstd = Tensor::empty(context, {n, channels});
+  kernels::Context& k = context.kernels();
+  kernels::instance_norm_forward(k, params, x.value(), value_of(gamma), value_of(beta), y, mean.data<float>(),
+                                 rstd.data<float>(),
+                                 context.scratch(kernels::instance_norm_workspace_bytes(k, params)));
+  if (!records(context, {&x}, gamma != nullptr)) {
+    return y;
+  }
+  return context.tape()->record(
+      "instance_norm", y, {x.value(), mean, rstd},
+      [params, gamma, beta, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        Tensor dx = saved[0].empty_like(ctx);
+        kernels::instance_norm_backward(kc, params, saved[0], value_of(gamma), value_of(beta), saved[1].data<float>(),
+                                        saved[2].data<float>(), dy, dx, gradient_of(gamma), gradient_of(beta),
+                                        shared_mode(ctx, {gamma, beta}),
+                                        ctx.scratch(kernels::instance_norm_workspace_bytes(kc, params)));
+        if (slot) {
+          slot->add(ctx, std::move(dx));
+        }
+      });
+}
+
+Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter* qkv_bias, Parameter* bias_table,
+                          const WindowAttentionSettings& settings) {
+  VESAL_RANGE("window_attention");
+  const Extent5 e = extent5(qkv, "window_attention");
+  const int64_t channels = e.c / 3;
+  check<ShapeError>(channels * 3 == e.c && channels % settings.heads == 0, "window_attention: ", e.c,
+                    " qkv channels for ", settings.heads, " heads");
+  kernels::WindowAttentionParams params{.n = e.n, .d = e.d, .h = e.h, .w = e.w, .heads = settings.heads};
+  params.head_dim = static_cast<int>(channels / settings.heads);
+  params.window = settings.window;
+  params.shift = settings.shift;
+  params.padding = settings.padding;
+  params.scale = 1.0f / std::sqrt(static_cast<float>(params.head_dim));
+  require_shape(bias_table->value, {params.bias_rows(), settings.heads}, "window_attention: bias table");
+  Tensor out = Tensor::empty(context, {e.n, e.d, e.h, e.w, channels});
+  const bool recording = records(context, {&qkv}, true);
+  Tensor lse;
+  if (recording) {
+    lse = Tensor::empty(context, {params.tokens(), settings.heads});
+  }
+  kernels::window_attention_forward(context.kernels(), params, qkv.value(), value_of(qkv_bias), bias_table->value, out,
+                                    recording ? lse.data<float>() : nullptr);
+  if (!recording) {
+    return out;
+  }
+  return context.tape()->record(
+      "window_attention", out, {qkv.value(), out, lse},
+      [params, qkv_bias, bias_table, slot = qkv.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        Tensor dqkv = saved[0].empty_like(ctx);
+        kernels::window_attention_backward(
+            kc, params, saved[0], value_of(qkv_bias), bias_table->value, saved[1], saved[2].data<float>(), dy, dqkv,
+            gradient_of(qkv_bias), bias_table->gradient, shared_mode(ctx, {qkv_bias, bias_table}),
+            ctx.scratch(kernels::window_attention_backward_workspace_bytes(kc, params)));
+        if (slot) {
+          slot->add(ctx, std::move(dqkv));
+        }
+      });
+}
+
+Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& mask,
+                       const ShiftedPatchParameters& parameters, int64_t groups, kernels::ShiftSet shifts) {
+  VESAL_RANGE("shifted_patch");
+  const Extent5 e = extent5(x, "shifted_patch");
+  kernels::ShiftedPatchParams params{.n = e.n, .d = e.d, .h = e.h, .w = e.w, .groups = groups};
+  params.channels = e.c / groups;
+  params.out = parameters.weight->value.size(1);
+  params.shifts = shifts;
+  check<ShapeError>(params.channels * groups == e.c, "shifted_patch: ", e.c, " channels in ", groups, " groups");
+  require_shape(parameters.weight->value, {groups, params.out, params.features()}, "shifted_patch: weight");
+  Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), params.out});
+  const bool recording = records(context, {&x}, true);
+  Tensor mean, rstd;
+  if (recording) {
+    mean = Tensor::empty(context, {groups, params.tokens()});
+    rstd = Tensor::empty(context, {groups, params.tokens()});
+  }
+  kernels::Context& k = context.kernels();
+  const auto mask_pointer = [](const Tensor& m) { return m.defined() ? m.data<uint8_t>() : nullptr; };
+  kernels::shifted_patch_forward(
+      k, params, x.value(), mask_pointer(mask), parameters.gamma->value, parameters.beta->value,
+      parameters.weight->value, parameters.bias->value, value_of(parameters.missing), y,
+      recording ? mean.data<float>() : nullptr, recording ? rstd.data<float>() : nullptr,
+      context.scratch(kernels::shifted_patch_workspace_bytes(k, params, kernels::ShiftedPatchPass::forward)));
+  if (!recording) {
+    return y;
+  }
+  return context.tape()->record(
+      "shifted_patch", y, {x.value(), mask, mean, rstd},
+      [params, p = parameters, mask_pointer, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        Tensor dx;
+        if (slot) {
+          dx = saved[0].empty_like(ctx);
+        }
+        kernels::shifted_patch_backward(
+            kc, params, saved[0], mask_pointer(saved[1]), p.gamma->value, p.beta->value, p.weight->value,
+            saved[2].data<float>(), saved[3].data<float>(), dy, slot ? Data(dx) : Data(), p.gamma->gradient,
+            p.beta->gradient, p.weight->gradient, p.bias->gradient, gradient_of(p.missing),
+            shared_mode(ctx, {p.gamma, p.beta, p.weight, p.bias, p.missing}),
+            ctx.scratch(kernels::shifted_patch_workspace_bytes(kc, params, kernels::ShiftedPatchPass::backward)));
+        if (slot) {
+          slot->add(ctx, std::move(dx));
+        }
+      });
+}
+
+Variable route_channels(DeviceContext& context, const Tensor& x, const Tensor& source) {
+  VESAL_RANGE("route_channels");
+  const int64_t n = x.size(0);
+  const int64_t channels = x.size(-1);
+  const int64_t out = source.size(1);
+  Shape shape = x.shape();
+  shape.back() = out;
+  Tensor y = Tensor::empty(context, shape);
+  kernels::route_channels(context.kernels(), n, x.count() / (n * channels), channels, out, x, source.data<int32_t>(),
+                          y);
+  return y;
+}
+
+Variable max_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel, std::array<int, 3> stride) {
+  VESAL_RANGE("max_pool3d");
+  const Extent5 e = extent5(x, "max_pool3d");
+  const kernels::PoolParams params{e.n, e.d, e.h, e.w, e.c, kernel, stride, false};
+  Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), e.c});
+  const bool recording = records(context, {&x});
+  Tensor index;
+  if (recording) {
+    index = Tensor::empty(context, y.shape(), DType::u8);
+  }
+  kernels::max_pool3d_forward(context.kernels(), params, x.value(), y, recording ? index.data<uint8_t>() : nullptr);
+  if (!recording) {
+    return y;
+  }
+  return context.tape()->record(
+      "max_pool3d", y, {index},
+      [params, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        Tensor dx = Tensor::empty(ctx, shape);
+        kernels::max_pool3d_backward(ctx.kernels(), params, dy, saved[0].data<uint8_t>(), dx);
+        slot->add(ctx, std::move(dx));
+      });
+}
+
+Variable avg_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel, std::array<int, 3> stride) {
+  VESAL_RANGE("avg_pool3d");
+  const Extent5 e = extent5(x, "avg_pool3d");
+  const kernels::PoolParams params{e.n, e.d, e.h, e.w, e.c, kernel, stride, true};
+  Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), e.c});
+  kernels::avg_pool3d_forward(context.kernels(), params, x.value(), y);
+  if (!records(context, {&x})) {
+    return y;
+  }
+  return context.tape()->record(
+      "avg_pool3d", y, {}, [params, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        Tensor dx = Tensor::empty(ctx, shape);
+        kernels::avg_pool3d_backward(ctx.kernels(), params, dy, dx);
+        slot->add(ctx, std::move(dx));
+      });
+}
+
+Variable resize(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size) {
+  VESAL_RANGE("resize");
+  const Extent5 e = extent5(x, "resize");
+  if (size == std::array<int64_t, 3>{e.d, e.h, e.w}) {
+    return x;
+  }
+  const kernels::ResizeParams params{e.n, e.d, e.h, e.w, size[0], size[1], size[2], e.c,
+                                     kernels::Interpolation::trilinear};
+  Tensor y = Tensor::empty(context, {e.n, size[0], size[1], size[2], e.c});
+  kernels::resize_forward(context.kernels(), params, x.value(), y);
+  if (!records(context, {&x})) {
+    return y;
+  }
+  return context.tape()->record(
+      "resize", y, {}, [params, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        Tensor dx = Tensor::empty(ctx, shape);
+        kernels::resize_backward(ctx.kernels(), params, dy, dx);
+        slot->add(ctx, std::move(dx));
+      });
+}
+
+Variable add(DeviceContext& context, const Variable& a, const Variable& b) {
+  VESAL_RANGE("add");
+  require_shape(b.value(), a.shape(), "add");
+  Tensor y = a.value().empty_like(context);
+  kernels::add(context.kernels(), y.count(), a.value(), b.value(), y);
+  if (!records(context, {&a, &b})) {
+    return y;
+  }
+  return context.tape()->record("add", y, {},
+                                [first = a.slot(), second = b.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+                                  for (const Slot& slot : {first, second}) {
+                                    if (slot) {
+                                      slot->add(ctx, dy);
+                                    }
+                                  }
+                                });
+}
+
+Variable add_scaled(DeviceContext& context, const Variable& a, const Variable& b, Parameter* scale) {
+  VESAL_RANGE("add_scaled");
+  require_shape(b.value(), a.shape(), "add_scaled");
+  const int64_t n = a.size(0);
+  const int64_t inner = n == 0 ? 0 : a.value().count() / n;
+  Tensor y = a.value().empty_like(context);
+  kernels::scaled_add_forward(context.kernels(), n, inner, a.value(), b.value(), scale->value, ConstData(), y);
+  if (!records(context, {&a, &b}, true)) {
+    return y;
+  }
+  return context.tape()->record(
+      "add_scaled", y, {b.value()},
+      [n, inner, scale, first = a.slot(), second = b.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        Tensor db = saved[0].empty_like(ctx);
+        kernels::scaled_add_backward(kc, n, inner, saved[0], scale->value, ConstData(), dy, db, scale->gradient,
+                                     scale->next_mode(),
+                                     ctx.scratch(kernels::scaled_add_backward_workspace_bytes(kc, n, inner)));
+        if (second) {
+          second->add(ctx, std::move(db));
+        }
+        if (first) {
+          first->add(ctx, dy);
+        }
+      });
+}
+
+Variable combine(DeviceContext& context, float alpha, const Variable& a, float beta, const Variable& b) {
+  VESAL_RANGE("combine");
+  require_shape(b.value(), a.shape(), "combine");
+  Tensor y = a.value().empty_like(context);
+  kernels::Context& k = context.kernels();
+  kernels::scale_add(k, y.count(), beta, b.value(), 0.0f, y);
+  kernels::scale_add(k, y.count(), alpha, a.value(), 1.0f, y);
+  if (!records(context, {&a, &b})) {
+    return y;
+  }
+  return context.tape()->record(
+      "combine", y, {},
+      [alpha, beta, first = a.slot(), second = b.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        const auto scaled = [&](float factor) {
+          Tensor d = dy.empty_like(ctx);
+          kernels::scale_add(ctx.kernels(), d.count(), factor, dy, 0.0f, d);
+          return d;
+        };
+        if (first) {
+          first->add(ctx, scaled(alpha));
+        }
+        if (second) {
+          second->add(ctx, scaled(beta));
+        }
+      });
+}
+
+Variable relu(DeviceContext& context, const Variable& x) {
+  VESAL_RANGE("relu");
+  Tensor y = x.value().empty_like(context);
+  kernels::unary_forward(context.kernels(), kernels::Unary::relu, y.count(), x.value(), y);
+  if (!records(context, {&x})) {
+    return y;
+  }
+  return context.tape()->record("relu", y, {x.value()},
+                                [slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+                                  Tensor dx = dy.empty_like(ctx);
+                                  kernels::unary_backward(ctx.kernels(), kernels::Unary::relu, dx.count(), saved[0],
+                                                          dy, dx);
+                                  slot->add(ctx, std::move(dx));
+                                });
+}
+
+Variable add_sample_vector(DeviceContext& context, const Variable& x, const Variable& v) {
+  VESAL_RANGE("add_sample_vector");
+  const int64_t n = x.size(0);
+  const int64_t channels = x.size(-1);
+  const int64_t spatial = x.value().count() / (n * channels);
+  require_shape(v.value(), {n, channels}, "add_sample_vector");
+  Tensor y = x.value().empty_like(context);
+  kernels::add_sample_vector(context.kernels(), n, spatial, channels, x.value(), v.value(), y);
+  if (!records(context, {&x, &v})) {
+    return y;
+  }
+  return context.tape()->record(
+      "add_sample_vector", y, {},
+      [n, spatial, channels, first = x.slot(), second = v.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        if (second) {
+          kernels::Context& kc = ctx.kernels();
+          Tensor dv = Tensor::empty(ctx, {n, channels});
+          kernels::sum_spatial(kc, n, spatial, channels, 1.0f, dy, dv, GradMode::overwrite,
+                               ctx.scratch(kernels::sum_spatial_workspace_bytes(kc, n, spatial, channels)));
+          second->add(ctx, std::move(dv));
+        }
+        if (first) {
+          first->add(ctx, dy);
+        }
+      });
+}
+
+Variable drop_path(DeviceContext& context, const Variable& x, float probability) {
+  if (probability <= 0.0f) {
+    return x;
+  }
+  VESAL_RANGE("drop_path");
+  const int64_t n = x.size(0);
+  const int64_t inner = x.value().count() / n;
+  RandomStream random(context.seed(), context.step(), context.next_random_op());
+  std::vector<float> factors(static_cast<size_t>(n));
+  for (float& factor : factors) {
+    factor = random.bernoulli(probability) ? 0.0f : 1.0f / (1.0f - probability);
+  }
+  const Tensor gate = Tensor::from_host(context, factors, {n});
+  Tensor y = x.value().empty_like(context);
+  kernels::gate_samples(context.kernels(), n, inner, gate, x.value(), y);
+  if (!records(context, {&x})) {
+    return y;
+  }
+  return context.tape()->record(
+      "drop_path", y, {gate}, [n, inner, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        Tensor dx = dy.empty_like(ctx);
+        kernels::gate_samples(ctx.kernels(), n, inner, saved[0], dy, dx);
+        slot->add(ctx, std::move(dx));
+      });
+}
+
+Variable concat_channels(DeviceContext& context, const Variable& a, const Variable& b) {
+  VESAL_RANGE("concat_channels");
+  const int64_t ca = a.size(-1);
+  const int64_t cb = b.size(-1);
+  const int64_t rows = a.value().count() / ca;
+  Shape shape = a.shape();
+  shape.back() = cb;
+  require_shape(b.value(), shape, "concat_channels");
+  shape.back() = ca + cb;
+  Tensor y = Tensor::empty(context, shape);
+  kernels::Context& k = context.kernels();
+  kernels::copy_channels(k, {rows, ca, 0, ca + cb, 0, ca}, a.value(), y, GradMode::overwrite);
+  kernels::copy_channels(k, {rows, cb, 0, ca + cb, ca, cb}, b.value(), y, GradMode::overwrite);
+  if (!records(context, {&a, &b})) {
+    return y;
+  }
+  return context.tape()->record(
+      "concat_channels", y, {},
+      [rows, ca, cb, shape_a = a.shape(), shape_b = b.shape(), first = a.slot(), second = b.slot()](
+          DeviceContext& ctx, const Tensor& dy, Saved) {
+        const auto part = [&](const Slot& slot, const Shape& shape_of, int64_t offset, int64_t count) {
+          if (slot) {
+            Tensor d = Tensor::empty(ctx, shape_of);
+            kernels::copy_channels(ctx.kernels(), {rows, ca + cb, offset, count, 0, count}, dy, d, GradMode::overwrite);
+            slot->add(ctx, std::move(d));
+          }
+        };
+        part(first, shape_a, 0, ca);
+        part(second, shape_b, ca, cb);
+      });
+}
+
+namespace {
+
+// Copies b behind a in a new tensor: samples are rows of the first axis.
+Tensor stack_rows(DeviceContext& context, const Tensor& a, const Tensor& b) {
+  Shape shape = a.shape();
+  shape[0] += b.size(0);
+  Tensor y = Tensor::empty(context, shape);
+  const StreamHandle stream = context.stream().handle();
+  device_api::copy_on_device(context.device(), stream, y.data(), a.data(), a.bytes());
+  device_api::copy_on_device(context.device(), stream, y.slice(a.size(0), shape[0]).data(), b.data(), b.bytes());
+  return y;
+}
+
+}  // namespace
+
+Variable concat_samples(DeviceContext& context, const Variable& a, const Variable& b) {
+  VESAL_RANGE("concat_samples");
+  Shape shape = a.shape();
+  shape[0] = b.size(0);
+  require_shape(b.value(), shape, "concat_samples");
+  Tensor y = stack_rows(context, a.value(), b.value());
+  if (!records(context, {&a, &b})) {
+    return y;
+  }
+  const int64_t split = a.size(0);
+  return context.tape()->record(
+      "concat_samples", y, {},
+      [split, first = a.slot(), second = b.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        if (first) {
+          first->add(ctx, dy.slice(0, split));
+        }
+        if (second) {
+          second->add(ctx, dy.slice(split, dy.size(0)));
+        }
+      });
+}
+
+Variable take_samples(DeviceContext& context, const Variable& x, int64_t begin, int64_t end) {
+  Tensor y = x.value().slice(begin, end);
+  if (!records(context, {&x})) {
+    return y;
+  }
+  return context.tape()->record(
+      "take_samples", y, {},
+      [begin, end, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        Tensor dx = Tensor::zeros(ctx, shape);
+        device_api::copy_on_device(ctx.device(), ctx.stream().handle(), dx.slice(begin, end).data(), dy.data(),
+                                   dy.bytes());
+        slot->add(ctx, std::move(dx));
+      });
+}
+
+Variable edge_gate(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
+                   std::array<float, 3> spacing) {
+  VESAL_RANGE("edge_gate");
+  const Extent5 e = extent5(x, "edge_gate");
+  const int64_t voxels = e.n * e.d * e.h * e.w;
+  const kernels::SobelParams sobel{.n = e.n, .d = e.d, .h = e.h, .w = e.w, .spacing = spacing};
+  const bool recording = records(context, {&x}, true);
+  kernels::Context& k = context.kernels();
+
+  // All channels share one stencil, so they are summed first (spec: C + 27 operations a voxel instead of 54 C).
+  Tensor sum = Tensor::empty(context, {e.n, e.d, e.h, e.w, 1});
+  kernels::channel_sum_forward(k, voxels, e.c, x.value(), sum);
+  Tensor gradient_values = Tensor::empty(context, {e.n, e.d, e.h, e.w, 3});
+  kernels::sobel_gradient_forward(k, sobel, sum, gradient_values);
+  Variable gradient = gradient_values;
+  if (recording) {
+    gradient = context.tape()->record(
+        "sobel_gradient", gradient_values, {},
+        [sobel, voxels, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+          if (slot) {
+            Tensor dsum = Tensor::empty(ctx, {voxels});
+            kernels::sobel_gradient_backward(ctx.kernels(), sobel, dy, dsum);
+            Tensor dx = Tensor::empty(ctx, shape);
+            kernels::channel_sum_backward(ctx.kernels(), voxels, shape.back(), dsum, dx);
+            slot->add(ctx, std::move(dx));
+          }
+        });
+  }
+  const Variable normed = instance_norm(context, gradient, gamma, beta);
+  const kernels::EdgeGateParams params{.voxels = voxels, .channels = e.c};
+  Tensor y = x.value().empty_like(context);
+  kernels::edge_gate_forward(k, params, normed.value(), x.value(), y);
+  if (!recording) {
+    return y;
+  }
+  return context.tape()->record(
+      "edge_gate", y, {normed.value(), x.value()},
+      [params, gradient_slot = normed.slot(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        Tensor dgradient = saved[0].empty_like(ctx);
+        Tensor dx = saved[1].empty_like(ctx);
+        kernels::edge_gate_backward(ctx.kernels(), params, saved[0], saved[1], dy, dgradient, dx);
+        gradient_slot->add(ctx, std::move(dgradient));
+        if (slot) {
+          slot->add(ctx, std::move(dx));
+        }
+      });
+}
+
+SparseGraph build_graph(DeviceContext& context, const Tensor& features, int neighbours) {
+  VESAL_RANGE("build_graph");
+  check<ShapeError>(features.rank() == 5, "build_graph: expected [N, d, h, w, F], found ", to_string(features.shape()));
+  const kernels::GraphParams params{.n = features.size(0), .d = features.size(1), .h = features.size(2),
+                                    .w = features.size(3), .neighbours = neighbours, .features = features.size(4)};
+  SparseGraph result;
+  result.capacity = params.edge_capacity();
+  result.row_offsets = Tensor::empty(context, {params.nodes() + 1}, DType::i32);
+  result.columns = Tensor::empty(context, {result.capacity}, DType::i32);
+  result.types = Tensor::empty(context, {result.capacity}, DType::u8);
+  result.transpose = Tensor::empty(context, {result.capacity}, DType::i32);
+  result.graph = {params.nodes(), result.row_offsets.data<int32_t>(), result.columns.data<int32_t>(),
+                  result.types.data<uint8_t>(), result.transpose.data<int32_t>()};
+  kernels::Context& k = context.kernels();
+  kernels::graph_build(k, params, features, result.graph,
+                       context.scratch(kernels::graph_build_workspace_bytes(k, params)));
+  return result;
+}
+
+Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph, Parameter* theta) {
+  VESAL_RANGE("symmetric_edge_weights");
+  kernels::Context& k = context.kernels();
+  Tensor values = Tensor::empty(context, {graph.capacity});
+  kernels::graph_symmetric_weights_forward(
+      k, graph.graph, theta->value, values,
+      context.scratch(kernels::graph_symmetric_weights_workspace_bytes(k, graph.graph)));
+  if (!records(context, {}, true)) {
+    return values;
+  }
+  return context.tape()->record(
+      "symmetric_edge_weights", values, {values, graph.row_offsets, graph.columns, graph.types, graph.transpose},
+      [graph, theta](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        kernels::graph_symmetric_weights_backward(
+            kc, graph.graph, theta->value, saved[0], dy, theta->gradient, theta->next_mode(),
+            ctx.scratch(kernels::graph_symmetric_weights_workspace_bytes(kc, graph.graph)));
+      });
+}
+
+Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph, const Variable& z, Parameter* u,
+                                Parameter* v, Parameter* theta) {
+  VESAL_RANGE("attention_edge_weights");
+  constexpr float slope = 0.2f;  // as in GAT
+  const Variable a = linear(context, z, u, nullptr);
+  const Variable b = linear(context, z, v, nullptr);
+  kernels::Context& k = context.kernels();
+  Tensor scores = Tensor::empty(context, {graph.capacity});
+  kernels::graph_attention_scores_forward(k, graph.graph, slope, a.value(), b.value(), theta->value, scores);
+  Tensor values = Tensor::empty(context, {graph.capacity});
+  kernels::graph_segment_softmax_forward(k, graph.graph, scores, values);
+  if (!records(context, {&a, &b}, true)) {
+    return values;
+  }
+  return context.tape()->record(
+      "attention_edge_weights", values, {a.value(), b.value(), values},
+      [graph, theta, first = a.slot(), second = b.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        Tensor dscores = Tensor::empty(ctx, {graph.capacity});
+        kernels::graph_segment_softmax_backward(kc, graph.graph, saved[2], dy, dscores);
+        Tensor da = saved[0].empty_like(ctx);
+        Tensor db = saved[1].empty_like(ctx);
+        kernels::graph_attention_scores_backward(
+            kc, graph.graph, slope, saved[0], saved[1], theta->value, dscores, da, db, theta->gradient,
+            theta->next_mode(), ctx.scratch(kernels::graph_attention_scores_workspace_bytes(kc, graph.graph)));
+        first->add(ctx, std::move(da));
+        second->add(ctx, std::move(db));
+      });
+}
+
+Variable propagate(DeviceContext& context, const SparseGraph& graph, const Variable& weights, const Variable& z) {
+  VESAL_RANGE("propagate");
+  const int64_t features = z.size(-1);
+  check<ShapeError>(z.value().count() == graph.graph.nodes * features, "propagate: ", to_string(z.shape()), " for ",
+                    graph.graph.nodes, " nodes");
+  Tensor y = z.value().empty_like(context);
+  kernels::graph_spmm(context.kernels(), graph.graph, features, weights.value(), z.value(), false, y,
+                      GradMode::overwrite);
+  if (!records(context, {&weights, &z})) {
+    return y;
+  }
+  return context.tape()->record(
+      "propagate", y, {weights.value(), z.value()},
+      [graph, features, weight_slot = weights.slot(), slot = z.slot()](DeviceContext& ctx, const Tensor& dy,
+                                                                        Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        if (weight_slot) {
+          Tensor dvalues = Tensor::empty(ctx, {graph.capacity});
+          kernels::graph_sddmm(kc, graph.graph, features, dy, saved[1], dvalues);
+          weight_slot->add(ctx, std::move(dvalues));
+        }
+        if (slot) {
+          Tensor dz = saved[1].empty_like(ctx);
+          kernels::graph_spmm(kc, graph.graph, features, saved[0], dy, true, dz, GradMode::overwrite);
+          slot->add(ctx, std::move(dz));
+        }
+      });
+}
+
+}  // namespace vesal::layers

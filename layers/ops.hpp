@@ -1,0 +1,116 @@
+// Differentiable ops: a forward kernel, a hand-written backward, and what must be saved between them. Each takes the
+// device's context first; with a tape on the context it records itself when an input or parameter needs a gradient,
+// without one it only computes. Activations are [N, D, H, W, C]; ops over the last axis accept any rank.
+#pragma once
+
+#include <array>
+#include <span>
+
+#include "kernels/conv3d/conv3d.hpp"
+#include "kernels/elementwise/elementwise.hpp"
+#include "kernels/graph/graph.hpp"
+#include "kernels/pooling/pooling.hpp"
+#include "kernels/resize/resize.hpp"
+#include "kernels/shifted_patch/shifted_patch.hpp"
+#include "kernels/window_attention/window_attention.hpp"
+#include "layers/parameters.hpp"
+#include "runtime/tape.hpp"
+
+namespace vesal::layers {
+
+// Triples are in the order D, H, W throughout.
+struct ConvGeometry {
+  std::array<int, 3> kernel{3, 3, 3};
+  std::array<int, 3> stride{1, 1, 1};
+  std::array<int, 3> padding{1, 1, 1};
+};
+
+// weight [O, kd, kh, kw, I], bias [O] or null; see kernels/conv3d/conv3d.hpp.
+Variable conv3d(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
+                const ConvGeometry& geometry);
+// weight [I, kd, kh, kw, O], bias [O] or null.
+Variable conv_transpose3d(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
+                          const ConvGeometry& geometry);
+// weight [out, in], bias [out] or null; activation none, relu or gelu.
+Variable linear(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
+                kernels::Activation activation = kernels::Activation::none);
+
+Variable layer_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta, float eps = 1e-5f);
+// gamma, beta [C]; both null for no affine map. activation none, relu or leaky_relu (slope 0.01).
+Variable instance_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
+                       kernels::Activation activation = kernels::Activation::none, float eps = 1e-5f);
+
+struct WindowAttentionSettings {
+  int heads = 1;
+  std::array<int, 3> window{4, 4, 4};
+  std::array<int, 3> shift{0, 0, 0};
+  kernels::PaddingMode padding = kernels::PaddingMode::masked;
+};
+// qkv [N, D, H, W, 3 * C]; qkv_bias [3 * C] the bias of the projection that made it; bias_table [rows, heads].
+// The result is [N, D, H, W, C].
+Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter* qkv_bias, Parameter* bias_table,
+                          const WindowAttentionSettings& settings);
+
+// Parameters of shifted patch tokenization; shapes in kernels/shifted_patch/shifted_patch.hpp.
+struct ShiftedPatchParameters {
+  Parameter* gamma = nullptr;
+  Parameter* beta = nullptr;
+  Parameter* weight = nullptr;
+  Parameter* bias = nullptr;
+  Parameter* missing = nullptr;  // null in the plain form
+};
+// x [N, D, H, W, groups * channels]; mask [N, groups] u8 on the device, undefined for the plain form.
+Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& mask,
+                       const ShiftedPatchParameters& parameters, int64_t groups, kernels::ShiftSet shifts);
+
+// x[n, ..., source[n, k]] as channel k, 0 where the source is -1; channels that are not named are never read. source
+// [N, out] i32 on the device. A constant: no gradient flows to x.
+Variable route_channels(DeviceContext& context, const Tensor& x, const Tensor& source);
+
+Variable max_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel, std::array<int, 3> stride);
+// Partial windows at the far ends count, divided by the voxels that they really cover.
+Variable avg_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel, std::array<int, 3> stride);
+// Trilinear, PyTorch's align_corners=False. Returns x itself when the size is already right.
+Variable resize(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size);
+
+Variable add(DeviceContext& context, const Variable& a, const Variable& b);
+// a + scale * b with one learned number.
+Variable add_scaled(DeviceContext& context, const Variable& a, const Variable& b, Parameter* scale);
+// alpha * a + beta * b.
+Variable combine(DeviceContext& context, float alpha, const Variable& a, float beta, const Variable& b);
+Variable relu(DeviceContext& context, const Variable& x);
+// x[n, ..., c] + v[n, c].
+Variable add_sample_vector(DeviceContext& context, const Variable& x, const Variable& v);
+// Stochastic depth (Huang et al. 2016): each sample's branch is dropped with `probability` in training and scaled by
+// 1 / (1 - probability) otherwise; x itself when the probability is 0.
+Variable drop_path(DeviceContext& context, const Variable& x, float probability);
+
+// Along channels.
+Variable concat_channels(DeviceContext& context, const Variable& a, const Variable& b);
+// Along the batch.
+Variable concat_samples(DeviceContext& context, const Variable& a, const Variable& b);
+// Samples [begin, end).
+Variable take_samples(DeviceContext& context, const Variable& x, int64_t begin, int64_t end);
+
+// The edge gate of ESAB: sum over channels, Sobel gradients, their instance norm (gamma, beta [3]), and
+// sigmoid(|gradient|) * x. `spacing` is relative, in D, H, W.
+Variable edge_gate(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
+                   std::array<float, 3> spacing);
+
+// A built graph with the tensors that hold it.
+struct SparseGraph {
+  kernels::Graph graph;
+  Tensor row_offsets, columns, types, transpose;
+  int64_t capacity = 0;
+};
+// Self, grid neighbours and the k nearest in feature space; features [N, d, h, w, F]. No gradient flows through it.
+SparseGraph build_graph(DeviceContext& context, const Tensor& features, int neighbours);
+// One weight per edge: D^-1/2 A D^-1/2 with A = exp(theta[type]); theta [3].
+Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph, Parameter* theta);
+// One weight per edge: row-softmax of LeakyReLU(u . z_i + v . z_j + theta[type]); z [nodes, F], u and v [1, F].
+Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph, const Variable& z, Parameter* u,
+                                Parameter* v, Parameter* theta);
+// y_i = sum_j w_ij z_j; z, y [nodes, F].
+Variable propagate(DeviceContext& context, const SparseGraph& graph, const Variable& weights, const Variable& z);
+
+}  // namespace vesal::layers

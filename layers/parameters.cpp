@@ -1,0 +1,87 @@
+#include "layers/parameters.hpp"
+
+#include <cmath>
+
+namespace vesal::layers {
+
+Parameter* ParameterStore::find(std::string_view name) const {
+  for (const auto& parameter : parameters_) {
+    if (parameter->name == name) {
+      return parameter.get();
+    }
+  }
+  return nullptr;
+}
+
+int64_t ParameterStore::count() const {
+  int64_t total = 0;
+  for (const auto& parameter : parameters_) {
+    total += parameter->value.count();
+  }
+  return total;
+}
+
+void ParameterStore::clear_gradients() {
+  for (const auto& parameter : parameters_) {
+    parameter->gradient_written = false;
+  }
+}
+
+ParameterBuilder ParameterBuilder::scope(std::string_view name) const {
+  ParameterBuilder inner = *this;
+  inner.prefix_ += std::string(name) + ".";
+  return inner;
+}
+
+RandomStream ParameterBuilder::random() const {
+  // Step 2^64 - 1 never occurs in training: initial values share no numbers with dropout or augmentation.
+  return RandomStream(seed_, ~uint64_t{0}, store_.parameters_.size());
+}
+
+Parameter* ParameterBuilder::uniform(std::string_view name, Shape shape, float bound, bool decays,
+                                     ParameterLayout layout) const {
+  RandomStream stream = random();
+  std::vector<float> values(static_cast<size_t>(element_count(shape)));
+  for (float& value : values) {
+    value = stream.uniform(-bound, bound);
+  }
+  return add(name, std::move(shape), values, decays, layout);
+}
+
+Parameter* ParameterBuilder::constant(std::string_view name, Shape shape, float value) const {
+  const std::vector<float> values(static_cast<size_t>(element_count(shape)), value);
+  return add(name, std::move(shape), values, false, ParameterLayout::plain);
+}
+
+Parameter* ParameterBuilder::truncated_normal(std::string_view name, Shape shape, float deviation) const {
+  RandomStream stream = random();
+  std::vector<float> values(static_cast<size_t>(element_count(shape)));
+  for (float& value : values) {
+    do {
+      value = stream.normal();
+    } while (std::abs(value) > 2.0f);
+    value *= deviation;
+  }
+  return add(name, std::move(shape), values, false, ParameterLayout::plain);
+}
+
+Parameter* ParameterBuilder::add(std::string_view name, Shape shape, const std::vector<float>& values, bool decays,
+                                 ParameterLayout layout) const {
+  auto parameter = std::make_unique<Parameter>();
+  parameter->name = prefix_ + std::string(name);
+  check<ShapeError>(store_.find(parameter->name) == nullptr, "parameter ", parameter->name, " exists already");
+  {
+    const AllocationTag tag("parameters");
+    parameter->value = Tensor::from_host(context_, values, shape);
+  }
+  {
+    const AllocationTag tag("parameter gradients");
+    parameter->gradient = Tensor::empty(context_, std::move(shape));
+  }
+  parameter->decays = decays;
+  parameter->layout = layout;
+  store_.parameters_.push_back(std::move(parameter));
+  return store_.parameters_.back().get();
+}
+
+}  // namespace vesal::layers

@@ -1,0 +1,82 @@
+// Learned tensors: where they live, how they start, and what they are called in files.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/philox.hpp"
+#include "kernels/context/context.hpp"
+#include "runtime/tensor.hpp"
+
+namespace vesal::layers {
+
+// How a parameter's memory relates to the layout that PyTorch writes.
+enum class ParameterLayout {
+  plain,        // the same
+  convolution,  // memory [a, kd, kh, kw, b], file [a, b, kd, kh, kw]
+};
+
+struct Parameter {
+  std::string name;  // PyTorch-like: "decoder.up1.conv.weight"
+  Tensor value;
+  Tensor gradient;               // the same shape; meaningful once gradient_written
+  bool gradient_written = false;  // in this step
+  bool decays = true;             // weight decay applies (weights: yes; biases, norms, tables: no)
+  ParameterLayout layout = ParameterLayout::plain;
+
+  // What the next backward function must do with `gradient`: the first one in a step overwrites. Marks it written.
+  kernels::GradMode next_mode() {
+    const bool first = !gradient_written;
+    gradient_written = true;
+    return first ? kernels::GradMode::overwrite : kernels::GradMode::accumulate;
+  }
+};
+
+// All parameters of a model, in the order of their creation, which is part of the file format's stability.
+class ParameterStore {
+ public:
+  const std::vector<std::unique_ptr<Parameter>>& all() const { return parameters_; }
+  // Null when there is none of that name.
+  Parameter* find(std::string_view name) const;
+  // Numbers, not tensors.
+  int64_t count() const;
+  // Forgets this step's gradients without touching memory.
+  void clear_gradients();
+
+ private:
+  friend class ParameterBuilder;
+  std::vector<std::unique_ptr<Parameter>> parameters_;
+};
+
+// Creates parameters under dotted names with PyTorch's default initial values. Numbers are drawn by Philox keyed by the
+// seed and the parameter's position, so they depend on nothing else.
+class ParameterBuilder {
+ public:
+  ParameterBuilder(DeviceContext& context, ParameterStore& store, uint64_t seed)
+      : context_(context), store_(store), seed_(seed) {}
+
+  // The same builder one name deeper: builder.scope("conv1") names "….conv1.weight".
+  ParameterBuilder scope(std::string_view name) const;
+
+  // Uniform in [-bound, bound].
+  Parameter* uniform(std::string_view name, Shape shape, float bound, bool decays,
+                     ParameterLayout layout = ParameterLayout::plain) const;
+  Parameter* constant(std::string_view name, Shape shape, float value) const;
+  // Normal with the given standard deviation, drawn again outside two of them.
+  Parameter* truncated_normal(std::string_view name, Shape shape, float deviation) const;
+
+ private:
+  Parameter* add(std::string_view name, Shape shape, const std::vector<float>& values, bool decays,
+                 ParameterLayout layout) const;
+  RandomStream random() const;
+
+  DeviceContext& context_;
+  ParameterStore& store_;
+  uint64_t seed_;
+  std::string prefix_;
+};
+
+}  // namespace vesal::layers

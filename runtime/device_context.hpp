@@ -1,0 +1,113 @@
+// Everything one device needs while a network runs on it: stream, allocator, kernel caches, the tape that records, and
+// the position in the random sequence. One per device and host thread; ops take it as their first argument.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "kernels/context/context.hpp"
+#include "runtime/allocator.hpp"
+
+namespace vesal {
+
+class Tape;
+
+// A queue of work on a device.
+class Stream {
+ public:
+  explicit Stream(Device device);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  StreamHandle handle() const { return handle_; }
+  void synchronize() const;
+
+ private:
+  Device device_;
+  StreamHandle handle_;
+};
+
+// A point in a stream's work, for timing and for waiting across streams.
+class Event {
+ public:
+  explicit Event(Device device);
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  void record(const Stream& stream);
+  // Makes later work of `stream` wait for this event.
+  void make_wait(const Stream& stream) const;
+  // Milliseconds from `start` to this event; waits for this event.
+  double milliseconds_since(const Event& start) const;
+
+ private:
+  Device device_;
+  void* native_ = nullptr;
+};
+
+// Scratch memory for one kernel call; goes back to the allocator when it leaves scope.
+class Scratch {
+ public:
+  Scratch(std::shared_ptr<void> memory, size_t bytes) : memory_(std::move(memory)), bytes_(bytes) {}
+  operator kernels::Workspace() const { return {memory_.get(), bytes_}; }
+
+ private:
+  std::shared_ptr<void> memory_;
+  size_t bytes_;
+};
+
+class DeviceContext {
+ public:
+  // Throws DeviceError when the device is not there.
+  explicit DeviceContext(Device device);
+  DeviceContext(const DeviceContext&) = delete;
+  DeviceContext& operator=(const DeviceContext&) = delete;
+
+  Device device() const { return device_; }
+  const Stream& stream() const { return stream_; }
+  Allocator& allocator() const { return *allocator_; }
+  kernels::Context& kernels() { return kernels_; }
+
+  Scratch scratch(size_t bytes);
+  void synchronize() const { stream_.synchronize(); }
+
+  // The tape that records differentiable ops, or null: nothing is saved and no gradient flows.
+  Tape* tape() const { return tape_; }
+
+  // Random numbers are keyed by (seed, step, op): set the first two at the start of a step; each op that draws takes the
+  // next op number.
+  void seed_step(uint64_t seed, uint64_t step);
+  uint64_t seed() const { return seed_; }
+  uint64_t step() const { return step_; }
+  uint64_t next_random_op() { return random_op_++; }
+
+ private:
+  friend class TapeScope;
+
+  Device device_;
+  Stream stream_;
+  std::shared_ptr<Allocator> allocator_;
+  kernels::Context kernels_;
+  Tape* tape_ = nullptr;
+  uint64_t seed_ = 0;
+  uint64_t step_ = 0;
+  uint64_t random_op_ = 0;
+};
+
+// Makes a context record on `tape` while it lives; TapeScope(context, nullptr) is a no-grad scope.
+class TapeScope {
+ public:
+  TapeScope(DeviceContext& context, Tape* tape) : context_(context), previous_(context.tape_) { context.tape_ = tape; }
+  ~TapeScope() { context_.tape_ = previous_; }
+  TapeScope(const TapeScope&) = delete;
+  TapeScope& operator=(const TapeScope&) = delete;
+
+ private:
+  DeviceContext& context_;
+  Tape* previous_;
+};
+
+}  // namespace vesal

@@ -1,0 +1,174 @@
+// Sliding-window inference of one case and its memory plan.
+#include "training/predictor.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "base/parallel.hpp"
+#include "imaging/resample.hpp"
+#include "runtime/tensor.hpp"
+
+namespace vesal::training {
+namespace {
+
+using imaging::kModalityCount;
+using imaging::kRegionCount;
+using imaging::Size3;
+
+constexpr int64_t kPatchStep = 16;  // the network halves its input four times
+
+void require_patch(Size3 patch) {
+  for (int axis = 0; axis < 3; ++axis) {
+    check<ShapeError>(patch[axis] > 0 && patch[axis] % kPatchStep == 0, "patch: found ", to_string(patch),
+                      ", expected positive multiples of ", kPatchStep);
+  }
+}
+
+bool holds_head(const imaging::LabelMap& mask, Size3 start, Size3 tile) {
+  const Size3 size = mask.size();
+  const int64_t x_begin = std::max<int64_t>(start.x, 0);
+  const int64_t x_end = std::min(start.x + tile.x, size.x);
+  for (int64_t z = std::max<int64_t>(start.z, 0); z < std::min(start.z + tile.z, size.z); ++z) {
+    for (int64_t y = std::max<int64_t>(start.y, 0); y < std::min(start.y + tile.y, size.y); ++y) {
+      const uint8_t* row = mask.data.data() + mask.index(0, y, z);
+      if (std::any_of(row + x_begin, row + x_end, [](uint8_t inside) { return inside != 0; })) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+std::string readable_bytes(int64_t bytes) {
+  char buffer[32];
+  const double value = static_cast<double>(bytes);
+  if (value < 1e9) {
+    std::snprintf(buffer, sizeof buffer, "%.0f MB", std::ceil(value / 1e6));
+  } else {
+    std::snprintf(buffer, sizeof buffer, "%.1f GB", value / 1e9);
+  }
+  return buffer;
+}
+
+}  // namespace
+
+models::ModalityMask network_mask(const imaging::ModalityMask& mask) {
+  models::ModalityMask out{};
+  for (size_t i = 0; i < mask.size(); ++i) {
+    out[i] = mask[i] ? 1 : 0;
+  }
+  return out;
+}
+
+RegionProbabilities predict_case(DeviceContext& context, const models::Fusion& network,
+                                 const imaging::PreparedCase& prepared, const models::ModalityMask& mask,
+                                 const PredictSettings& settings) {
+  require_patch(settings.patch);
+  bool any = false;
+  for (size_t i = 0; i < mask.size(); ++i) {
+    check<UsageError>(mask[i] == 0 || prepared.present[i], prepared.name, ": found no ",
+                      imaging::name_of(imaging::kModalities[i]), ", which was asked for; the case has ",
+                      imaging::to_string(prepared.present));
+    any = any || mask[i] != 0;
+  }
+  check<UsageError>(any, prepared.name, ": modalities: found none, expected at least one");
+
+  const Size3 tile = settings.patch;
+  const int64_t tile_voxels = tile.voxels();
+  RegionProbabilities result;
+  result.size = prepared.size();
+  result.values.resize(static_cast<size_t>(checked_mul(result.size.voxels(), kRegionCount)));
+  const int64_t slice_values = result.size.x * result.size.y * kRegionCount;
+  imaging::SlabBlender blender(result.size, tile, kRegionCount,
+                               [&](int64_t z_begin, int64_t, std::span<const float> values) {
+                                 std::copy(values.begin(), values.end(), result.values.begin() + z_begin * slice_values);
+                               });
+
+  TapeScope no_gradients(context, nullptr);
+  std::vector<float> input(static_cast<size_t>(tile_voxels * kModalityCount));
+  std::vector<float> output(static_cast<size_t>(tile_voxels * kRegionCount));
+  const std::vector<Size3> starts = imaging::tile_grid(result.size, tile, settings.overlap);
+  result.tiles = static_cast<int64_t>(starts.size());
+  int64_t done = 0;
+  for (const Size3 start : starts) {
+    check<InterruptedError>(settings.stop == nullptr || !settings.stop->load(), prepared.name, ": interrupted after ",
+                            done, " of ", result.tiles, " tiles");
+    if (holds_head(prepared.mask, start, tile)) {
+      imaging::extract_tile(prepared, start, tile, input);
+      const Tensor volume = Tensor::from_host(context, input, {1, tile.z, tile.y, tile.x, kModalityCount});
+      const models::FusionOutputs outputs = network.forward(context, volume, std::span(&mask, 1), {});
+      outputs.segmentation.value().copy_to_host(context, output.data(), output.size() * sizeof(float));
+      parallel_for(static_cast<int64_t>(output.size()), 16384, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          float& value = output[static_cast<size_t>(i)];
+          value = 1.0f / (1.0f + std::exp(-value));
+        }
+      });
+    } else {
+      std::fill(output.begin(), output.end(), 0.0f);
+      ++result.tiles_skipped;
+    }
+    blender.add(start, output);
+    ++done;
+    if (settings.progress) {
+      settings.progress(done, result.tiles);
+    }
+  }
+  blender.finish();
+  return result;
+}
+
+RegionProbabilities predict_case(DeviceContext& context, const models::Fusion& network,
+                                 const imaging::PreparedCase& prepared, const PredictSettings& settings) {
+  return predict_case(context, network, prepared, network_mask(prepared.present), settings);
+}
+
+int64_t measure_network_bytes(DeviceContext& context, const models::Fusion& network, Size3 patch) {
+  require_patch(patch);
+  Size3 probe;
+  for (int axis = 0; axis < 3; ++axis) {
+    probe[axis] = std::min<int64_t>(patch[axis], 32);
+  }
+  TapeScope no_gradients(context, nullptr);
+  const int64_t before = static_cast<int64_t>(context.allocator().statistics().current_bytes);
+  context.allocator().reset_peak();
+  {
+    const Tensor volume = Tensor::zeros(context, {1, probe.z, probe.y, probe.x, kModalityCount});
+    const models::ModalityMask all{1, 1, 1, 1};
+    const models::FusionOutputs outputs = network.forward(context, volume, std::span(&all, 1), {});
+    context.synchronize();
+  }
+  const int64_t peak = static_cast<int64_t>(context.allocator().statistics().peak_bytes);
+  context.allocator().reset_peak();
+  const double scale = static_cast<double>(patch.voxels()) / static_cast<double>(probe.voxels());
+  return before + static_cast<int64_t>(static_cast<double>(peak - before) * scale);
+}
+
+MemoryPlan plan_memory(Size3 original, Size3 prepared, int modalities, const PredictSettings& settings,
+                       int64_t network_bytes) {
+  require_patch(settings.patch);
+  const int64_t full = original.voxels();
+  const int64_t small = prepared.voxels();
+  const int64_t value_bytes = static_cast<int64_t>(sizeof(float));
+  MemoryPlan plan;
+  plan.tiles = static_cast<int64_t>(imaging::tile_grid(prepared, settings.patch, settings.overlap).size());
+  plan.volumes_bytes = (full + small) * modalities * value_bytes + small;
+  plan.probabilities_bytes = small * kRegionCount * value_bytes;
+  plan.blending_bytes = imaging::SlabBlender::bytes(prepared, settings.patch, kRegionCount);
+  plan.network_bytes = network_bytes;
+  // A byte for each voxel, twice while labels are renumbered, and eight open slices of the three regions.
+  plan.labels_bytes = 2 * full + 8 * original.x * original.y * kRegionCount * value_bytes;
+  return plan;
+}
+
+std::string MemoryPlan::line(const Size3& patch, Device device) const {
+  const bool shared = device.type != DeviceType::cuda;
+  return concat("memory plan: ", tiles, tiles == 1 ? " tile of " : " tiles of ", to_string(patch), "; volumes ",
+                readable_bytes(volumes_bytes), ", probabilities ", readable_bytes(probabilities_bytes), ", blending ",
+                readable_bytes(blending_bytes), ", label map ", readable_bytes(labels_bytes), ", network ",
+                readable_bytes(network_bytes), shared ? "" : " on ", shared ? "" : to_string(device), "; ",
+                readable_bytes(host_bytes() + (shared ? network_bytes : 0)), " of host memory in all");
+}
+
+}  // namespace vesal::training

@@ -1,0 +1,160 @@
+// Layouts, and loading with every difference named: see parameters.hpp.
+#include "weights_tools/parameters.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <set>
+
+#include "base/error.hpp"
+
+namespace vesal::weights {
+namespace {
+
+// Memory of a convolution seen as [outer, taps, inner].
+struct ConvolutionExtents {
+  int64_t outer = 1;
+  int64_t taps = 1;
+  int64_t inner = 1;
+};
+
+ConvolutionExtents extents_of(const Shape& shape) {
+  check<ShapeError>(shape.size() >= 3, "a convolution's weight has rank 3 at least, found ", to_string(shape));
+  return {shape.front(), element_count(std::span(shape).subspan(1, shape.size() - 2)), shape.back()};
+}
+
+// Exchanges the last two axes of [outer, rows, columns].
+std::vector<float> transposed(std::span<const float> source, int64_t outer, int64_t rows, int64_t columns) {
+  std::vector<float> result(source.size());
+  const float* next = source.data();
+  for (int64_t o = 0; o < outer; ++o) {
+    float* block = result.data() + o * rows * columns;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; ++c) {
+        block[c * rows + r] = *next++;
+      }
+    }
+  }
+  return result;
+}
+
+void check_count(std::span<const float> values, const Shape& shape) {
+  check<ShapeError>(static_cast<int64_t>(values.size()) == element_count(shape), values.size(),
+                    " values do not fill the shape ", to_string(shape));
+}
+
+// Names for one line: "3 missing (a, b, ...)"; the first few, and how many there are.
+class Differences {
+ public:
+  void add(const std::string& name) {
+    if (++count_ <= 3) {
+      names_ += (names_.empty() ? "" : ", ") + name;
+    }
+  }
+  size_t count() const { return count_; }
+  std::string text(const char* what) const { return concat(count_, " ", what, " (", names_, count_ > 3 ? ", ..." : "", ")"); }
+
+ private:
+  size_t count_ = 0;
+  std::string names_;
+};
+
+}  // namespace
+
+Shape file_shape(const Shape& memory_shape, layers::ParameterLayout layout) {
+  if (layout == layers::ParameterLayout::plain) {
+    return memory_shape;
+  }
+  check<ShapeError>(memory_shape.size() >= 3, "a convolution's weight has rank 3 at least, found ",
+                    to_string(memory_shape));
+  Shape shape = memory_shape;
+  std::rotate(shape.begin() + 1, shape.end() - 1, shape.end());
+  return shape;
+}
+
+std::vector<float> to_file_order(std::span<const float> memory, const Shape& shape, layers::ParameterLayout layout) {
+  check_count(memory, shape);
+  if (layout == layers::ParameterLayout::plain) {
+    return {memory.begin(), memory.end()};
+  }
+  const ConvolutionExtents extents = extents_of(shape);
+  return transposed(memory, extents.outer, extents.taps, extents.inner);
+}
+
+std::vector<float> to_memory_order(std::span<const float> file, const Shape& shape, layers::ParameterLayout layout) {
+  check_count(file, shape);
+  if (layout == layers::ParameterLayout::plain) {
+    return {file.begin(), file.end()};
+  }
+  const ConvolutionExtents extents = extents_of(shape);
+  return transposed(file, extents.outer, extents.inner, extents.taps);
+}
+
+std::vector<NamedTensor> named_parameters(const layers::ParameterStore& store) {
+  std::vector<NamedTensor> tensors;
+  for (const auto& parameter : store.all()) {
+    tensors.push_back({parameter->name, parameter->value, parameter->layout});
+  }
+  return tensors;
+}
+
+void write_tensors(DeviceContext& context, const std::filesystem::path& path, const std::vector<NamedTensor>& tensors,
+                   const Metadata& metadata) {
+  std::vector<TensorSource> sources;
+  for (const NamedTensor& named : tensors) {
+    sources.push_back({named.name, DType::f32, file_shape(named.tensor.shape(), named.layout), [&context, &named] {
+                         const std::vector<float> values =
+                             to_file_order(named.tensor.to_host<float>(context), named.tensor.shape(), named.layout);
+                         std::vector<std::byte> bytes(values.size() * sizeof(float));
+                         std::memcpy(bytes.data(), values.data(), bytes.size());
+                         return bytes;
+                       }});
+  }
+  write_safetensors(path, std::move(sources), metadata);
+}
+
+void load_tensors(DeviceContext& context, const SafetensorsFile& file, const std::vector<NamedTensor>& tensors,
+                  std::span<const std::string_view> ignored_prefixes) {
+  Differences missing, unexpected, misshaped;
+  std::set<std::string_view> wanted;
+  for (const NamedTensor& named : tensors) {
+    wanted.insert(named.name);
+    const StoredTensor* stored = file.find(named.name);
+    const Shape expected = file_shape(named.tensor.shape(), named.layout);
+    if (stored == nullptr) {
+      missing.add(named.name);
+    } else if (stored->shape != expected) {
+      misshaped.add(concat(named.name, ": found ", to_string(stored->shape), ", expected ", to_string(expected)));
+    }
+  }
+  for (const StoredTensor& stored : file.tensors()) {
+    const bool ignored = std::any_of(ignored_prefixes.begin(), ignored_prefixes.end(),
+                                     [&](std::string_view prefix) { return stored.name.starts_with(prefix); });
+    if (!ignored && !wanted.contains(stored.name)) {
+      unexpected.add(stored.name);
+    }
+  }
+  std::string differences;
+  for (const auto& [difference, what] : {std::pair(&missing, "tensors missing"), std::pair(&unexpected, "unexpected"),
+                                         std::pair(&misshaped, "of another shape")}) {
+    if (difference->count() > 0) {
+      differences += (differences.empty() ? "" : ", ") + difference->text(what);
+    }
+  }
+  check<FormatError>(differences.empty(), file.path().string(), ": weights of another model: ", differences);
+
+  std::vector<std::vector<float>> values;
+  for (const NamedTensor& named : tensors) {
+    std::vector<float> stored = file.read_floats(*file.find(named.name));
+    const auto bad = std::find_if_not(stored.begin(), stored.end(), [](float x) { return std::isfinite(x); });
+    check<FormatError>(bad == stored.end(), file.path().string(), ": tensor ", named.name, ": found ",
+                       bad == stored.end() ? 0.0f : *bad, " at position ", bad - stored.begin(),
+                       ", expected finite numbers");
+    values.push_back(to_memory_order(stored, named.tensor.shape(), named.layout));
+  }
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    tensors[i].tensor.copy_from_host(context, values[i].data(), values[i].size() * sizeof(float));
+  }
+}
+
+}  // namespace vesal::weights
