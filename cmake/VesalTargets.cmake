@@ -58,6 +58,10 @@ function(vesal_test name)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 900)
   endif()
+  # The folder is a label too, so that a lane can choose by folder.
+  get_filename_component(folder ${CMAKE_CURRENT_SOURCE_DIR} NAME)
+  list(APPEND ARG_LABELS ${folder})
+  list(REMOVE_DUPLICATES ARG_LABELS)
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
     ENVIRONMENT "ASAN_OPTIONS=detect_stack_use_after_return=0:detect_leaks=1;UBSAN_OPTIONS=print_stacktrace=1")
 endfunction()

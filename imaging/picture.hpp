@@ -38,7 +38,8 @@ class Canvas {
   void frame(int x, int y, int width, int height, Color color);
   // An antialiased line of the given thickness in pixels, with round ends.
   void line(double x0, double y0, double x1, double y1, Color color, double thickness = 1.0);
-  // Text in a 5x7 font, enlarged `scale` times; (x, y) is its top left. Printable ASCII; others show as a box.
+  // Text in a 5x7 font, enlarged `scale` times; (x, y) is its top left, letters like g
+  // reach 2 rows below. Printable ASCII; others show as a box.
   void text(int x, int y, std::string_view text, Color color, int scale = 1);
   static int text_width(std::string_view text, int scale = 1);
   static int text_height(int scale = 1) { return 7 * scale; }

@@ -382,7 +382,7 @@ std::string summary_json(const Evaluation& evaluation) {
         {"mean_of_scored", scored},
         {"predictions_without_label", evaluation.without_label},
         {"labels_left_out", evaluation.left_out}}}};
-  return summary.dump(2) + "\n";
+  return summary.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 std::string metrics_csv(const Evaluation& evaluation) {

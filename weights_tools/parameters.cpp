@@ -131,7 +131,7 @@ void load_tensors(DeviceContext& context, const SafetensorsFile& file, const std
     const bool ignored = std::any_of(ignored_prefixes.begin(), ignored_prefixes.end(),
                                      [&](std::string_view prefix) { return stored.name.starts_with(prefix); });
     if (!ignored && !wanted.contains(stored.name)) {
-      unexpected.add(stored.name);
+      unexpected.add(quoted(stored.name));
     }
   }
   std::string differences;

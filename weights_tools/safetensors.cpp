@@ -62,16 +62,6 @@ std::string_view stored_name(DType dtype) {
   return "?";
 }
 
-// A string from a file, fit for one line of an error message.
-std::string quoted(std::string_view text) {
-  constexpr size_t kMost = 80;
-  std::string result = "\"";
-  for (const char c : text.substr(0, kMost)) {
-    result += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
-  }
-  return result + (text.size() > kMost ? "...\"" : "\"");
-}
-
 // Follows the parser through a header and accepts exactly
 //   {"name": {"dtype": "F32", "shape": [..], "data_offsets": [b, e]}, ..., "__metadata__": {"key": "value", ...}}.
 class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
@@ -224,6 +214,15 @@ std::vector<float> widen(const std::vector<std::byte>& bytes) {
 }
 
 }  // namespace
+
+std::string quoted(std::string_view text) {
+  constexpr size_t kMost = 80;
+  std::string result = "\"";
+  for (const char c : text.substr(0, kMost)) {
+    result += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+  }
+  return result + (text.size() > kMost ? "...\"" : "\"");
+}
 
 SafetensorsFile::SafetensorsFile(std::filesystem::path path) : path_(std::move(path)) {
   const std::string file = path_.string();

@@ -63,6 +63,9 @@ class SafetensorsFile {
   Metadata metadata_;
 };
 
+// A string from a file, quoted and fit for one line of an error message: control characters are masked, long ones cut.
+std::string quoted(std::string_view text);
+
 // A tensor to be written; `bytes` is called once, when its turn comes, so that not all tensors need to be on the host
 // at a time. It returns count * size_of(dtype) bytes.
 struct TensorSource {

@@ -308,9 +308,10 @@ void graph_build(Context&, const GraphParams& p, ConstData features_, const Grap
   for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
     for (int64_t e = begin; e < end; ++e) {
       const int32_t j = graph.columns[e];
-      const int32_t* row_end = graph.columns + graph.row_offsets[j + 1];
-      graph.transpose[e] = static_cast<int32_t>(
-          std::lower_bound(graph.columns + graph.row_offsets[j], row_end, static_cast<int32_t>(i)) - graph.columns);
+      const int32_t* first = graph.columns + graph.row_offsets[j];
+      const int32_t* last = graph.columns + graph.row_offsets[j + 1];
+      graph.transpose[e] =
+          static_cast<int32_t>(std::lower_bound(first, last, static_cast<int32_t>(i)) - graph.columns);
     }
   });
 }

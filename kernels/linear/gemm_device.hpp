@@ -1,11 +1,21 @@
-// A tiled float32 matrix product for CUDA kernels, C[m, n] = sum over k of A[m, k] B[k, n], where what A and B are is told
-// by the kernel that includes this: linear takes plain matrices, conv3d gathers voxels (implicit GEMM).
+// A tiled float32 matrix product for CUDA, C[m, n] = sum over k of A[m, k] B[k, n], where A and B are whatever the operand
+// types say: linear takes plain matrices, conv3d gathers voxels (implicit GEMM).
+//
+// An operand has
+//   begin_block(piece)     called once by all threads of a block; `piece` numbers independent products in one launch
+//   rows, depth            its extent in this piece (for B: the columns of C)
+//   Line, line(row)        what a thread keeps about a row, or about four of them
+//   load(line, k)          four consecutive k of the row, or depth k of four consecutive rows; zeros beyond the end
+//   Loader<rows, threads>  which of the two it is
+// and A also target_row(row), the row of C's memory.
 //
 // A block computes a tile of 128 x 32 or 128 x 64 of C; each thread 8 x 4 of it in registers. Slices of 16 of the depth k
 // go through shared memory; the next slice is fetched to registers while the present one is used. A product with few
 // tiles and a long depth is split over k into partial sums that finish_kernel adds in order, so that the result does not
 // depend on which block runs first.
 #pragma once
+
+#include <algorithm>
 
 #include "base/size.hpp"
 #include "kernels/context/context.hpp"
@@ -41,6 +51,11 @@ VESAL_DEVICE inline float4 load_up_to_4(const float* p, int count, bool aligned)
   return value;
 }
 
+template <int kRows, int kThreads, class Operand>
+struct LoaderByDepth;
+template <int kRows, int kThreads, class Operand>
+struct LoaderByRow;
+
 // ---- Plain matrices as operands. `aligned`: base and row stride are multiples of 16 bytes. ----
 
 // Element (row, k) at p[row * stride + k]: four consecutive k at once.
@@ -51,9 +66,13 @@ struct MatrixByDepth {
   int depth;
   bool aligned;
 
+  template <int kRows, int kThreads>
+  using Loader = LoaderByDepth<kRows, kThreads, MatrixByDepth>;
   struct Line {
     const float* p;
   };
+  VESAL_DEVICE void begin_block(int) {}
+  VESAL_DEVICE int64_t target_row(int64_t row) const { return row; }
   VESAL_DEVICE Line line(int64_t row) const { return {row < rows ? p + row * stride : nullptr}; }
   VESAL_DEVICE float4 load(const Line& line, int k) const {
     return line.p == nullptr ? zero4() : load_up_to_4(line.p + k, depth - k, aligned);
@@ -68,10 +87,14 @@ struct MatrixByRow {
   int depth;
   bool aligned;
 
+  template <int kRows, int kThreads>
+  using Loader = LoaderByRow<kRows, kThreads, MatrixByRow>;
   struct Line {
     const float* p;
     int count;
   };
+  VESAL_DEVICE void begin_block(int) {}
+  VESAL_DEVICE int64_t target_row(int64_t row) const { return row; }
   VESAL_DEVICE Line line(int64_t row) const {
     return {p + row, row < rows ? static_cast<int>(min(rows - row, int64_t{4})) : 0};
   }
@@ -281,28 +304,102 @@ VESAL_KERNEL void column_sum_kernel(const float* x, int64_t rows, int64_t column
   }
 }
 
+// The depth of one part of a split product, a multiple of the slice.
+VESAL_DEVICE inline int split_depth(int depth, int splits) {
+  return ((depth + splits - 1) / splits + kTileK - 1) / kTileK * kTileK;
+}
+
+// One tile of C, or of the partial sum of one part of the depth. grid (row tiles, column tiles, pieces * splits).
+template <int kTileN, class A, class B>
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>)
+    product_kernel(A a, B b, int splits, int64_t split_stride, Epilogue epilogue) {
+  const int piece = static_cast<int>(blockIdx.z) / splits;
+  const int split = static_cast<int>(blockIdx.z) % splits;
+  a.begin_block(piece);
+  b.begin_block(piece);
+  const int64_t first_row = int64_t{blockIdx.x} * kTileM;
+  const int64_t first_column = int64_t{blockIdx.y} * kTileN;
+  if (first_row >= a.rows) {
+    return;  // pieces differ in size
+  }
+  typename A::template Loader<kTileM, kGemmThreads<kTileN>> loader_a;
+  typename B::template Loader<kTileN, kGemmThreads<kTileN>> loader_b;
+  TileProduct<kTileN> product;
+  const int part = split_depth(a.depth, splits);
+  product.compute(loader_a, loader_b, a, b, first_row, first_column, split * part, min(split * part + part, a.depth));
+  epilogue.out += split * split_stride;
+  const int thread = static_cast<int>(threadIdx.x);
+  VESAL_UNROLL
+  for (int r = 0; r < kThreadM; ++r) {
+    const int64_t row = first_row + product.row(thread, r);
+    if (row < a.rows) {
+      const int64_t target = a.target_row(row);
+      VESAL_UNROLL
+      for (int c = 0; c < kThreadN; ++c) {
+        const int64_t column = first_column + product.column(thread, c);
+        if (column < b.rows) {
+          epilogue.store(target, column, product.values[r][c]);
+        }
+      }
+    }
+  }
+}
+
 // ---- Host side ----
 
 inline bool aligned16(const void* pointer, int64_t stride) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % 4 == 0;
 }
 
-// In how many parts the depth is cut: enough to fill a GPU with blocks, each at least 128 deep. From the sizes only, so
-// that results do not depend on the GPU.
-inline int split_count(int64_t blocks, int64_t depth) {
-  const int64_t wanted = std::min(ceil_div(256, std::max<int64_t>(blocks, 1)), ceil_div(depth, 128));
-  return static_cast<int>(std::clamp<int64_t>(wanted, 1, 128));
-}
+// A product of `rows` x `columns` in each of `pieces`, with a depth of at most `depth`; `count` elements in all of C.
+struct ProductSize {
+  int64_t rows, columns, depth, count;
+  int pieces = 1;
 
-// The depth of one part, a multiple of the slice.
-VESAL_DEVICE inline int split_depth(int depth, int splits) {
-  return ((depth + splits - 1) / splits + kTileK - 1) / kTileK * kTileK;
-}
+  int64_t tile_columns() const { return columns <= 32 ? 32 : 64; }
+  // In how many parts the depth is cut: enough to fill a GPU with blocks, each part at least 128 deep. From the sizes
+  // only, so that results do not depend on the GPU.
+  int splits() const {
+    const int64_t blocks = std::max<int64_t>(1, ceil_div(rows, kTileM) * ceil_div(columns, tile_columns()) * pieces);
+    return static_cast<int>(std::clamp<int64_t>(std::min(ceil_div(256, blocks), ceil_div(depth, 128)), 1, 128));
+  }
+  // Room for the partial sums.
+  size_t workspace_bytes() const {
+    return splits() > 1 ? static_cast<size_t>(splits() * count) * sizeof(float) : 0;
+  }
+};
 
 inline void finish(Context& context, const float* partials, int splits, int64_t count, int64_t columns, const float* bias,
                    Activation activation, GradMode mode, float* out, float* pre_activation) {
   launch(context.stream(), {.grid = ceil_div(count, kFinishThreads), .block = kFinishThreads}, finish_kernel, partials,
          splits, count, static_cast<int>(columns), bias, activation, mode, out, pre_activation);
+}
+
+// Runs the product; `partials` holds size.workspace_bytes(). A bias needs C with consecutive columns.
+template <class A, class B>
+void launch_product(Context& context, const ProductSize& size, const A& a, const B& b, const Epilogue& epilogue,
+                    float* partials) {
+  const int splits = size.splits();
+  Epilogue first = epilogue;
+  if (splits > 1) {
+    first.out = partials;
+    first.bias = nullptr;
+    first.pre_activation = nullptr;
+    first.activation = Activation::none;
+    first.mode = GradMode::overwrite;
+  }
+  const Dim3 grid{ceil_div(size.rows, kTileM), ceil_div(size.columns, size.tile_columns()), size.pieces * splits};
+  if (size.tile_columns() == 32) {
+    launch(context.stream(), {.grid = grid, .block = kGemmThreads<32>}, product_kernel<32, A, B>, a, b, splits,
+           size.count, first);
+  } else {
+    launch(context.stream(), {.grid = grid, .block = kGemmThreads<64>}, product_kernel<64, A, B>, a, b, splits,
+           size.count, first);
+  }
+  if (splits > 1) {
+    finish(context, partials, splits, size.count, size.columns, epilogue.bias, epilogue.activation, epilogue.mode,
+           epilogue.out, epilogue.pre_activation);
+  }
 }
 
 inline int column_slabs(int64_t rows) { return static_cast<int>(std::clamp<int64_t>(rows / 1024, 1, 256)); }

@@ -39,7 +39,7 @@ struct OptimizerTables {
 };
 
 size_t gradient_norm_workspace_bytes(Context& context, const OptimizerTables& tables);
-// norm [1] = sqrt of the sum of squares of all gradients (float32 partial sums per chunk, added in chunk order in double).
+// norm [1] = sqrt of the sum of squares of all gradients (float32 partial sums per chunk, added in double in a fixed order).
 void gradient_norm(Context& context, const OptimizerTables& tables, float* norm, Workspace workspace);
 
 struct AdamWParams {

@@ -1,6 +1,8 @@
 // Resizing channels-last volumes to a given extent.
 // trilinear: PyTorch's interpolate(mode="trilinear", align_corners=False): source = (i + 0.5) * in / out - 0.5, clamped.
 // nearest:   PyTorch's mode="nearest": source = floor(i * in / out).
+// Positions are computed in whole numbers, PyTorch's in float32: trilinear values agree to rounding; where i * in / out
+// is whole, PyTorch's nearest may pick the voxel before for a few pairs of extents.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +13,7 @@ namespace vesal::kernels {
 
 enum class Interpolation { trilinear, nearest };
 
+// Extents are 1 to 32767.
 struct ResizeParams {
   int64_t n = 1;
   int64_t d = 1, h = 1, w = 1;

@@ -1,8 +1,9 @@
-// CUDA's device language for the emulator: what a kernel names without declaring it, and launch(). Included by
-// device.hpp when the compiler is not nvcc. Kernels live in namespace vesal::kernels::simt and find all of it there.
+// CUDA's device language for the emulator: what a kernel names without declaring it, and launch(). Included
+// by device.hpp when the compiler is not nvcc. Kernels live in namespace vesal::kernels::simt and find all of
+// it there.
 //
-// Each thread of a block is a fiber that runs until it has to wait: at a block barrier, or in a warp operation until
-// every lane of its mask has arrived. docs/simt.md says what is checked and what cannot be.
+// Each thread of a block is a fiber that runs until it has to wait: at a block barrier, or in a warp
+// operation until every lane of its mask has arrived. docs/simt.md says what is checked and what cannot be.
 //
 // Overloads follow CUDA's headers on purpose: a call that is ambiguous there shall not compile here.
 #pragma once
@@ -67,8 +68,8 @@ inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; 
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 // ---- Where a thread is ----
-// Constant for the life of a kernel thread, so that a compiler may keep them in registers. The engine sets them before
-// it resumes a fiber; it sees them as the variables vesal_simt_* of the same storage.
+// Constant for the life of a kernel thread, so that a compiler may keep them in registers. The engine sets
+// them before it resumes a fiber; it sees them as the variables vesal_simt_* of the same storage.
 
 extern constinit thread_local const uint3 threadIdx __asm__("vesal_simt_thread_index");
 extern constinit thread_local const uint3 blockIdx __asm__("vesal_simt_block_index");
@@ -114,7 +115,8 @@ enum class WarpOp {
   reduce_or,
   reduce_xor,
 };
-// Waits for the lanes of `mask`, then returns this lane's share of the result. `bytes` is the size of a shuffled value.
+// Waits for the lanes of `mask`, then returns this lane's share of the result. `bytes` is the size of a
+// shuffled value.
 uint64_t warp_operation(WarpOp op, unsigned mask, uint64_t value, unsigned bytes, int operand, int width,
                         const Location& where);
 
@@ -130,8 +132,8 @@ void run(const LaunchConfig& config, void (*run_thread)(const void* call), const
 template <class T>
 inline constexpr bool kIsShuffled =
     std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, long> ||
-    std::is_same_v<T, unsigned long> || std::is_same_v<T, long long> || std::is_same_v<T, unsigned long long> ||
-    std::is_same_v<T, float> || std::is_same_v<T, double>;
+    std::is_same_v<T, unsigned long> || std::is_same_v<T, long long> ||
+    std::is_same_v<T, unsigned long long> || std::is_same_v<T, float> || std::is_same_v<T, double>;
 
 template <class T>
 T shuffle(WarpOp op, unsigned mask, T value, int operand, int width, const Location& where) {
@@ -184,7 +186,8 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32,
   return engine::shuffle(engine::WarpOp::shuffle_xor, mask, value, lane_mask, width, where);
 }
 
-inline unsigned __ballot_sync(unsigned mask, int predicate, engine::Location where = engine::Location::current()) {
+inline unsigned __ballot_sync(unsigned mask, int predicate,
+                              engine::Location where = engine::Location::current()) {
   return static_cast<unsigned>(
       engine::warp_operation(engine::WarpOp::ballot, mask, predicate != 0, 4, 0, 32, where));
 }
@@ -197,37 +200,44 @@ inline int __all_sync(unsigned mask, int predicate, engine::Location where = eng
 
 template <class T>
 unsigned __match_any_sync(unsigned mask, T value, engine::Location where = engine::Location::current()) {
-  return static_cast<unsigned>(engine::shuffle(engine::WarpOp::match_any, mask,
-                                               static_cast<unsigned long long>(
-                                                   std::bit_cast<std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>(value)),
-                                               0, 32, where));
+  return static_cast<unsigned>(
+      engine::shuffle(engine::WarpOp::match_any, mask,
+                      static_cast<unsigned long long>(
+                          std::bit_cast<std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>(value)),
+                      0, 32, where));
 }
 
-inline unsigned __reduce_add_sync(unsigned mask, unsigned value, engine::Location where = engine::Location::current()) {
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value,
+                                  engine::Location where = engine::Location::current()) {
   return engine::shuffle(engine::WarpOp::reduce_add, mask, value, 0, 32, where);
 }
 inline int __reduce_add_sync(unsigned mask, int value, engine::Location where = engine::Location::current()) {
   return engine::shuffle(engine::WarpOp::reduce_add, mask, value, 0, 32, where);
 }
-inline unsigned __reduce_min_sync(unsigned mask, unsigned value, engine::Location where = engine::Location::current()) {
+inline unsigned __reduce_min_sync(unsigned mask, unsigned value,
+                                  engine::Location where = engine::Location::current()) {
   return engine::shuffle(engine::WarpOp::reduce_umin, mask, value, 0, 32, where);
 }
 inline int __reduce_min_sync(unsigned mask, int value, engine::Location where = engine::Location::current()) {
   return engine::shuffle(engine::WarpOp::reduce_min, mask, value, 0, 32, where);
 }
-inline unsigned __reduce_max_sync(unsigned mask, unsigned value, engine::Location where = engine::Location::current()) {
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value,
+                                  engine::Location where = engine::Location::current()) {
   return engine::shuffle(engine::WarpOp::reduce_umax, mask, value, 0, 32, where);
 }
 inline int __reduce_max_sync(unsigned mask, int value, engine::Location where = engine::Location::current()) {
   return engine::shuffle(engine::WarpOp::reduce_max, mask, value, 0, 32, where);
 }
-inline unsigned __reduce_and_sync(unsigned mask, unsigned value, engine::Location where = engine::Location::current()) {
+inline unsigned __reduce_and_sync(unsigned mask, unsigned value,
+                                  engine::Location where = engine::Location::current()) {
   return engine::shuffle(engine::WarpOp::reduce_and, mask, value, 0, 32, where);
 }
-inline unsigned __reduce_or_sync(unsigned mask, unsigned value, engine::Location where = engine::Location::current()) {
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value,
+                                 engine::Location where = engine::Location::current()) {
   return engine::shuffle(engine::WarpOp::reduce_or, mask, value, 0, 32, where);
 }
-inline unsigned __reduce_xor_sync(unsigned mask, unsigned value, engine::Location where = engine::Location::current()) {
+inline unsigned __reduce_xor_sync(unsigned mask, unsigned value,
+                                  engine::Location where = engine::Location::current()) {
   return engine::shuffle(engine::WarpOp::reduce_xor, mask, value, 0, 32, where);
 }
 
@@ -272,32 +282,31 @@ T atomic_update(T* address, Next next) {
 
 }  // namespace engine
 
-#define VESAL_SIMT_INTEGER_ATOMICS(T)                                                        \
-  inline T atomicAdd(T* address, T value) {                                                  \
-    return std::atomic_ref<T>(*address).fetch_add(value, std::memory_order_relaxed);         \
-  }                                                                                          \
-  inline T atomicAnd(T* address, T value) {                                                  \
-    return std::atomic_ref<T>(*address).fetch_and(value, std::memory_order_relaxed);         \
-  }                                                                                          \
-  inline T atomicOr(T* address, T value) {                                                   \
-    return std::atomic_ref<T>(*address).fetch_or(value, std::memory_order_relaxed);          \
-  }                                                                                          \
-  inline T atomicXor(T* address, T value) {                                                  \
-    return std::atomic_ref<T>(*address).fetch_xor(value, std::memory_order_relaxed);         \
-  }                                                                                          \
-  inline T atomicExch(T* address, T value) {                                                 \
-    return std::atomic_ref<T>(*address).exchange(value, std::memory_order_relaxed);          \
-  }                                                                                          \
-  inline T atomicMin(T* address, T value) {                                                  \
-    return engine::atomic_update(address, [=](T old) { return value < old ? value : old; }); \
-  }                                                                                          \
-  inline T atomicMax(T* address, T value) {                                                  \
-    return engine::atomic_update(address, [=](T old) { return value > old ? value : old; }); \
-  }                                                                                          \
-  inline T atomicCAS(T* address, T expected, T value) {                                      \
-    std::atomic_ref<T>(*address).compare_exchange_strong(expected, value,                    \
-                                                         std::memory_order_relaxed);         \
-    return expected;                                                                         \
+#define VESAL_SIMT_INTEGER_ATOMICS(T)                                                                 \
+  inline T atomicAdd(T* address, T value) {                                                           \
+    return std::atomic_ref<T>(*address).fetch_add(value, std::memory_order_relaxed);                  \
+  }                                                                                                   \
+  inline T atomicAnd(T* address, T value) {                                                           \
+    return std::atomic_ref<T>(*address).fetch_and(value, std::memory_order_relaxed);                  \
+  }                                                                                                   \
+  inline T atomicOr(T* address, T value) {                                                            \
+    return std::atomic_ref<T>(*address).fetch_or(value, std::memory_order_relaxed);                   \
+  }                                                                                                   \
+  inline T atomicXor(T* address, T value) {                                                           \
+    return std::atomic_ref<T>(*address).fetch_xor(value, std::memory_order_relaxed);                  \
+  }                                                                                                   \
+  inline T atomicExch(T* address, T value) {                                                          \
+    return std::atomic_ref<T>(*address).exchange(value, std::memory_order_relaxed);                   \
+  }                                                                                                   \
+  inline T atomicMin(T* address, T value) {                                                           \
+    return engine::atomic_update(address, [=](T old) { return value < old ? value : old; });          \
+  }                                                                                                   \
+  inline T atomicMax(T* address, T value) {                                                           \
+    return engine::atomic_update(address, [=](T old) { return value > old ? value : old; });          \
+  }                                                                                                   \
+  inline T atomicCAS(T* address, T expected, T value) {                                               \
+    std::atomic_ref<T>(*address).compare_exchange_strong(expected, value, std::memory_order_relaxed); \
+    return expected;                                                                                  \
   }
 VESAL_SIMT_INTEGER_ATOMICS(int)
 VESAL_SIMT_INTEGER_ATOMICS(unsigned)
@@ -320,9 +329,13 @@ inline float atomicAdd(float* address, float value) {
 
 // ---- Arithmetic ----
 
-#define VESAL_SIMT_MIN_MAX(R, A, B)                                                                              \
-  inline R min(A a, B b) { return static_cast<R>(a) < static_cast<R>(b) ? static_cast<R>(a) : static_cast<R>(b); } \
-  inline R max(A a, B b) { return static_cast<R>(a) > static_cast<R>(b) ? static_cast<R>(a) : static_cast<R>(b); }
+#define VESAL_SIMT_MIN_MAX(R, A, B)                                                       \
+  inline R min(A a, B b) {                                                                \
+    return static_cast<R>(a) < static_cast<R>(b) ? static_cast<R>(a) : static_cast<R>(b); \
+  }                                                                                       \
+  inline R max(A a, B b) {                                                                \
+    return static_cast<R>(a) > static_cast<R>(b) ? static_cast<R>(a) : static_cast<R>(b); \
+  }
 VESAL_SIMT_MIN_MAX(int, int, int)
 VESAL_SIMT_MIN_MAX(unsigned, unsigned, unsigned)
 VESAL_SIMT_MIN_MAX(unsigned, int, unsigned)
@@ -383,13 +396,15 @@ inline int __mulhi(int a, int b) { return static_cast<int>((static_cast<int64_t>
 
 // ---- Launch ----
 
-// Runs the kernel to its end; the stream is ignored. Arguments are converted and copied once, as hardware does. Pointer
-// arguments must be null or device memory; pointers inside structs cannot be seen and are not checked.
+// Runs the kernel to its end; the stream is ignored. Arguments are converted and copied once, as hardware
+// does. Pointer arguments must be null or device memory; pointers inside structs cannot be seen and are not
+// checked.
 template <class... Params, class... Args>
 void launch(StreamHandle, const LaunchConfig& config, void (*kernel)(Params...), Args&&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args), "launch: wrong number of kernel arguments");
   static_assert((std::is_trivially_copyable_v<Params> && ...), "launch: kernel arguments are plain data");
-  static_assert((sizeof(Params) + ... + 0) <= kMaxArgumentBytes, "launch: more than 4096 bytes of kernel arguments");
+  static_assert((sizeof(Params) + ... + 0) <= kMaxArgumentBytes,
+                "launch: more than 4096 bytes of kernel arguments");
   struct Call {
     void (*kernel)(Params...);
     std::tuple<Params...> values;

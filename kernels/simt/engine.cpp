@@ -24,6 +24,11 @@ constinit thread_local uint3 grid_size{};
 
 namespace {
 
+// Unwinds the thread that failed up to fiber_main, so that nothing it holds is lost; it never crosses a
+// switch. The other fibers of the block are abandoned where they wait, in frames of the engine and of the
+// kernel that own nothing.
+struct Failure {};
+
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
 constexpr uint32_t bit(int lane) { return uint32_t{1} << lane; }
@@ -220,12 +225,13 @@ void Engine::run_block(uint3 block) {
     throw SimtError(error_kind_, error_);
   }
   if (const std::string damage = arena_.damage(); !damage.empty()) {
-    throw SimtError(ErrorKind::out_of_bounds_shared, concat(describe(*config_), ": block (", block.x, ", ", block.y,
-                                                            ", ", block.z, "): ", damage));
+    throw SimtError(ErrorKind::out_of_bounds_shared, concat(describe(*config_), ": block (", block.x, ", ",
+                                                            block.y, ", ", block.z, "): ", damage));
   }
 }
 
-// A fiber runs thread after thread as long as the next one is new; it ends where it would have to resume another fiber.
+// A fiber runs thread after thread as long as the next one is new; it ends where it would have to resume
+// another fiber.
 void Engine::fiber_main() {
   Engine& self = *current();
 #if VESAL_SIMT_ASAN
@@ -238,21 +244,20 @@ void Engine::fiber_main() {
   }
 #endif
   for (;;) {
-    std::string exception;
-    bool thrown = false;
+    int next = -1;
     try {
       self.run_thread_(self.call_);
+      next = self.finish_thread();
+    } catch (const Failure&) {
+      // fail() has recorded it
     } catch (const std::exception& error) {
-      thrown = true;
-      exception = error.what();
+      self.record(ErrorKind::kernel_exception, concat("an exception left the kernel: ", error.what()));
     } catch (...) {
-      thrown = true;
-      exception = "of a type that is no std::exception";
+      self.record(ErrorKind::kernel_exception, "an exception that is no std::exception left the kernel");
     }
-    if (thrown) {
-      self.fail(ErrorKind::kernel_exception, concat("an exception left the kernel: ", exception));
+    if (self.failed_) {
+      self.leave_to_host();
     }
-    const int next = self.finish_thread();
     Thread& ended = self.threads_[static_cast<size_t>(self.current_)];
     Fiber* const fiber = std::exchange(ended.fiber, nullptr);
     if (next >= 0 && self.threads_[static_cast<size_t>(next)].fiber == nullptr) {
@@ -382,13 +387,16 @@ void Engine::leave_to_host() {
   switch_context(unused, host_);
 }
 
-void Engine::fail(ErrorKind kind, const std::string& message) {
+void Engine::record(ErrorKind kind, const std::string& message) {
   failed_ = true;
   error_kind_ = kind;
   error_ = concat(describe(*config_), ": block (", block_.x, ", ", block_.y, ", ", block_.z, "), thread ",
                   name_of_thread(current_), ": ", message);
-  leave_to_host();
-  std::terminate();  // nobody resumes an abandoned fiber
+}
+
+void Engine::fail(ErrorKind kind, const std::string& message) {
+  record(kind, message);
+  throw Failure{};
 }
 
 int Engine::finish_thread() {
@@ -400,9 +408,10 @@ int Engine::finish_thread() {
   for_each_lane(w.waiting, [&](int other) {
     const Thread& thread = threads_[static_cast<size_t>(warp * kWarpSize + other)];
     if ((thread.request.mask & bit(lane)) != 0) {
-      fail(ErrorKind::exited_lane, concat("it returned, but thread ", name_of_thread(warp * kWarpSize + other),
-                                          " waits for it in ", name_of(thread.request.op), " with mask ",
-                                          hex(thread.request.mask), " (", place(thread.where), ")"));
+      fail(ErrorKind::exited_lane,
+           concat("it returned, but thread ", name_of_thread(warp * kWarpSize + other), " waits for it in ",
+                  name_of(thread.request.op), " with mask ", hex(thread.request.mask), " (",
+                  place(thread.where), ")"));
     }
   });
   if (live_ == 0) {
@@ -429,9 +438,9 @@ int Engine::block_barrier(engine::Barrier kind, bool predicate, const engine::Lo
   } else if (kind != barrier_kind_ || !same_place(where, barrier_where_)) {
     const bool same_kind = kind == barrier_kind_;
     fail(same_kind ? ErrorKind::divergent_barrier : ErrorKind::operation_mismatch,
-         concat("it waits in ", name_of(kind), " at ", place(where), " while thread ", name_of_thread(barrier_thread_),
-                " waits in ", name_of(barrier_kind_), " at ", place(barrier_where_),
-                "; all threads of a block must reach the same barrier"));
+         concat("it waits in ", name_of(kind), " at ", place(where), " while thread ",
+                name_of_thread(barrier_thread_), " waits in ", name_of(barrier_kind_), " at ",
+                place(barrier_where_), "; all threads of a block must reach the same barrier"));
   }
   warps_[static_cast<size_t>(current_ / kWarpSize)].at_barrier |= bit(current_ % kWarpSize);
   ++arrived_;
@@ -458,8 +467,8 @@ void Engine::release_barrier() {
   }
   if (live_ < thread_count_ && !warned_exited_) {
     warned_exited_ = true;
-    add_warning(concat(describe(*config_), ": block (", block_.x, ", ", block_.y, ", ", block_.z, "): ",
-                       thread_count_ - live_, " of ", thread_count_, " threads returned before the ",
+    add_warning(concat(describe(*config_), ": block (", block_.x, ", ", block_.y, ", ", block_.z,
+                       "): ", thread_count_ - live_, " of ", thread_count_, " threads returned before the ",
                        name_of(barrier_kind_), " at ", place(barrier_where_),
                        " that the others wait in; hardware before compute capability 7.0 hangs here"));
   }
@@ -485,15 +494,16 @@ uint64_t Engine::warp_operation(engine::WarpOp op, unsigned mask, uint64_t value
     fail(ErrorKind::mask_mismatch, concat("it calls ", call(), ", which leaves its own lane ", lane, " out"));
   }
   if ((mask & ~w.existing) != 0) {
-    fail(ErrorKind::inactive_lane, concat("it calls ", call(), ", but its warp has only ",
-                                          std::popcount(w.existing), " lanes"));
+    fail(ErrorKind::inactive_lane,
+         concat("it calls ", call(), ", but its warp has only ", std::popcount(w.existing), " lanes"));
   }
   if ((mask & w.exited) != 0) {
     fail(ErrorKind::exited_lane,
          concat("it calls ", call(), ", but ", name_of_lanes(warp, mask & w.exited), " have returned"));
   }
   if (width < 1 || width > kWarpSize || (width & (width - 1)) != 0) {
-    fail(ErrorKind::bad_argument, concat("it calls ", call(), ", width ", width, ": expected 1, 2, 4, 8, 16 or 32"));
+    fail(ErrorKind::bad_argument,
+         concat("it calls ", call(), ", width ", width, ": expected 1, 2, 4, 8, 16 or 32"));
   }
   w.waiting |= bit(lane);
   uint32_t same = bit(lane);
@@ -502,11 +512,12 @@ uint64_t Engine::warp_operation(engine::WarpOp op, unsigned mask, uint64_t value
     const bool matches = peer.request.op == op && peer.request.bytes == bytes;
     if (peer.request.mask == mask && matches) {
       same |= bit(other);
-    } else if ((peer.request.mask & bit(lane)) != 0) {  // each waits for the other: this can never be resolved
+    } else if ((peer.request.mask & bit(lane)) !=
+               0) {  // each waits for the other: this can never be resolved
       fail(peer.request.mask == mask ? ErrorKind::operation_mismatch : ErrorKind::mask_mismatch,
-           concat("it calls ", call(), ", but thread ", name_of_thread(warp * kWarpSize + other), " waits for it in ",
-                  name_of(peer.request.op), " of ", peer.request.bytes, " bytes with mask ", hex(peer.request.mask),
-                  " at ", place(peer.where)));
+           concat("it calls ", call(), ", but thread ", name_of_thread(warp * kWarpSize + other),
+                  " waits for it in ", name_of(peer.request.op), " of ", peer.request.bytes,
+                  " bytes with mask ", hex(peer.request.mask), " at ", place(peer.where)));
     }
   });
   if (same == mask) {
@@ -516,8 +527,8 @@ uint64_t Engine::warp_operation(engine::WarpOp op, unsigned mask, uint64_t value
   return thread.request.result;
 }
 
-// Computes every lane's result at once: a lane that goes on early may ask for the next operation before the others
-// have looked at this one's values.
+// Computes every lane's result at once: a lane that goes on early may ask for the next operation before the
+// others have looked at this one's values.
 void Engine::release_warp(int warp, uint32_t mask) {
   using engine::WarpOp;
   Warp& w = warps_[static_cast<size_t>(warp)];
@@ -549,8 +560,8 @@ void Engine::release_warp(int warp, uint32_t mask) {
         }
         if ((mask & bit(source)) == 0) {
           fail(ErrorKind::inactive_lane,
-               concat("thread ", name_of_thread(warp * kWarpSize + lane), " reads lane ", source, " in ", name_of(op),
-                      " at ", place(lanes[lane].where), ", which is not in mask ", hex(mask)));
+               concat("thread ", name_of_thread(warp * kWarpSize + lane), " reads lane ", source, " in ",
+                      name_of(op), " at ", place(lanes[lane].where), ", which is not in mask ", hex(mask)));
         }
         request.result = lanes[source].request.value;
       });
@@ -608,7 +619,8 @@ void* Engine::static_shared(const engine::SharedSite& site) {
   return found;
 }
 
-// Nobody is ready. Masks that differ among waiting lanes are the usual cause, a barrier in a branch the other.
+// Nobody is ready. Masks that differ among waiting lanes are the usual cause, a barrier in a branch the
+// other.
 void Engine::report_stall() {
   bool masks_differ = false;
   for (int warp = 0; warp < warp_count_; ++warp) {

@@ -1,5 +1,5 @@
-// Runs the blocks of a launch, one block at a time: a fiber for each thread, a scheduler, and the bookkeeping that tells
-// a legal wait from one that never ends.
+// Runs the blocks of a launch, one block at a time: a fiber for each thread, a scheduler, and the bookkeeping
+// that tells a legal wait from one that never ends.
 #pragma once
 
 #include <array>
@@ -28,8 +28,8 @@ class Engine {
   void* static_shared(const engine::SharedSite& site);
   void* dynamic_shared() { return arena_.dynamic(); }
   int block_barrier(engine::Barrier kind, bool predicate, const engine::Location& where);
-  uint64_t warp_operation(engine::WarpOp op, unsigned mask, uint64_t value, unsigned bytes, int operand, int width,
-                          const engine::Location& where);
+  uint64_t warp_operation(engine::WarpOp op, unsigned mask, uint64_t value, unsigned bytes, int operand,
+                          int width, const engine::Location& where);
   void yield();
 
   // The engine that runs on this host thread, null outside launches.
@@ -91,7 +91,8 @@ class Engine {
   void release_barrier();
   void release_warp(int warp, uint32_t mask);
   void report_stall();
-  // Records the error and leaves the block; does not return. Never called on the host's stack.
+  void record(ErrorKind kind, const std::string& message);
+  // Records the error and unwinds the running thread, which ends the block. Never called on the host's stack.
   [[noreturn]] void fail(ErrorKind kind, const std::string& message);
 
   Fiber* take_fiber();

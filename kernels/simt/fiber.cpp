@@ -12,8 +12,9 @@
 extern "C" void vesal_simt_switch(void** save, void* load);
 
 #if defined(__x86_64__)
-// System V: rbx, rbp, r12 to r15 and the stack pointer survive a call. The switch ends in an indirect jump, which the
-// processor predicts by target, not in a return, which it would predict from the other fiber's calls.
+// System V: rbx, rbp, r12 to r15 and the stack pointer survive a call. The switch ends in an indirect jump,
+// which the processor predicts by target, not in a return, which it would predict from the other fiber's
+// calls.
 __asm__(R"(
 .text
 .p2align 4
@@ -134,8 +135,8 @@ void switch_context(Context& from, Context& to) { swapcontext(&from.state, &to.s
 void Stack::prepare(Context& context, void (*entry)()) {
   unsigned char* top = bottom_ + kStackBytes - offset_;
 #if defined(__x86_64__)
-  // Six registers, the entry point, and a null return address: at the entry point the stack pointer is 8 modulo 16,
-  // as after a call; sanitizers crash while reporting if it is not.
+  // Six registers, the entry point, and a null return address: at the entry point the stack pointer is 8
+  // modulo 16, as after a call; sanitizers crash while reporting if it is not.
   auto* frame = reinterpret_cast<void**>(top - 80);
   for (int i = 0; i < 10; ++i) {
     frame[i] = nullptr;

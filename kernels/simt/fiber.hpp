@@ -1,5 +1,6 @@
 // Fibers: stacks of their own, and a switch between them that saves only what a function call must preserve.
-// The floating-point control words are deliberately not part of a fiber: a kernel rounds as its launching thread does.
+// The floating-point control words are deliberately not part of a fiber: a kernel rounds as its launching
+// thread does.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +29,8 @@ struct Context {
 // A stack with an inaccessible page below it.
 class Stack {
  public:
-  // `index` staggers where the used part begins: stacks whose hot lines share cache sets would evict each other.
+  // `index` staggers where the used part begins: stacks whose hot lines share cache sets would evict each
+  // other.
   explicit Stack(size_t index);
   ~Stack();
   Stack(const Stack&) = delete;

@@ -42,7 +42,8 @@ EnginePool& pool() {
   return *instance;
 }
 
-// A permutation of [0, count) without a table: step -> (start + step * stride) mod count, the stride prime to count.
+// A permutation of [0, count) without a table: step -> (start + step * stride) mod count, the stride prime to
+// count.
 class BlockOrder {
  public:
   BlockOrder(const Settings& settings, uint64_t count) : schedule_(settings.schedule), count_(count) {
@@ -86,13 +87,17 @@ void check_pointer_argument(const LaunchConfig& config, int index, const void* p
 }
 
 void run(const LaunchConfig& config, void (*run_thread)(const void*), const void* call) {
+  check<DeviceError>(Engine::current() == nullptr, "simt: ", describe(config),
+                     ": kernels cannot launch kernels");
   const Settings settings = current_settings();
   if (const char* broken = broken_launch_limit(config)) {
-    throw SimtError(ErrorKind::launch_limit, concat(describe(config), ": ", broken, " (", sizes(config), ")"));
+    throw SimtError(ErrorKind::launch_limit,
+                    concat(describe(config), ": ", broken, " (", sizes(config), ")"));
   }
   if (static_cast<size_t>(config.shared_bytes.value) > settings.limits.total_shared) {
-    throw SimtError(ErrorKind::shared_limit, concat(describe(config), ": more dynamic shared memory than ",
-                                                    settings.limits.total_shared, " bytes (", sizes(config), ")"));
+    throw SimtError(ErrorKind::shared_limit,
+                    concat(describe(config), ": more dynamic shared memory than ",
+                           settings.limits.total_shared, " bytes (", sizes(config), ")"));
   }
   if (is_empty(config)) {
     return;
@@ -115,7 +120,8 @@ void run(const LaunchConfig& config, void (*run_thread)(const void*), const void
       engine->begin_launch(config, run_thread, call);
       while (!stop.load(std::memory_order_relaxed) && (step = next_step.fetch_add(1)) < count) {
         const uint64_t block = order[step];
-        engine->run_block({static_cast<unsigned>(block % grid_x), static_cast<unsigned>(block / grid_x % grid_y),
+        engine->run_block({static_cast<unsigned>(block % grid_x),
+                           static_cast<unsigned>(block / grid_x % grid_y),
                            static_cast<unsigned>(block / (grid_x * grid_y))});
       }
     } catch (...) {
@@ -129,7 +135,8 @@ void run(const LaunchConfig& config, void (*run_thread)(const void*), const void
     pool().give_back(std::move(engine));
   };
 
-  const auto helpers = static_cast<size_t>(std::min<uint64_t>(static_cast<uint64_t>(settings.workers), count)) - 1;
+  const auto helpers =
+      static_cast<size_t>(std::min<uint64_t>(static_cast<uint64_t>(settings.workers), count)) - 1;
   std::vector<std::jthread> threads;
   threads.reserve(helpers);
   for (size_t i = 0; i < helpers; ++i) {

@@ -1,5 +1,6 @@
 // The shape of a kernel launch, spelled the same for both back ends:
-//   launch(ctx.stream(), {.grid = {blocks, channels}, .block = 256, .shared_bytes = bytes}, kernel, arguments...);
+//   launch(ctx.stream(), {.grid = {blocks, channels}, .block = 256, .shared_bytes = bytes}, kernel,
+//   arguments...);
 #pragma once
 
 #include <concepts>
@@ -84,8 +85,8 @@ constexpr const char* broken_launch_limit(const LaunchConfig& config) {
 
 // "grid 4 x 1 x 1, block 2048 x 1 x 1, 0 bytes of dynamic shared memory".
 inline std::string sizes(const LaunchConfig& config) {
-  return concat("grid ", config.grid.x, " x ", config.grid.y, " x ", config.grid.z, ", block ", config.block.x, " x ",
-                config.block.y, " x ", config.block.z, ", ", config.shared_bytes.value,
+  return concat("grid ", config.grid.x, " x ", config.grid.y, " x ", config.grid.z, ", block ",
+                config.block.x, " x ", config.block.y, " x ", config.block.z, ", ", config.shared_bytes.value,
                 " bytes of dynamic shared memory");
 }
 

@@ -1,4 +1,5 @@
-// In which order the emulator runs what a GPU would run at once. A correct kernel gives the same bits in every order.
+// In which order the emulator runs what a GPU would run at once. A correct kernel gives the same bits in
+// every order.
 #pragma once
 
 #include <cstddef>
@@ -14,13 +15,13 @@ enum class Schedule { forward, reverse, random };
 void set_schedule(Schedule schedule, uint64_t seed = 0);
 Schedule schedule();
 
-// Host threads that share the blocks of a launch; each block stays on one. Until the first call: the environment
-// variable VESAL_SIMT_WORKERS, else 1. Throws UsageError below 1 or above 256.
+// Host threads that share the blocks of a launch; each block stays on one. Until the first call: the
+// environment variable VESAL_SIMT_WORKERS, else 1. Throws UsageError below 1 or above 256.
 void set_workers(int workers);
 int workers();
 
-// Shared memory that a block may use, in bytes. The defaults are those of compute capability 8.6 and 8.9; total is
-// 163 KiB on 8.0 and 227 KiB on 9.0.
+// Shared memory that a block may use, in bytes. The defaults are those of compute capability 8.6 and 8.9;
+// total is 163 KiB on 8.0 and 227 KiB on 9.0.
 struct Limits {
   size_t static_shared = 48 * 1024;
   size_t total_shared = 99 * 1024;

@@ -19,17 +19,30 @@ template <class T>
 T parse_number(std::string_view text, const char* variable) {
   T value{};
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  check<UsageError>(error == std::errc() && end == text.data() + text.size() && !text.empty(), variable, ": found \"",
-                    text, "\", expected a number");
+  check<UsageError>(error == std::errc() && end == text.data() + text.size() && !text.empty(), variable,
+                    ": found \"", text, "\", expected a number");
   return value;
 }
 
 void check_workers(int workers) {
-  check<UsageError>(workers >= 1 && workers <= kMostWorkers, "simt workers: found ", workers, ", expected 1 to ",
-                    kMostWorkers);
+  check<UsageError>(workers >= 1 && workers <= kMostWorkers, "simt workers: found ", workers,
+                    ", expected 1 to ", kMostWorkers);
 }
 
-Settings from_environment() {
+struct Shared {
+  std::mutex mutex;
+  Settings settings = settings_from_environment();
+  std::deque<std::string> warnings;
+};
+
+Shared& shared() {
+  static Shared instance;
+  return instance;
+}
+
+}  // namespace
+
+Settings settings_from_environment() {
   Settings settings;
   if (const char* text = std::getenv("VESAL_SIMT_SCHEDULE")) {
     const std::string_view name = text;
@@ -50,19 +63,6 @@ Settings from_environment() {
   }
   return settings;
 }
-
-struct Shared {
-  std::mutex mutex;
-  Settings settings = from_environment();
-  std::deque<std::string> warnings;
-};
-
-Shared& shared() {
-  static Shared instance;
-  return instance;
-}
-
-}  // namespace
 
 Settings current_settings() {
   const std::lock_guard lock(shared().mutex);

@@ -15,6 +15,10 @@ struct Settings {
   Limits limits;
 };
 
+// The defaults, changed by VESAL_SIMT_SCHEDULE and VESAL_SIMT_WORKERS where they are set. Throws UsageError
+// for values that make no sense.
+Settings settings_from_environment();
+
 // A copy of the settings now in force.
 Settings current_settings();
 

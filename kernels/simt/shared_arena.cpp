@@ -12,7 +12,8 @@ namespace {
 constexpr size_t kRedZoneBytes = 64;
 constexpr size_t kMostSlots = 256;
 constexpr size_t kAlignment = 128;
-constexpr unsigned char kRedZonePattern[4] = {0xa5, 0xa5, 0xaf, 0x7f};  // a NaN, for kernels that only read it
+constexpr unsigned char kRedZonePattern[4] = {0xa5, 0xa5, 0xaf,
+                                              0x7f};  // a NaN, for kernels that only read it
 
 size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
@@ -43,8 +44,9 @@ SharedArena::~SharedArena() {
 }
 
 void SharedArena::begin_launch(size_t dynamic_bytes, const Limits& limits) {
-  const size_t needed = round_up(
-      std::max(limits.total_shared, dynamic_bytes) + kMostSlots * (2 * kRedZoneBytes + kAlignment), kAlignment);
+  const size_t needed =
+      round_up(std::max(limits.total_shared, dynamic_bytes) + kMostSlots * (2 * kRedZoneBytes + kAlignment),
+               kAlignment);
   if (needed > capacity_) {
     if (memory_ != nullptr) {
       asan_unpoison(memory_.get(), capacity_);
@@ -65,7 +67,8 @@ void SharedArena::begin_launch(size_t dynamic_bytes, const Limits& limits) {
   dynamic_ = place(dynamic_bytes, 32, 16);
 }
 
-// Reserves `bytes` at an address that is `shift` modulo `alignment`, with red zones directly before and behind.
+// Reserves `bytes` at an address that is `shift` modulo `alignment`, with red zones directly before and
+// behind.
 unsigned char* SharedArena::place(size_t bytes, size_t alignment, size_t shift) {
   const size_t start = round_up(used_ + kRedZoneBytes, alignment) + shift;
   unsigned char* address = memory_.get() + start;
@@ -98,13 +101,14 @@ void* SharedArena::find(const engine::SharedSite& site, std::string& problem) {
   if (total_static > limits_.static_shared || total_static + dynamic_bytes_ > limits_.total_shared ||
       slots_.size() == kMostSlots) {
     problem = concat("with ", site.name, " (", site.bytes, " bytes) the block uses ", total_static,
-                     " bytes of static and ", dynamic_bytes_, " bytes of dynamic shared memory in ", slots_.size() + 1,
-                     " variables; the limits are ", limits_.static_shared, " bytes static, ", limits_.total_shared,
-                     " bytes in all and ", kMostSlots, " variables");
+                     " bytes of static and ", dynamic_bytes_, " bytes of dynamic shared memory in ",
+                     slots_.size() + 1, " variables; the limits are ", limits_.static_shared,
+                     " bytes static, ", limits_.total_shared, " bytes in all and ", kMostSlots, " variables");
     return nullptr;
   }
   static_bytes_ = total_static;
-  slots_.push_back({&site, place(site.bytes, std::min(std::max<size_t>(site.alignment, 16), kAlignment), 0), true});
+  slots_.push_back(
+      {&site, place(site.bytes, std::min(std::max<size_t>(site.alignment, 16), kAlignment), 0), true});
   poison_fill(slots_.back().start, site.bytes);
   return slots_.back().start;
 }

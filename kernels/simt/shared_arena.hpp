@@ -1,5 +1,5 @@
-// The shared memory of one running block: its dynamic part and a slot for each static variable that it reaches, every
-// one between red zones.
+// The shared memory of one running block: its dynamic part and a slot for each static variable that it
+// reaches, every one between red zones.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,8 @@ class SharedArena {
   void begin_launch(size_t dynamic_bytes, const Limits& limits);
   // New values (kPoison) for a new block.
   void begin_block();
-  // The slot of `site`, new if this block reaches it first. Null if that passes the limits: then `problem` says how.
+  // The slot of `site`, new if this block reaches it first. Null if that passes the limits: then `problem`
+  // says how.
   void* find(const engine::SharedSite& site, std::string& problem);
   void* dynamic() { return dynamic_; }
   // Which red zone was overwritten, empty if none.

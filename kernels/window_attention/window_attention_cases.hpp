@@ -16,7 +16,7 @@ struct WindowAttentionCase {
 };
 
 inline const std::vector<WindowAttentionCase> kWindowAttentionCases{
-    {"one token", {.window = {1, 1, 1}, .head_dim = 4}},
+    {"one token", {.head_dim = 4, .window = {1, 1, 1}}},
     {"one window 4^3", {.d = 4, .h = 4, .w = 4, .heads = 2, .head_dim = 12, .scale = 0.29f}},
     {"window 4^3 shifted",
      {.d = 8, .h = 8, .w = 8, .heads = 2, .head_dim = 12, .shift = {2, 2, 2}, .scale = 0.29f}},

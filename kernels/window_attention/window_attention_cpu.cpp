@@ -241,7 +241,7 @@ struct TileTokens {
   int32_t local[kMaxTile];
   int count;
   int length;    // count rounded up; the tokens beyond count are hidden
-  bool uniform;  // all codes equal: no mask is needed
+  bool uniform;  // all codes equal, none beyond count
 };
 
 // The keys [begin, end) of a window.
@@ -321,7 +321,7 @@ void gather_rows(const Shape& s, const float* source, int64_t stride, float fact
 
 // Adds the bias of one query to its scores and hides the keys that it may not see.
 void bias_and_mask(const float* bias, int32_t code, const TileTokens& keys, float* scores) {
-  if (keys.uniform) {
+  if (keys.uniform && keys.code[0] == code) {
     for (int j = 0; j < keys.length; j += kLanes) {
       store_lanes(scores + j, load_lanes(scores + j) + load_lanes(bias + j));
     }

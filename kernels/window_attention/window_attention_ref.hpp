@@ -3,6 +3,7 @@
 // in double (exact) and in float (what a naive implementation reaches).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -156,11 +157,12 @@ void window_attention_forward(const WindowAttentionParams& p, const T* qkv, cons
   });
 }
 
-// Overwrites dqkv, dqkv_bias [3, heads, head_dim] (may be null) and dbias_table. The softmax's Jacobian is written out:
-// ds_j = p_j (dp_j - sum over l of p_l dp_l).
+// Overwrites dqkv, dqkv_bias [3, heads, head_dim] (may be null) and dbias_table. As the contract has it, from the forward
+// pass's out and lse (in the float evaluation these are rounded, which bounds what any float32 backward can reach):
+// p_ij = exp(score_ij - lse_i), ds_ij = p_ij (dp_ij - sum over l of p_il dp_il), and that sum is dout_i . out_i.
 template <class T>
 void window_attention_backward(const WindowAttentionParams& p, const T* qkv, const T* qkv_bias, const T* bias_table,
-                               const T* dout, T* dqkv, T* dqkv_bias, T* dbias_table) {
+                               const T* out, const T* lse, const T* dout, T* dqkv, T* dqkv_bias, T* dbias_table) {
   std::fill_n(dqkv, p.tokens() * 3 * p.channels(), T(0));
   std::fill_n(dbias_table, p.bias_rows() * p.heads, T(0));
   if (dqkv_bias != nullptr) {
@@ -179,26 +181,27 @@ void window_attention_backward(const WindowAttentionParams& p, const T* qkv, con
       if (query.row < 0) {
         continue;
       }
-      std::vector<T> probability = attention_scores(p, qkv, qkv_bias, bias_table, tokens, query, m);
-      attention_softmax(probability);
-      const T* drow = dout + query.row * p.channels() + m * p.head_dim;
-      std::vector<T> dprobability(tokens.size(), T(0));
+      const std::vector<T> scores = attention_scores(p, qkv, qkv_bias, bias_table, tokens, query, m);
+      const T* out_row = out + query.row * p.channels() + m * p.head_dim;
+      const T* dout_row = dout + query.row * p.channels() + m * p.head_dim;
       T mean = 0;
-      for (size_t j = 0; j < tokens.size(); ++j) {
-        for (int c = 0; c < p.head_dim; ++c) {
-          dprobability[j] += drow[c] * attention_part(p, qkv, qkv_bias, tokens[j], 2, m, c);
-        }
-        mean += probability[j] * dprobability[j];
+      for (int c = 0; c < p.head_dim; ++c) {
+        mean += dout_row[c] * out_row[c];
       }
       for (size_t j = 0; j < tokens.size(); ++j) {
         if (!attention_sees(p, query, tokens[j])) {
           continue;
         }
-        const T dscore = probability[j] * (dprobability[j] - mean);
+        T dprobability = 0;
+        for (int c = 0; c < p.head_dim; ++c) {
+          dprobability += dout_row[c] * attention_part(p, qkv, qkv_bias, tokens[j], 2, m, c);
+        }
+        const T probability = std::exp(scores[j] - lse[query.row * p.heads + m]);
+        const T dscore = probability * (dprobability - mean);
         dbias_table[attention_bias_row(p, query, tokens[j]) * p.heads + m] += dscore;
         for (int c = 0; c < p.head_dim; ++c) {
           const T scale = static_cast<T>(p.scale);
-          add(tokens[j], 2, c, probability[j] * drow[c]);
+          add(tokens[j], 2, c, probability * dout_row[c]);
           add(tokens[j], 1, c, scale * dscore * attention_part(p, qkv, qkv_bias, query, 0, m, c));
           add(query, 0, c, scale * dscore * attention_part(p, qkv, qkv_bias, tokens[j], 1, m, c));
         }

@@ -537,7 +537,7 @@ TEST(GraphProducts, MatchReference) {
           graph_sddmm(context, graph.get(), features, da.get(), dz.get(), out.get());
           if (integers) {
             expect_equal("sddmm, " + what, out.host(), exact_sddmm);
-          } else {
+          } else if (host.nodes() > 1) {  // the naive error of a single sum is a matter of luck
             expect_close("sddmm, " + what, out.host(), exact_sddmm, naive_sddmm);
           }
           for (const bool transposed : {false, true}) {
@@ -554,7 +554,7 @@ TEST(GraphProducts, MatchReference) {
                 exact[i] += old[i];
               }
               expect_equal("spmm accumulating, " + what, sum.host(), exact);
-            } else {
+            } else if (host.nodes() > 1) {
               expect_close("spmm, " + what, y.host(), exact, naive);
             }
           }

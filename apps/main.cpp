@@ -1,0 +1,124 @@
+// The `vesal` program: picks the subcommand, and turns every error into one line on stderr and an exit code.
+#include <exception>
+#include <iostream>
+#include <new>
+#include <vector>
+
+#include "apps/commands.hpp"
+#include "apps/console.hpp"
+#include "base/error.hpp"
+#include "training/interrupted.hpp"
+
+namespace {
+
+using namespace vesal;
+using namespace vesal::apps;
+
+// What CLI11 found wrong, in the form "--option: found ..., expected ..." where it can be told.
+std::string parse_message(const CLI::ParseError& error, const CLI::App& app) {
+  const std::string text = error.what();
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
+    const std::vector<std::string> extras = app.remaining(false);
+    const std::string word = extras.empty() ? text : extras.front().substr(0, extras.front().find('='));
+    std::vector<std::string> known;
+    const bool option = word.starts_with("-");
+    if (option) {
+      for (const CLI::Option* candidate : app.get_options()) {
+        for (const std::string& name : candidate->get_lnames()) {
+          known.push_back("--" + name);
+        }
+      }
+    } else {
+      for (const CLI::App* candidate : app.get_subcommands([](const CLI::App*) { return true; })) {
+        known.push_back(candidate->get_name());
+      }
+    }
+    const std::string hint = nearest(word, known);
+    const std::string kind = option ? "an unknown option" : known.empty() ? "an argument too many" : "an unknown command";
+    return concat(word, ": found ", kind, hint.empty() ? "" : ", expected perhaps ", hint);
+  }
+  static constexpr std::string_view kConvert = "Could not convert: ";
+  if (text.starts_with(kConvert)) {
+    const std::string rest = text.substr(kConvert.size());
+    const size_t equals = rest.find(" = ");
+    if (equals != std::string::npos) {
+      return concat(rest.substr(0, equals), ": found ", rest.substr(equals + 3), ", expected a number");
+    }
+  }
+  static constexpr std::string_view kRequired = " is required";
+  if (text.ends_with(kRequired)) {
+    return concat(text.substr(0, text.size() - kRequired.size()), ": found nothing, expected a value");
+  }
+  return text;
+}
+
+int run(int argc, char** argv) {
+  CLI::App program(
+      "Vesal trains and runs 3D multimodal medical segmentation networks, also when some modalities are missing.");
+  program.name("vesal");
+  program.set_version_flag("--version,-V", "vesal " + version());
+  program.footer(
+      "A first tour, without data of your own:\n"
+      "  vesal phantom  --out data/train --cases 12 --seed 1\n"
+      "  vesal phantom  --out data/test  --cases 4  --seed 2\n"
+      "  vesal train    --data data/train --out run --model fusion-micro --minutes 8\n"
+      "  vesal predict  --weights run --input data/test --out predictions\n"
+      "  vesal evaluate --predictions predictions --labels data/test\n\n"
+      "vesal COMMAND --help tells all about a command.\n"
+      "Exit codes: 0 done, 1 failure, 2 wrong usage, 3 some cases failed, 130 interrupted.");
+  const std::vector<Command> commands{make_train(program), make_predict(program), make_evaluate(program),
+                                      make_phantom(program), make_doctor(program)};
+  for (const Command& command : commands) {
+    command.app->get_formatter()->column_width(30);
+    command.app->set_help_flag("-h,--help", "Print this help and exit")->group("General");
+  }
+  const auto chosen = [&]() -> const Command* {
+    for (const Command& command : commands) {
+      if (command.app->parsed()) {
+        return &command;
+      }
+    }
+    return nullptr;
+  };
+  try {
+    program.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    std::cout << (chosen() != nullptr ? chosen()->app->help("vesal") : program.help());
+    return kExitOk;
+  } catch (const CLI::CallForVersion& version_text) {
+    std::cout << version_text.what() << std::endl;
+    return kExitOk;
+  } catch (const CLI::ParseError& error) {
+    const Command* command = chosen();
+    const CLI::App& app = command != nullptr ? *command->app : program;
+    const std::string name = command != nullptr ? command->app->get_name() : "";
+    print_error(name, concat(parse_message(error, app), " (see: vesal ", name, name.empty() ? "" : " ", "--help)"));
+    return kExitUsage;
+  }
+  const Command* command = chosen();
+  if (command == nullptr) {
+    std::cout << program.help();
+    return kExitUsage;
+  }
+  const std::string name = command->app->get_name();
+  install_signal_handlers();
+  try {
+    return command->run();
+  } catch (const UsageError& error) {
+    print_error(name, error.what());
+    return kExitUsage;
+  } catch (const training::InterruptedError& error) {
+    print_error(name, error.what());
+    return kExitInterrupted;
+  } catch (const std::bad_alloc&) {
+    print_error(name, "memory: the system has no more to give; a smaller --patch or fewer --threads needs less");
+    return kExitFailure;
+  } catch (const std::exception& error) {
+    print_error(name, error.what());
+    return kExitFailure;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return run(argc, argv); }

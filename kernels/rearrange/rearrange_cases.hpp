@@ -1,0 +1,59 @@
+// The sizes that rearrangements are tested and measured with.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/rearrange/rearrange.hpp"
+
+namespace vesal::kernels {
+
+struct PadCropCase {
+  std::string name;
+  PadCropParams params;
+};
+
+// A block takes a row of W * C elements, 256 at a time.
+inline const std::vector<PadCropCase> kPadCropCases = {
+    {"identity", {.n = 1, .d = 2, .h = 3, .w = 4, .out_d = 2, .out_h = 3, .out_w = 4, .c = 2}},
+    {"pad_high", {.n = 2, .d = 3, .h = 3, .w = 3, .out_d = 4, .out_h = 4, .out_w = 4, .c = 5, .value = 2.5f}},
+    {"pad_low", {.n = 1, .d = 1, .h = 5, .w = 2, .out_d = 3, .out_h = 8, .out_w = 5, .c = 1, .low = {1, 2, 3}}},
+    {"crop", {.n = 1, .d = 5, .h = 6, .w = 7, .out_d = 3, .out_h = 3, .out_w = 3, .c = 3, .low = {-1, -2, -3}}},
+    {"pad_and_crop", {.n = 2, .d = 4, .h = 4, .w = 4, .out_d = 6, .out_h = 2, .out_w = 5, .c = 4, .low = {1, -1, 2}, .value = -1.0f}},
+    {"nothing_left", {.n = 1, .d = 2, .h = 2, .w = 2, .out_d = 2, .out_h = 2, .out_w = 2, .c = 1, .low = {0, 0, 9}, .value = 7.0f}},
+    {"row_minus_one", {.n = 1, .d = 1, .h = 2, .w = 83, .out_d = 1, .out_h = 2, .out_w = 85, .c = 3, .low = {0, 0, 1}}},
+    {"row", {.n = 1, .d = 1, .h = 2, .w = 16, .out_d = 1, .out_h = 2, .out_w = 16, .c = 16, .low = {0, 1, -1}}},
+    {"row_plus_one", {.n = 1, .d = 1, .h = 1, .w = 256, .out_d = 1, .out_h = 1, .out_w = 257, .c = 1}},
+};
+
+struct CopyChannelsCase {
+  std::string name;
+  CopyChannelsParams params;
+};
+
+// A tile holds at most 32 channels.
+inline const std::vector<CopyChannelsCase> kCopyChannelsCases = {
+    {"whole", {.rows = 9, .source_channels = 24, .target_channels = 24, .count = 24}},
+    {"concat_first", {.rows = 33, .source_channels = 24, .target_channels = 72, .count = 24}},
+    {"concat_second", {.rows = 33, .source_channels = 48, .target_channels = 72, .target_offset = 24, .count = 48}},
+    {"split", {.rows = 7, .source_channels = 65, .source_offset = 32, .target_channels = 33, .count = 33}},
+    {"middle", {.rows = 17, .source_channels = 9, .source_offset = 2, .target_channels = 11, .target_offset = 7, .count = 3}},
+    {"single", {.rows = 300, .source_channels = 3, .source_offset = 2, .target_channels = 2, .target_offset = 1, .count = 1}},
+    {"tile_minus_one", {.rows = 5, .source_channels = 31, .target_channels = 40, .target_offset = 9, .count = 31}},
+    {"tile", {.rows = 5, .source_channels = 32, .target_channels = 64, .target_offset = 32, .count = 32}},
+    {"none", {.rows = 5, .source_channels = 4, .target_channels = 4, .count = 0}},
+};
+
+struct RouteChannelsCase {
+  std::string name;
+  int64_t n, voxels, channels, out;
+  std::vector<int32_t> source;  // [n, out]
+};
+
+inline const std::vector<RouteChannelsCase> kRouteChannelsCases = {
+    {"edge_inputs", 3, 65, 4, 2, {3, 1, 2, 0, -1, 1}},
+    {"repeat", 1, 255, 2, 3, {1, 1, 0}},
+    {"all_absent", 2, 257, 4, 1, {-1, -1}},
+};
+
+}  // namespace vesal::kernels

@@ -1,0 +1,46 @@
+// Sizes that resizing is tested with: growing and shrinking by whole and broken factors, each axis by itself, single
+// voxels, channels around the 16 lanes of a vector (cpu), element counts around a block of 256 threads (CUDA).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/resize/resize.hpp"
+
+namespace vesal::kernels {
+
+struct ResizeCase {
+  std::string name;
+  ResizeParams params;  // tested with both interpolations
+  // Whether the trilinear weights are multiples of a small power of two: integers then stay exact.
+  bool dyadic;
+};
+
+inline const std::vector<ResizeCase> kResizeCases = {
+    {"one_voxel", {1, 1, 1, 1, 1, 1, 1, 1}, true},
+    {"one_voxel_grows", {2, 1, 1, 1, 3, 4, 5, 2}, true},
+    {"same_size", {2, 3, 4, 5, 3, 4, 5, 6}, true},
+    {"times_2", {2, 3, 4, 5, 6, 8, 10, 3}, true},
+    {"times_4", {1, 2, 3, 2, 8, 12, 8, 2}, true},
+    {"times_16", {1, 2, 1, 2, 32, 16, 32, 1}, true},
+    {"times_3", {1, 2, 3, 4, 6, 9, 12, 5}, false},
+    {"half", {2, 4, 6, 8, 2, 3, 4, 3}, true},
+    {"quarter", {1, 8, 4, 16, 2, 1, 4, 2}, true},
+    {"third", {1, 9, 6, 12, 3, 2, 4, 2}, true},
+    {"broken_growing", {2, 5, 3, 7, 7, 8, 10, 3}, false},
+    {"broken_shrinking", {2, 7, 8, 10, 5, 3, 7, 3}, false},
+    {"to_one_voxel", {2, 4, 5, 6, 1, 1, 1, 3}, true},
+    {"only_d", {1, 3, 4, 5, 7, 4, 5, 4}, false},
+    {"only_h", {1, 3, 4, 5, 3, 7, 5, 4}, false},
+    {"only_w", {1, 3, 4, 5, 3, 4, 7, 4}, false},
+    {"flat", {2, 1, 5, 6, 1, 10, 12, 1}, true},
+    {"mixed", {1, 8, 3, 5, 3, 8, 5, 2}, false},
+    {"channels_15", {1, 2, 2, 3, 4, 4, 6, 15}, true},
+    {"channels_16", {1, 2, 2, 3, 4, 4, 6, 16}, true},
+    {"channels_17", {1, 2, 2, 3, 4, 4, 6, 17}, true},
+    {"outputs_255", {1, 1, 2, 16, 1, 3, 85, 1}, false},
+    {"outputs_256", {1, 1, 2, 16, 1, 4, 64, 1}, true},
+    {"outputs_257", {1, 1, 1, 16, 1, 1, 257, 1}, false},
+};
+
+}  // namespace vesal::kernels

@@ -1,0 +1,248 @@
+// linear on every device against the reference, in all three passes.
+#include "kernels/linear/linear.hpp"
+
+#include "kernels/linear/linear_cases.hpp"
+#include "kernels/linear/linear_ref.hpp"
+#include "tests/kernels/harness.hpp"
+
+namespace vesal::kernels::testing {
+namespace {
+
+struct Inputs {
+  std::vector<float> x, weight, bias, dy;
+};
+
+Inputs random_inputs(const LinearParams& p) {
+  return {random_normal(p.rows * p.in, 1), random_normal(p.out * p.in, 2, 0.3f), random_normal(p.out, 3),
+          random_normal(p.rows * p.out, 4)};
+}
+
+Inputs integer_inputs(const LinearParams& p) {
+  return {random_integers(p.rows * p.in, 1), random_integers(p.out * p.in, 2), random_integers(p.out, 3),
+          random_integers(p.rows * p.out, 4)};
+}
+
+struct Outputs {
+  std::vector<float> y, pre_activation, dx, dweight, dbias;
+
+  std::vector<float> all() const {
+    std::vector<float> values;
+    for (const std::vector<float>* part : {&y, &pre_activation, &dx, &dweight, &dbias}) {
+      values.insert(values.end(), part->begin(), part->end());
+    }
+    return values;
+  }
+};
+
+Outputs run(Context& context, const LinearParams& p, const Inputs& in, bool with_bias = true) {
+  const Device device = context.device();
+  const DeviceArray<float> x(device, in.x), weight(device, in.weight), bias(device, in.bias), dy(device, in.dy);
+  const DeviceArray<float> y(device, p.rows * p.out), pre(device, p.rows * p.out), dx(device, p.rows * p.in);
+  const DeviceArray<float> dweight(device, p.out * p.in), dbias(device, p.out);
+  const auto workspace = [&](LinearPass pass) {
+    return std::make_unique<DeviceWorkspace>(device, linear_workspace_bytes(context, p, pass));
+  };
+  linear_forward(context, p, x.get(), weight.get(), with_bias ? ConstData(bias.get()) : nullptr, y.get(),
+                 with_bias ? Data(pre.get()) : nullptr, *workspace(LinearPass::forward));
+  linear_backward_data(context, p, dy.get(), weight.get(), dx.get(), *workspace(LinearPass::backward_data));
+  linear_backward_weight(context, p, x.get(), dy.get(), dweight.get(), with_bias ? Data(dbias.get()) : nullptr,
+                         GradMode::overwrite, *workspace(LinearPass::backward_weight));
+  return {y.host(), pre.host(), dx.host(), dweight.host(), dbias.host()};
+}
+
+template <class T>
+struct Expected {
+  std::vector<T> y, pre_activation, dx, dweight, dbias;
+};
+
+template <class T>
+Expected<T> reference_run(const LinearParams& p, const Inputs& in, bool with_bias = true) {
+  const std::vector<T> x(in.x.begin(), in.x.end()), weight(in.weight.begin(), in.weight.end());
+  const std::vector<T> bias(in.bias.begin(), in.bias.end()), dy(in.dy.begin(), in.dy.end());
+  Expected<T> e{std::vector<T>(in.dy.size()), std::vector<T>(in.dy.size()), std::vector<T>(in.x.size()),
+                std::vector<T>(in.weight.size()), std::vector<T>(in.bias.size())};
+  reference::linear_forward(p, x.data(), weight.data(), with_bias ? bias.data() : nullptr, e.y.data(),
+                            e.pre_activation.data());
+  reference::linear_backward_data(p, dy.data(), weight.data(), e.dx.data());
+  reference::linear_backward_weight(p, x.data(), dy.data(), e.dweight.data(), e.dbias.data());
+  return e;
+}
+
+TEST(Linear, MatchesTheReference) {
+  for (const LinearCase& c : kLinearCases) {
+    const Inputs in = random_inputs(c.params);
+    const Expected<double> exact = reference_run<double>(c.params, in);
+    const Expected<float> naive = reference_run<float>(c.params, in);
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const std::string where = concat(c.name, " on ", to_string(device), ": ");
+      const Outputs out = run(context, c.params, in);
+      expect_close(where + "y", out.y, exact.y, naive.y);
+      expect_close(where + "pre_activation", out.pre_activation, exact.pre_activation, naive.pre_activation);
+      expect_close(where + "dx", out.dx, exact.dx, naive.dx);
+      expect_close(where + "dweight", out.dweight, exact.dweight, naive.dweight);
+      expect_close(where + "dbias", out.dbias, exact.dbias, naive.dbias);
+    }
+  }
+}
+
+// Large enough for the blocked forward pass on the CPU (several blocks a thread, a ragged last one).
+TEST(Linear, ManyRowsInBlocksOnTheCpu) {
+  const LinearParams p{.rows = 20011, .in = 13, .out = 21, .activation = Activation::gelu};
+  const Inputs in = random_inputs(p);
+  Context context(Device{});
+  const Outputs out = run(context, p, in);
+  const Expected<double> exact = reference_run<double>(p, in);
+  const Expected<float> naive = reference_run<float>(p, in);
+  expect_close("y", out.y, exact.y, naive.y);
+  expect_close("pre_activation", out.pre_activation, exact.pre_activation, naive.pre_activation);
+  expect_close("dweight", out.dweight, exact.dweight, naive.dweight);
+  expect_close("dbias", out.dbias, exact.dbias, naive.dbias);
+}
+
+TEST(Linear, IsExactForIntegersAndWithoutBias) {
+  for (const LinearCase& c : kLinearCases) {
+    LinearParams p = c.params;
+    p.activation = p.activation == Activation::gelu ? Activation::none : p.activation;
+    const Inputs in = integer_inputs(p);
+    const Expected<double> exact = reference_run<double>(p, in, false);
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const std::string where = concat(c.name, " on ", to_string(device), ": ");
+      const Outputs out = run(context, p, in, false);
+      expect_equal(where + "y", out.y, exact.y);
+      expect_equal(where + "dx", out.dx, exact.dx);
+      expect_equal(where + "dweight", out.dweight, exact.dweight);
+    }
+  }
+}
+
+TEST(Linear, AccumulatesGradients) {
+  for (const LinearCase& c : kLinearCases) {
+    const Inputs in = integer_inputs(c.params);
+    Expected<double> exact = reference_run<double>(c.params, in);
+    const std::vector<float> weight_before = random_integers(c.params.out * c.params.in, 5);
+    const std::vector<float> bias_before = random_integers(c.params.out, 6);
+    for (size_t i = 0; i < weight_before.size(); ++i) {
+      exact.dweight[i] += static_cast<double>(weight_before[i]);
+    }
+    for (size_t i = 0; i < bias_before.size(); ++i) {
+      exact.dbias[i] += static_cast<double>(bias_before[i]);
+    }
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const DeviceArray<float> x(device, in.x), dy(device, in.dy);
+      const DeviceArray<float> dweight(device, weight_before), dbias(device, bias_before);
+      const DeviceWorkspace workspace(device, linear_workspace_bytes(context, c.params, LinearPass::backward_weight));
+      linear_backward_weight(context, c.params, x.get(), dy.get(), dweight.get(), dbias.get(), GradMode::accumulate,
+                             workspace);
+      expect_equal(c.name + ": dweight", dweight.host(), exact.dweight);
+      expect_equal(c.name + ": dbias", dbias.host(), exact.dbias);
+    }
+  }
+}
+
+TEST(Linear, RepeatsBitForBit) {
+  for (const LinearCase& c : kLinearCases) {
+    const Inputs in = random_inputs(c.params);
+    for (const Device device : test_devices()) {
+      Context context(device);
+      expect_same_bits(concat(c.name, " on ", to_string(device)), device,
+                       [&] { return run(context, c.params, in).all(); });
+    }
+  }
+}
+
+// A base pointer that is aligned to a float only: the kernel falls back to scalar loads.
+TEST(Linear, AcceptsPointersAlignedToAFloat) {
+  const LinearParams p{.rows = 5, .in = 8, .out = 4};
+  const Inputs in = integer_inputs(p);
+  const Expected<double> exact = reference_run<double>(p, in);
+  for (const Device device : test_devices()) {
+    Context context(device);
+    std::vector<float> shifted_x = in.x, shifted_weight = in.weight;
+    shifted_x.insert(shifted_x.begin(), NAN);
+    shifted_weight.insert(shifted_weight.begin(), NAN);
+    const DeviceArray<float> x(device, shifted_x), weight(device, shifted_weight), bias(device, in.bias);
+    const DeviceArray<float> y(device, p.rows * p.out);
+    const DeviceWorkspace workspace(device, linear_workspace_bytes(context, p, LinearPass::forward));
+    linear_forward(context, p, x.get() + 1, weight.get() + 1, bias.get(), y.get(), nullptr, workspace);
+    expect_equal(to_string(device), y.host(), exact.y);
+  }
+}
+
+TEST(Linear, PropagatesNanThroughActivations) {
+  for (const Activation activation : {Activation::none, Activation::relu, Activation::gelu}) {
+    const LinearParams p{.rows = 1, .in = 1, .out = 1, .activation = activation};
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const DeviceArray<float> x(device, std::vector<float>{NAN}), weight(device, std::vector<float>{1.0f});
+      const DeviceArray<float> y(device, std::vector<float>{0.0f});
+      const DeviceWorkspace workspace(device, linear_workspace_bytes(context, p, LinearPass::forward));
+      linear_forward(context, p, x.get(), weight.get(), nullptr, y.get(), nullptr, workspace);
+      EXPECT_TRUE(std::isnan(y.host()[0])) << to_string(device);
+    }
+  }
+}
+
+TEST(Linear, ReferenceGradientsMatchNumericDifferences) {
+  const LinearParams p{.rows = 4, .in = 3, .out = 5};
+  const Inputs in = random_inputs(p);
+  const Expected<double> analytic = reference_run<double>(p, in);
+  const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias), dy = widen(in.dy);
+  const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w, const std::vector<double>& b) {
+    std::vector<double> y(dy.size());
+    reference::linear_forward<double>(p, a.data(), w.data(), b.data(), y.data(), nullptr);
+    double sum = 0;
+    for (size_t i = 0; i < y.size(); ++i) {
+      sum += y[i] * dy[i];
+    }
+    return sum;
+  };
+  expect_gradient("dx", x, analytic.dx, [&](const std::vector<double>& v) { return loss(v, weight, bias); });
+  expect_gradient("dweight", weight, analytic.dweight, [&](const std::vector<double>& v) { return loss(x, v, bias); });
+  expect_gradient("dbias", bias, analytic.dbias, [&](const std::vector<double>& v) { return loss(x, weight, v); });
+}
+
+TEST(Linear, RefusesWrongArguments) {
+  Context context(Device{});
+  float value = 0;
+  EXPECT_THROW(linear_workspace_bytes(context, {.rows = -1, .in = 1, .out = 1}, LinearPass::forward), ShapeError);
+  EXPECT_THROW(linear_workspace_bytes(context, {.rows = 1, .in = 0, .out = 1}, LinearPass::forward), ShapeError);
+  EXPECT_THROW(linear_workspace_bytes(context, {.rows = 1, .in = 1, .out = 1, .activation = Activation::leaky_relu},
+                                      LinearPass::forward),
+               ShapeError);
+  EXPECT_THROW(linear_forward(context, {.rows = 1, .in = 1, .out = 1}, &value, nullptr, nullptr, &value, nullptr, {}),
+               ShapeError);
+  bf16 half{1.0f};
+  EXPECT_THROW(linear_forward(context, {.rows = 1, .in = 1, .out = 1}, &half, &value, nullptr, &value, nullptr, {}),
+               ShapeError);
+  EXPECT_THROW(linear_backward_weight(context, {.rows = 1, .in = 1, .out = 1}, &value, &value, &value, &value,
+                                      GradMode::overwrite, {}),
+               ShapeError);
+}
+
+#if VESAL_WITH_CUDA
+TEST(Linear, CublasMatchesTheReference) {
+  for (const Device device : test_devices()) {
+    if (device.type != DeviceType::cuda) {
+      continue;
+    }
+    for (const LinearCase& c : kLinearCases) {
+      Context context(device);
+      set_gemm_algorithm(context, GemmAlgorithm::cublas);
+      const Inputs in = random_inputs(c.params);
+      const Expected<double> exact = reference_run<double>(c.params, in);
+      const Expected<float> naive = reference_run<float>(c.params, in);
+      const Outputs out = run(context, c.params, in);
+      expect_close(c.name + ": y", out.y, exact.y, naive.y);
+      expect_close(c.name + ": dx", out.dx, exact.dx, naive.dx);
+      expect_close(c.name + ": dweight", out.dweight, exact.dweight, naive.dweight);
+      expect_close(c.name + ": dbias", out.dbias, exact.dbias, naive.dbias);
+    }
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace vesal::kernels::testing

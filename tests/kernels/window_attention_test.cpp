@@ -1,0 +1,337 @@
+// Window attention on every device against double-precision loops, its gradients against numeric differences, and the
+// properties that tolerances cannot show: bit-equal repeats, independence of the thread count, and that what is masked
+// is never read.
+#include "kernels/window_attention/window_attention.hpp"
+
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+
+#include "base/parallel.hpp"
+#include "kernels/window_attention/window_attention_cases.hpp"
+#include "kernels/window_attention/window_attention_ref.hpp"
+#include "tests/kernels/harness.hpp"
+
+namespace vesal::kernels::testing {
+namespace {
+
+struct Inputs {
+  std::vector<float> qkv;
+  std::vector<float> qkv_bias;  // empty: none
+  std::vector<float> bias_table;
+  std::vector<float> dout;
+};
+
+// A magnitude of 0.7 keeps scores of one row within a few units, as trained networks have them. With larger ones a few
+// rows with huge scores carry all of the rounding error, and comparing the worst of two such samples says nothing.
+Inputs make_inputs(const WindowAttentionParams& p, bool with_bias, uint64_t seed, float magnitude = 0.7f) {
+  Inputs inputs;
+  inputs.qkv = random_normal(p.tokens() * 3 * p.channels(), seed, magnitude);
+  if (with_bias) {
+    inputs.qkv_bias = random_normal(3 * p.channels(), seed + 1, magnitude);
+  }
+  inputs.bias_table = random_normal(p.bias_rows() * p.heads, seed + 2, 0.5f);
+  inputs.dout = random_normal(p.tokens() * p.channels(), seed + 3);
+  return inputs;
+}
+
+template <class T>
+struct Outputs {
+  std::vector<T> out, lse, dqkv, dqkv_bias, dbias_table;
+};
+
+template <class T>
+std::vector<T> convert(const std::vector<float>& values) {
+  return std::vector<T>(values.begin(), values.end());
+}
+
+template <class T>
+T* pointer_or_null(std::vector<T>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
+template <class T>
+Outputs<T> run_reference(const WindowAttentionParams& p, const Inputs& inputs) {
+  const std::vector<T> qkv = convert<T>(inputs.qkv);
+  std::vector<T> qkv_bias = convert<T>(inputs.qkv_bias);
+  const std::vector<T> bias_table = convert<T>(inputs.bias_table);
+  const std::vector<T> dout = convert<T>(inputs.dout);
+  Outputs<T> r;
+  r.out.resize(dout.size());
+  r.lse.resize(static_cast<size_t>(p.tokens() * p.heads));
+  r.dqkv.resize(qkv.size());
+  r.dqkv_bias.resize(qkv_bias.size());
+  r.dbias_table.resize(bias_table.size());
+  reference::window_attention_forward<T>(p, qkv.data(), pointer_or_null(qkv_bias), bias_table.data(), r.out.data(),
+                                         r.lse.data());
+  reference::window_attention_backward<T>(p, qkv.data(), pointer_or_null(qkv_bias), bias_table.data(), r.out.data(),
+                                          r.lse.data(), dout.data(), r.dqkv.data(), pointer_or_null(r.dqkv_bias), r.dbias_table.data());
+  return r;
+}
+
+// Both passes on a device. In accumulate mode the parameters' gradients start as `before`.
+Outputs<float> run_device(Device device, const WindowAttentionParams& p, const Inputs& inputs,
+                          GradMode mode = GradMode::overwrite, float before = 0.0f) {
+  Context context(device);
+  const bool with_bias = !inputs.qkv_bias.empty();
+  const auto start = [&](const std::vector<float>& like) {
+    const float poison = std::numeric_limits<float>::quiet_NaN();
+    return std::vector<float>(like.size(), mode == GradMode::accumulate ? before : poison);
+  };
+  const DeviceArray<float> qkv(device, inputs.qkv);
+  const DeviceArray<float> qkv_bias(device, inputs.qkv_bias);
+  const DeviceArray<float> bias_table(device, inputs.bias_table);
+  const DeviceArray<float> dout(device, inputs.dout);
+  const DeviceArray<float> out(device, p.tokens() * p.channels());
+  const DeviceArray<float> lse(device, p.tokens() * p.heads);
+  const DeviceArray<float> dqkv(device, static_cast<int64_t>(inputs.qkv.size()));
+  const DeviceArray<float> dqkv_bias(device, start(inputs.qkv_bias));
+  const DeviceArray<float> dbias_table(device, start(inputs.bias_table));
+  const float* bias_pointer = with_bias ? qkv_bias.get() : nullptr;
+  float* dbias_pointer = with_bias ? dqkv_bias.get() : nullptr;
+  window_attention_forward(context, p, qkv.get(), bias_pointer, bias_table.get(), out.get(), lse.get());
+  const DeviceWorkspace workspace(device, window_attention_backward_workspace_bytes(context, p));
+  window_attention_backward(context, p, qkv.get(), bias_pointer, bias_table.get(), out.get(), lse.get(), dout.get(),
+                            dqkv.get(), dbias_pointer, dbias_table.get(), mode, workspace);
+  return {out.host(), lse.host(), dqkv.host(), dqkv_bias.host(), dbias_table.host()};
+}
+
+std::vector<float> joined(const Outputs<float>& r) {
+  std::vector<float> all;
+  for (const std::vector<float>* part : {&r.out, &r.lse, &r.dqkv, &r.dqkv_bias, &r.dbias_table}) {
+    all.insert(all.end(), part->begin(), part->end());
+  }
+  return all;
+}
+
+const WindowAttentionCase& find_case(const std::string& name) {
+  for (const WindowAttentionCase& c : kWindowAttentionCases) {
+    if (c.name == name) {
+      return c;
+    }
+  }
+  throw UsageError(concat("no case ", name));
+}
+
+template <class T>
+void append(Outputs<T>& all, const Outputs<T>& more) {
+  for (const auto part : {&Outputs<T>::out, &Outputs<T>::lse, &Outputs<T>::dqkv, &Outputs<T>::dqkv_bias,
+                          &Outputs<T>::dbias_table}) {
+    (all.*part).insert((all.*part).end(), (more.*part).begin(), (more.*part).end());
+  }
+}
+
+// Several random inputs a case are judged together: the error rule compares the worst of many roundings with the worst
+// of as many others, and in a few hundred numbers one of them may be lucky by more than the rule's factor of two.
+TEST(WindowAttention, MatchesReference) {
+  constexpr int kSamples = 4;
+  uint64_t seed = 100;
+  for (const WindowAttentionCase& c : kWindowAttentionCases) {
+    Outputs<double> exact;
+    Outputs<float> naive;
+    std::vector<Outputs<float>> actual(test_devices().size());
+    for (int sample = 0; sample < kSamples; ++sample) {
+      const Inputs inputs = make_inputs(c.params, c.qkv_bias, seed += 10);
+      append(exact, run_reference<double>(c.params, inputs));
+      append(naive, run_reference<float>(c.params, inputs));
+      for (size_t d = 0; d < actual.size(); ++d) {
+        append(actual[d], run_device(test_devices()[d], c.params, inputs));
+      }
+    }
+    for (size_t d = 0; d < actual.size(); ++d) {
+      const std::string where = c.name + " on " + to_string(test_devices()[d]);
+      expect_close(where + ": out", actual[d].out, exact.out, naive.out);
+      expect_close(where + ": lse", actual[d].lse, exact.lse, naive.lse);
+      expect_close(where + ": dqkv", actual[d].dqkv, exact.dqkv, naive.dqkv);
+      expect_close(where + ": dqkv_bias", actual[d].dqkv_bias, exact.dqkv_bias, naive.dqkv_bias);
+      expect_close(where + ": dbias_table", actual[d].dbias_table, exact.dbias_table, naive.dbias_table);
+    }
+  }
+}
+
+TEST(WindowAttention, AnalyticGradientsMatchNumericOnes) {
+  const std::vector<WindowAttentionCase> tiny{
+      {"attend", {.d = 3, .h = 2, .w = 3, .heads = 2, .head_dim = 4, .window = {2, 2, 2}, .shift = {1, 0, 1},
+                  .scale = 0.5f}},
+      {"masked", {.d = 3, .h = 2, .w = 3, .heads = 1, .head_dim = 5, .window = {2, 2, 2}, .shift = {1, 1, 0},
+                  .padding = PaddingMode::masked, .scale = 0.5f}},
+  };
+  for (const WindowAttentionCase& c : tiny) {
+    const WindowAttentionParams& p = c.params;
+    const Inputs inputs = make_inputs(p, true, 7);
+    const Outputs<double> analytic = run_reference<double>(p, inputs);
+    const std::vector<double> qkv = widen(inputs.qkv);
+    const std::vector<double> qkv_bias = widen(inputs.qkv_bias);
+    const std::vector<double> bias_table = widen(inputs.bias_table);
+    const auto loss = [&](const std::vector<double>& q, const std::vector<double>& b, const std::vector<double>& t) {
+      std::vector<double> out(inputs.dout.size());
+      reference::window_attention_forward<double>(p, q.data(), b.data(), t.data(), out.data(), nullptr);
+      double sum = 0;
+      for (size_t i = 0; i < out.size(); ++i) {
+        sum += out[i] * static_cast<double>(inputs.dout[i]);
+      }
+      return sum;
+    };
+    expect_gradient(c.name + ": qkv", qkv, analytic.dqkv,
+                    [&](const std::vector<double>& x) { return loss(x, qkv_bias, bias_table); });
+    expect_gradient(c.name + ": qkv_bias", qkv_bias, analytic.dqkv_bias,
+                    [&](const std::vector<double>& x) { return loss(qkv, x, bias_table); });
+    expect_gradient(c.name + ": bias_table", bias_table, analytic.dbias_table,
+                    [&](const std::vector<double>& x) { return loss(qkv, qkv_bias, x); });
+  }
+}
+
+TEST(WindowAttention, AccumulatesWhereAsked) {
+  const WindowAttentionCase& c = find_case("padding attends");
+  const Inputs inputs = make_inputs(c.params, true, 55);
+  for (const Device device : test_devices()) {
+    const Outputs<float> fresh = run_device(device, c.params, inputs);
+    const Outputs<float> added = run_device(device, c.params, inputs, GradMode::accumulate, 3.0f);
+    expect_equal("dqkv is overwritten in either mode", added.dqkv, fresh.dqkv);
+    for (const auto& [sum, term] : {std::pair{&added.dqkv_bias, &fresh.dqkv_bias},
+                                    std::pair{&added.dbias_table, &fresh.dbias_table}}) {
+      for (size_t i = 0; i < term->size(); ++i) {
+        ASSERT_EQ((*sum)[i], 3.0f + (*term)[i]) << "on " << to_string(device) << ", element " << i;
+      }
+    }
+  }
+}
+
+TEST(WindowAttention, GivesTheSameBitsEachTime) {
+  for (const char* name : {"window 4^3 shifted", "padding attends", "head dim 96", "129 tokens a window",
+                           "2D, window 1x7x7 shifted"}) {
+    const WindowAttentionCase& c = find_case(name);
+    const Inputs inputs = make_inputs(c.params, c.qkv_bias, 21);
+    for (const Device device : test_devices()) {
+      expect_same_bits(std::string(name) + " on " + to_string(device), device,
+                       [&] { return joined(run_device(device, c.params, inputs)); });
+    }
+  }
+}
+
+TEST(WindowAttention, DoesNotDependOnTheNumberOfThreads) {
+  const WindowAttentionParams p{.n = 1, .d = 9, .h = 12, .w = 8, .heads = 3, .head_dim = 12, .shift = {2, 2, 2}};
+  const Inputs inputs = make_inputs(p, true, 22);
+  const Device cpu{DeviceType::cpu, 0};
+  const int threads = thread_count();
+  set_thread_count(1);
+  const std::vector<float> one = joined(run_device(cpu, p, inputs));
+  set_thread_count(3);
+  const std::vector<float> three = joined(run_device(cpu, p, inputs));
+  set_thread_count(threads);
+  expect_equal("one thread and three", three, one);
+}
+
+// Masked padding: what qkv_bias holds must not matter, NaN included.
+TEST(WindowAttention, MaskedPaddingIsNeverRead) {
+  const WindowAttentionParams p = find_case("padding masked").params;
+  Inputs inputs = make_inputs(p, true, 23);
+  for (const Device device : test_devices()) {
+    const Outputs<float> clean = run_device(device, p, inputs);
+    Inputs poisoned = inputs;
+    std::fill(poisoned.qkv_bias.begin(), poisoned.qkv_bias.end(), std::numeric_limits<float>::quiet_NaN());
+    expect_equal("NaN in masked padding on " + to_string(device), joined(run_device(device, p, poisoned)),
+                 joined(clean));
+    for (const float gradient : clean.dqkv_bias) {
+      EXPECT_EQ(gradient, 0.0f);
+    }
+  }
+}
+
+// With one window that covers the whole volume and equal scores, the output is the mean of the values.
+TEST(WindowAttention, EqualScoresAverageTheValues) {
+  const WindowAttentionParams p{.d = 2, .h = 4, .w = 4, .heads = 1, .head_dim = 4, .window = {2, 4, 4}};
+  std::vector<float> qkv(static_cast<size_t>(p.tokens() * 12), 0.0f);
+  for (int64_t token = 0; token < 32; ++token) {
+    qkv[static_cast<size_t>(token * 12 + 8)] = static_cast<float>(token);
+  }
+  const std::vector<float> table(static_cast<size_t>(p.bias_rows()), 1.0f);
+  for (const Device device : test_devices()) {
+    Context context(device);
+    const DeviceArray<float> q(device, qkv);
+    const DeviceArray<float> t(device, table);
+    const DeviceArray<float> out(device, p.tokens() * 4);
+    window_attention_forward(context, p, q.get(), nullptr, t.get(), out.get(), nullptr);
+    const std::vector<float> values = out.host();
+    for (size_t i = 0; i < values.size(); ++i) {
+      ASSERT_EQ(values[i], i % 4 == 0 ? 15.5f : 0.0f) << "element " << i << " on " << to_string(device);
+    }
+  }
+}
+
+// Scores in the thousands: exp overflows unless the row's maximum is taken off first, and the softmax is nearly one-hot.
+TEST(WindowAttention, LargeScoresDoNotOverflow) {
+  const WindowAttentionCase& c = find_case("129 tokens a window");
+  const Inputs inputs = make_inputs(c.params, true, 24, 60.0f);
+  const Outputs<double> exact = run_reference<double>(c.params, inputs);
+  const Outputs<float> naive = run_reference<float>(c.params, inputs);
+  double largest = 0;
+  for (const double lse : exact.lse) {
+    largest = std::max(largest, lse);
+  }
+  ASSERT_GT(largest, 1000.0);
+  for (const Device device : test_devices()) {
+    const Outputs<float> actual = run_device(device, c.params, inputs);
+    expect_close("lse on " + to_string(device), actual.lse, exact.lse, naive.lse);
+    for (const float value : joined(actual)) {
+      ASSERT_TRUE(std::isfinite(value)) << "on " << to_string(device);
+    }
+  }
+}
+
+TEST(WindowAttention, RejectsWrongArguments) {
+  Context context(Device{DeviceType::cpu, 0});
+  float x = 0;
+  const auto forward = [&](const WindowAttentionParams& p) {
+    window_attention_forward(context, p, &x, nullptr, &x, &x, nullptr);
+  };
+  EXPECT_THROW(forward({.head_dim = 3}), ShapeError);
+  EXPECT_THROW(forward({.head_dim = 97}), ShapeError);
+  EXPECT_THROW(forward({.window = {0, 4, 4}}), ShapeError);
+  EXPECT_THROW(forward({.window = {4, 4, 4}, .shift = {0, 4, 0}}), ShapeError);
+  EXPECT_THROW(forward({.d = 0}), ShapeError);
+  EXPECT_THROW(forward({.window = {2000, 2000, 2000}}), ShapeError);
+  const WindowAttentionParams p{.window = {1, 1, 1}};
+  EXPECT_THROW(window_attention_forward(context, p, ConstData{}, nullptr, &x, &x, nullptr), ShapeError);
+  EXPECT_THROW(window_attention_forward(context, p, ConstData{&x, DType::bf16}, nullptr, &x, &x, nullptr), ShapeError);
+  EXPECT_THROW(window_attention_backward(context, p, &x, nullptr, &x, &x, &x, &x, &x, nullptr, &x,
+                                         GradMode::overwrite, Workspace{}),
+               ShapeError);
+  const size_t bytes = window_attention_backward_workspace_bytes(context, p);
+  std::vector<float> scratch(bytes / sizeof(float));
+  EXPECT_THROW(window_attention_backward(context, p, &x, nullptr, &x, &x, &x, &x, &x, &x, &x, GradMode::overwrite,
+                                         Workspace{scratch.data(), bytes}),
+               ShapeError)
+      << "dqkv_bias without qkv_bias";
+}
+
+// Writes every case's inputs and the CPU's results where tests/oracle/window_attention.py asks for them.
+TEST(WindowAttention, WritesVectorsForTheOracle) {
+  const char* folder = std::getenv("VESAL_ORACLE_FOLDER");
+  if (folder == nullptr) {
+    GTEST_SKIP() << "VESAL_ORACLE_FOLDER is not set";
+  }
+  std::ofstream index(std::string(folder) + "/index.txt");
+  int number = 0;
+  for (const WindowAttentionCase& c : kWindowAttentionCases) {
+    const WindowAttentionParams& p = c.params;
+    const Inputs inputs = make_inputs(p, c.qkv_bias, 4000 + static_cast<uint64_t>(number));
+    const Outputs<float> r = run_device(Device{DeviceType::cpu, 0}, p, inputs);
+    index << p.n << ' ' << p.d << ' ' << p.h << ' ' << p.w << ' ' << p.heads << ' ' << p.head_dim;
+    for (const auto& triple : {p.window, p.shift}) {
+      index << ' ' << triple[0] << ' ' << triple[1] << ' ' << triple[2];
+    }
+    index << ' ' << (p.padding == PaddingMode::masked) << ' ' << p.scale << ' ' << c.qkv_bias << ' ' << c.name << '\n';
+    std::ofstream file(concat(folder, '/', number++, ".f32"), std::ios::binary);
+    for (const std::vector<float>* part : {&inputs.qkv, &inputs.qkv_bias, &inputs.bias_table, &inputs.dout, &r.out,
+                                           &r.dqkv, &r.dqkv_bias, &r.dbias_table}) {
+      file.write(reinterpret_cast<const char*>(part->data()), static_cast<std::streamsize>(part->size() * sizeof(float)));
+    }
+    ASSERT_TRUE(file.good());
+  }
+  ASSERT_TRUE(index.good());
+}
+
+}  // namespace
+}  // namespace vesal::kernels::testing

@@ -1,0 +1,351 @@
+// Differentiable ops: every op's gradient against differences of its own forward pass, on cpu and on simt; parameters,
+// schedules, the optimiser. (Kernels are checked in double by their own tests; what is checked here is what an op adds:
+// which tensors it saves, which gradient goes where, how shared parameters add up.)
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <numeric>
+
+#include "layers/edge_attention.hpp"
+#include "layers/graph_reasoning.hpp"
+#include "layers/losses.hpp"
+#include "layers/optimizer.hpp"
+#include "layers/schedule.hpp"
+#include "layers/swin.hpp"
+#include "runtime/device_api.hpp"
+
+namespace vesal::layers {
+namespace {
+
+using Forward = std::function<Variable(const std::vector<Variable>&)>;
+
+class Layers : public ::testing::TestWithParam<Device> {
+ protected:
+  DeviceContext context{GetParam()};
+  ParameterStore store;
+  ParameterBuilder builder{context, store, 3};
+
+  Tensor random_tensor(Shape shape, uint64_t op, float scale = 1.0f) {
+    RandomStream random(17, 0, op);
+    std::vector<float> values(static_cast<size_t>(element_count(shape)));
+    for (float& value : values) {
+      value = scale * random.normal();
+    }
+    return Tensor::from_host(context, values, std::move(shape));
+  }
+
+  // sum(y * direction) in double.
+  double project(const Tensor& y, const std::vector<float>& direction) {
+    const std::vector<float> values = y.to_host<float>(context);
+    return std::inner_product(values.begin(), values.end(), direction.begin(), 0.0);
+  }
+
+  // Compares the gradients of sum(forward(inputs) * r), r random, with central differences along random directions of
+  // every input and every parameter. The forward pass is float32, so a difference with step h is known to about
+  // 1e-7 * |y| / h: with h = 1e-2 that is 1e-5 of the values, and curvature adds h^2. Two per cent of the gradient's size
+  // along a direction is far above both and far below any wrong factor or missing term.
+  void check_gradients(const Forward& forward, std::vector<Tensor> inputs, double step = 1e-2) {
+    Tape tape;
+    std::vector<Variable> leaves;
+    for (const Tensor& input : inputs) {
+      leaves.push_back(Variable::leaf(input));
+    }
+    store.clear_gradients();
+    Variable y;
+    {
+      const TapeScope scope(context, &tape);
+      y = forward(leaves);
+    }
+    ASSERT_TRUE(y.requires_grad());
+    const Tensor direction = random_tensor(y.shape(), 99);
+    const std::vector<float> r = direction.to_host<float>(context);
+    y.add_gradient(context, direction);
+    tape.backward(context);
+
+    const auto value = [&] {
+      std::vector<Variable> constants(inputs.begin(), inputs.end());
+      return project(forward(constants).value(), r);
+    };
+    const auto check_one = [&](const Tensor& x, const Tensor& gradient, const std::string& name) {
+      const std::vector<float> start = x.to_host<float>(context);
+      const std::vector<float> g = gradient.to_host<float>(context);
+      RandomStream random(23, 0, static_cast<uint64_t>(start.size()));
+      double scale = 0;
+      double worst = 0;
+      for (int trial = 0; trial < 4; ++trial) {
+        std::vector<float> d(start.size());
+        double norm = 0;
+        for (float& v : d) {
+          v = random.normal();
+          norm += static_cast<double>(v) * v;
+        }
+        std::vector<float> moved(start.size());
+        const auto at = [&](double h) {
+          for (size_t i = 0; i < start.size(); ++i) {
+            moved[i] = start[i] + static_cast<float>(h * d[i] / std::sqrt(norm));
+          }
+          x.copy_from_host(context, moved.data(), moved.size() * sizeof(float));
+          return value();
+        };
+        const double numeric = (at(step) - at(-step)) / (2 * step);
+        x.copy_from_host(context, start.data(), start.size() * sizeof(float));
+        const double analytic = std::inner_product(g.begin(), g.end(), d.begin(), 0.0) / std::sqrt(norm);
+        scale = std::max({scale, std::abs(numeric), std::abs(analytic)});
+        worst = std::max(worst, std::abs(numeric - analytic));
+      }
+      // A direction almost orthogonal to the gradient has no size of its own: compare with the gradient's norm too.
+      const double norm_of_gradient = std::sqrt(std::inner_product(g.begin(), g.end(), g.begin(), 0.0));
+      scale = std::max(scale, norm_of_gradient / std::sqrt(static_cast<double>(g.size())));
+      EXPECT_LE(worst, 0.02 * scale + 2e-4) << name;
+    };
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      ASSERT_TRUE(leaves[i].gradient().defined()) << "input " << i << " got no gradient";
+      check_one(inputs[i], leaves[i].gradient(), "input " + std::to_string(i));
+    }
+    for (const auto& parameter : store.all()) {
+      ASSERT_TRUE(parameter->gradient_written) << parameter->name;
+      check_one(parameter->value, parameter->gradient, parameter->name);
+    }
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Devices, Layers, ::testing::ValuesIn(device_api::present_devices()),
+                         [](const auto& info) { return std::string(to_string(info.param)).substr(0, 4); });
+
+TEST_P(Layers, Conv3d) {
+  const Conv3d conv(builder, 3, 5, ConvGeometry{{3, 2, 1}, {2, 1, 1}, {1, 0, 0}});
+  check_gradients([&](const auto& x) { return conv(context, x[0]); }, {random_tensor({2, 5, 4, 3, 3}, 1)});
+}
+
+TEST_P(Layers, UpConv3d) {
+  const UpConv3d up(builder, 4, 3);
+  check_gradients([&](const auto& x) { return up(context, x[0]); }, {random_tensor({1, 2, 3, 2, 4}, 1)});
+}
+
+TEST_P(Layers, LinearWithEveryActivation) {
+  for (const kernels::Activation activation :
+       {kernels::Activation::none, kernels::Activation::relu, kernels::Activation::gelu}) {
+    store = ParameterStore();
+    const Linear linear(builder, 7, 5);
+    check_gradients([&](const auto& x) { return linear(context, x[0], activation); }, {random_tensor({2, 3, 7}, 1)},
+                    1e-3);
+  }
+}
+
+TEST_P(Layers, Norms) {
+  {
+    const LayerNorm norm(builder, 6);
+    check_gradients([&](const auto& x) { return norm(context, x[0]); }, {random_tensor({2, 5, 6}, 1)});
+  }
+  store = ParameterStore();
+  {
+    const InstanceNorm norm(builder, 4, kernels::Activation::relu);
+    check_gradients([&](const auto& x) { return norm(context, x[0]); }, {random_tensor({2, 3, 3, 3, 4}, 1)}, 1e-3);
+  }
+}
+
+TEST_P(Layers, ShiftedPatchPlainAndMasked) {
+  {
+    const ShiftedPatch merge(builder, 1, 3, 4, kernels::ShiftSet::tetra4, false);
+    check_gradients([&](const auto& x) { return merge(context, x[0]); }, {random_tensor({1, 4, 3, 4, 3}, 1)});
+  }
+  store = ParameterStore();
+  {
+    const ShiftedPatch embed(builder, 4, 1, 6, kernels::ShiftSet::corner8, true);
+    const Tensor mask = Tensor::from_host(context, std::vector<uint8_t>{1, 0, 1, 1, 0, 1, 0, 1}, {2, 4});
+    check_gradients([&](const auto& x) { return embed(context, x[0], mask); }, {random_tensor({2, 4, 4, 4, 4}, 1)});
+  }
+}
+
+TEST_P(Layers, SwinStageShiftedPaddedAndSharedBias) {
+  const SwinSettings settings{.channels = 8, .heads = 2, .window = 2, .padding = kernels::PaddingMode::attend};
+  const SwinStage stage(builder, settings, {0.0f, 0.0f});
+  check_gradients([&](const auto& x) { return stage(context, x[0], false); }, {random_tensor({2, 3, 4, 5, 8}, 1)});
+}
+
+TEST_P(Layers, PoolsResizeAndArithmetic) {
+  const auto one = [&](const auto& f) { check_gradients([&](const auto& x) { return f(x[0]); }, {random_tensor({2, 4, 6, 5, 3}, 1)}, 1e-3); };
+  one([&](const Variable& x) { return max_pool3d(context, x, {2, 2, 2}, {2, 2, 2}); });
+  one([&](const Variable& x) { return avg_pool3d(context, x, {2, 2, 2}, {2, 2, 2}); });
+  one([&](const Variable& x) { return resize(context, x, {7, 3, 9}); });
+  one([&](const Variable& x) { return relu(context, x); });
+  one([&](const Variable& x) { return take_samples(context, x, 1, 2); });
+  one([&](const Variable& x) { return add(context, x, x); });
+  const auto two = [&](const auto& f) {
+    check_gradients([&](const auto& x) { return f(x[0], x[1]); },
+                    {random_tensor({2, 3, 2, 2, 4}, 1), random_tensor({2, 3, 2, 2, 4}, 2)});
+  };
+  two([&](const Variable& a, const Variable& b) { return add(context, a, b); });
+  two([&](const Variable& a, const Variable& b) { return combine(context, 0.5f, a, -2.0f, b); });
+  two([&](const Variable& a, const Variable& b) { return concat_channels(context, a, b); });
+  two([&](const Variable& a, const Variable& b) { return concat_samples(context, a, b); });
+  check_gradients([&](const auto& x) { return add_sample_vector(context, x[0], x[1]); },
+                  {random_tensor({2, 3, 4}, 1), random_tensor({2, 4}, 2)});
+  Parameter* scale = builder.constant("scale", {1}, 0.7f);
+  two([&](const Variable& a, const Variable& b) { return add_scaled(context, a, b, scale); });
+}
+
+TEST_P(Layers, EdgeAttention) {
+  const EdgeAttention block(builder, 5);
+  check_gradients([&](const auto& x) { return block(context, x[0], {2, 1, 1}); }, {random_tensor({2, 4, 5, 3, 5}, 1)},
+                  2e-3);
+}
+
+TEST_P(Layers, GraphOpsOnAFixedGraph) {
+  // The graph itself is not differentiable: it is built once, from features that stay as they are.
+  const SparseGraph graph = build_graph(context, random_tensor({2, 2, 3, 2, 4}, 5), 3);
+  const int64_t nodes = graph.graph.nodes;
+  {
+    Parameter* theta = builder.uniform("theta", {kernels::kEdgeTypes}, 0.5f, false);
+    check_gradients(
+        [&](const auto& x) { return propagate(context, graph, symmetric_edge_weights(context, graph, theta), x[0]); },
+        {random_tensor({nodes, 4}, 1)});
+  }
+  store = ParameterStore();
+  {
+    Parameter* theta = builder.uniform("theta", {kernels::kEdgeTypes}, 0.5f, false);
+    Parameter* u = builder.uniform("u", {1, 4}, 0.5f, true);
+    Parameter* v = builder.uniform("v", {1, 4}, 0.5f, true);
+    check_gradients(
+        [&](const auto& x) {
+          return propagate(context, graph, attention_edge_weights(context, graph, x[0], u, v, theta), x[0]);
+        },
+        {random_tensor({nodes, 4}, 1)}, 1e-3);
+  }
+}
+
+TEST_P(Layers, GraphReasoningGivesBothBranchesTheMessage) {
+  // 1 x 1 x 2 nodes: whatever the features, both nodes are neighbours, so that the graph does not change under them.
+  for (const EdgeWeights weights : {EdgeWeights::symmetric, EdgeWeights::attention}) {
+    store = ParameterStore();
+    GraphReasoningSettings settings{.channels = 6, .nodes_per_axis = 2, .weights = weights};
+    const GraphReasoning block(builder, settings);
+    check_gradients(
+        [&](const auto& x) {
+          const auto [a, b] = block(context, x[0], x[1]);
+          return concat_channels(context, a, b);
+        },
+        {random_tensor({2, 1, 2, 4, 6}, 1), random_tensor({2, 1, 2, 4, 6}, 2)}, 1e-3);
+  }
+}
+
+TEST_P(Layers, DropPathKeepsTheMeanAndFollowsTheSeed) {
+  context.seed_step(1, 1);
+  const Tensor ones = Tensor::from_host(context, std::vector<float>(4000, 1.0f), {4000, 1});
+  const std::vector<float> y = drop_path(context, ones, 0.25f).value().to_host<float>(context);
+  const double mean = std::accumulate(y.begin(), y.end(), 0.0) / 4000;
+  EXPECT_NEAR(mean, 1.0, 4 * std::sqrt(0.25 / 0.75 / 4000));  // four standard errors
+  for (const float v : y) {
+    EXPECT_TRUE(v == 0.0f || v == 1.0f / 0.75f);
+  }
+  context.seed_step(1, 1);
+  EXPECT_EQ(drop_path(context, ones, 0.25f).value().to_host<float>(context), y);
+  context.seed_step(1, 2);
+  EXPECT_NE(drop_path(context, ones, 0.25f).value().to_host<float>(context), y);
+}
+
+TEST_P(Layers, LossesStartTheBackwardPassWithTheirWeight) {
+  const std::vector<uint8_t> raw{0, 1, 2, 3, 3, 2, 1, 0, 0, 0, 2, 2, 0, 3, 1, 0};
+  const Tensor labels = Tensor::from_host(context, raw, {2, 2, 2, 2});
+  const Tensor targets = region_targets(context, labels);
+  const Tensor edges = edge_targets(context, labels);
+  const Tensor logits = random_tensor({2, 2, 2, 2, 3}, 1);
+  const Tensor edge_logits = random_tensor({2, 2, 2, 2, 1}, 2);
+  const auto check_loss = [&](const Tensor& x, const std::function<Tensor(const Variable&, float)>& loss) {
+    Tape tape;
+    const Variable leaf = Variable::leaf(x);
+    {
+      const TapeScope scope(context, &tape);
+      loss(leaf, 0.5f);
+    }
+    tape.backward(context);
+    const std::vector<float> gradient = leaf.gradient().to_host<float>(context);
+    std::vector<float> values = x.to_host<float>(context);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const auto at = [&](float h) {
+        std::vector<float> moved = values;
+        moved[i] += h;
+        return static_cast<double>(
+            loss(Tensor::from_host(context, moved, x.shape()), 1.0f).to_host<float>(context)[0]);
+      };
+      EXPECT_NEAR(gradient[i], 0.5 * (at(1e-2f) - at(-1e-2f)) / 2e-2, 1e-4);
+    }
+  };
+  check_loss(logits, [&](const Variable& x, float w) { return region_loss(context, x, targets, {}, w); });
+  check_loss(logits, [&](const Variable& x, float w) { return region_loss(context, x, targets, {.batch_dice = true}, w); });
+  check_loss(edge_logits, [&](const Variable& x, float w) { return edge_loss(context, x, edges, w); });
+}
+
+TEST_P(Layers, AParameterUsedTwiceGetsBothGradients) {
+  const Linear linear(builder, 3, 3);
+  check_gradients([&](const auto& x) { return linear(context, linear(context, x[0])); }, {random_tensor({4, 3}, 1)});
+}
+
+TEST_P(Layers, AdamWMovesAgainstTheGradientAndDecaysOnlyWeights) {
+  Parameter* weight = builder.uniform("weight", {50}, 1.0f, true);
+  Parameter* bias = builder.uniform("bias", {50}, 1.0f, false);
+  Parameter* untouched = builder.uniform("untouched", {50}, 1.0f, false);
+  const std::vector<float> weight0 = weight->value.to_host<float>(context);
+  const std::vector<float> bias0 = bias->value.to_host<float>(context);
+  const std::vector<float> untouched0 = untouched->value.to_host<float>(context);
+  AdamW optimizer(context, store, {.weight_decay = 0.1f, .max_norm = 0.0f});
+  for (Parameter* parameter : {weight, bias}) {
+    kernels::fill(context.kernels(), 50, 2.0f, parameter->gradient);
+    parameter->gradient_written = true;
+  }
+  optimizer.step(context, 0.01f);
+  EXPECT_EQ(optimizer.steps(), 1);
+  EXPECT_NEAR(optimizer.last_gradient_norm(context), std::sqrt(100 * 4.0), 1e-4);
+  // In the first step the bias-corrected moments are g and g^2: every number moves by the learning rate.
+  const std::vector<float> weight1 = weight->value.to_host<float>(context);
+  const std::vector<float> bias1 = bias->value.to_host<float>(context);
+  for (size_t i = 0; i < 50; ++i) {
+    EXPECT_NEAR(bias1[i], bias0[i] - 0.01f, 1e-6);
+    EXPECT_NEAR(weight1[i], weight0[i] - 0.01f * (1.0f + 0.1f * weight0[i]), 1e-6);
+  }
+  EXPECT_EQ(untouched->value.to_host<float>(context), untouched0);
+}
+
+TEST(Parameters, StartFromTheSeedAndHaveUniqueNames) {
+  DeviceContext context({DeviceType::cpu, 0});
+  const auto values = [&](uint64_t seed) {
+    ParameterStore store;
+    const ParameterBuilder builder(context, store, seed);
+    builder.uniform("first", {10}, 1.0f, true);
+    return builder.scope("a").scope("b").uniform("second", {10}, 0.5f, true)->value.to_host<float>(context);
+  };
+  EXPECT_EQ(values(1), values(1));
+  EXPECT_NE(values(1), values(2));
+  for (const float v : values(3)) {
+    EXPECT_LE(std::abs(v), 0.5f);
+  }
+  ParameterStore store;
+  const ParameterBuilder builder(context, store, 0);
+  EXPECT_EQ(builder.scope("a").scope("b").constant("c", {2}, 1.0f)->name, "a.b.c");
+  EXPECT_THROW(builder.constant("a.b.c", {2}, 1.0f), ShapeError);
+  EXPECT_EQ(store.count(), 2);
+  EXPECT_NE(store.find("a.b.c"), nullptr);
+  EXPECT_EQ(store.find("a.b"), nullptr);
+}
+
+TEST(Schedule, WarmsUpAndDecays) {
+  const Schedule poly{.kind = ScheduleKind::poly, .base_lr = 1.0f, .warmup_steps = 10, .total_steps = 110};
+  EXPECT_FLOAT_EQ(learning_rate_at(poly, 0), 0.1f);
+  EXPECT_FLOAT_EQ(learning_rate_at(poly, 9), 1.0f);
+  EXPECT_FLOAT_EQ(learning_rate_at(poly, 10), 1.0f);
+  EXPECT_FLOAT_EQ(learning_rate_at(poly, 60), std::pow(0.5f, 0.9f));
+  EXPECT_FLOAT_EQ(learning_rate_at(poly, 110), 0.0f);
+  EXPECT_FLOAT_EQ(learning_rate_at(poly, 500), 0.0f);
+  const Schedule cosine{
+      .kind = ScheduleKind::cosine, .base_lr = 2.0f, .warmup_steps = 0, .total_steps = 100, .final_factor = 0.1f};
+  EXPECT_FLOAT_EQ(learning_rate_at(cosine, 0), 2.0f);
+  EXPECT_NEAR(learning_rate_at(cosine, 50), 2.0f * (0.1f + 0.9f * 0.5f), 1e-6);
+  EXPECT_NEAR(learning_rate_at(cosine, 100), 0.2f, 1e-6);
+  EXPECT_EQ(parse_schedule_kind("cosine"), ScheduleKind::cosine);
+  EXPECT_THROW(parse_schedule_kind("linear"), UsageError);
+}
+
+}  // namespace
+}  // namespace vesal::layers
