@@ -111,7 +111,8 @@ void ProgressBar::update(int64_t done, int64_t total, std::string_view detail, d
   std::string text = label_ + " ";
   if (bar >= 5) {
     const int filled = total > 0 ? static_cast<int>(bar * done / total) : bar;
-    text += "[" + std::string(static_cast<size_t>(filled), '#') + std::string(static_cast<size_t>(bar - filled), '.') + "]";
+    text += concat('[', std::string(static_cast<size_t>(filled), '#'),
+                   std::string(static_cast<size_t>(bar - filled), '.'), ']');
   }
   text += tail;
   text.resize(std::min<size_t>(text.size(), static_cast<size_t>(room)));

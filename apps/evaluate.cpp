@@ -107,15 +107,16 @@ int run(const Options& options) {
 
 Command make_evaluate(CLI::App& program) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = program.add_subcommand("evaluate", "Score predictions against labels: Dice, IoU, HD95, volumes");
+  CLI::App* app = program.add_subcommand("evaluate");
   app->description(
+      "Score predictions against labels: Dice, IoU, HD95, volumes.\n\n"
       "Scores label maps: Dice, IoU, HD95 (mm) and volumes of the regions WT (whole tumour), TC (tumour core) and ET\n"
       "(enhancing tumour). A label without a prediction is a failure: it is named and counts as Dice 0.\n"
       "Empty regions follow BraTS: empty in both, Dice 1 and HD95 0; in one only, Dice 0 and HD95 373.13 mm.");
   app->add_option("--predictions", options->predictions, "Folder of CASE.nii.gz; several folders are compared")
       ->required()
       ->group("Input")
-      ->type_name("DIR ...");
+      ->type_name("DIR...");
   app->add_option("--labels", options->labels, "Folder of CASE/...-seg.nii.gz or CASE.nii.gz")
       ->required()
       ->group("Input")

@@ -1,7 +1,9 @@
 // The `vesal` program: picks the subcommand, and turns every error into one line on stderr and an exit code.
 #include <exception>
 #include <iostream>
+#include <memory>
 #include <new>
+#include <sstream>
 #include <vector>
 
 #include "apps/commands.hpp"
@@ -45,6 +47,19 @@ std::string parse_message(const CLI::ParseError& error, const CLI::App& app) {
       return concat(rest.substr(0, equals), ": found ", rest.substr(equals + 3), ", expected a number");
     }
   }
+  static constexpr std::string_view kRange = ": Value ";
+  const size_t value = text.find(kRange);
+  const size_t range = text.find(" not in range ");
+  if (value != std::string::npos && range != std::string::npos) {
+    const size_t begin = value + kRange.size();
+    return concat(text.substr(0, value), ": found ", text.substr(begin, range - begin), ", expected ",
+                  text.substr(range + std::string_view(" not in range ").size()));
+  }
+  static constexpr std::string_view kExcludes = " excludes ";
+  if (const size_t excludes = text.find(kExcludes); excludes != std::string::npos) {
+    return concat(text.substr(0, excludes), ": found together with ", text.substr(excludes + kExcludes.size()),
+                  ", expected one of them");
+  }
   static constexpr std::string_view kRequired = " is required";
   if (text.ends_with(kRequired)) {
     return concat(text.substr(0, text.size() - kRequired.size()), ": found nothing, expected a value");
@@ -52,11 +67,40 @@ std::string parse_message(const CLI::ParseError& error, const CLI::App& app) {
   return text;
 }
 
+// CLI11's help without the noise: options show their argument's name only, and a command its description's first line.
+class Help : public CLI::Formatter {
+ public:
+  std::string make_option_opts(const CLI::Option* option) const override {
+    if (option->get_type_size() == 0) {
+      return {};
+    }
+    return " " + option->get_type_name().substr(0, option->get_type_name().find(':')) +
+           (option->get_required() ? " (required)" : "");
+  }
+  std::string make_subcommand(const CLI::App* command) const override {
+    const std::string description = command->get_description();
+    std::ostringstream out;
+    CLI::detail::format_help(out, command->get_name(), description.substr(0, description.find('\n')), get_column_width());
+    return out.str();
+  }
+  std::string make_help(const CLI::App* app, std::string name, CLI::AppFormatMode mode) const override {
+    std::string text = CLI::Formatter::make_help(app, name, mode);
+    for (size_t at; (at = text.find("\n\n\n")) != std::string::npos;) {
+      text.erase(at, 1);
+    }
+    return text;
+  }
+};
+
 int run(int argc, char** argv) {
   CLI::App program(
       "Vesal trains and runs 3D multimodal medical segmentation networks, also when some modalities are missing.");
   program.name("vesal");
-  program.set_version_flag("--version,-V", "vesal " + version());
+  const auto help = std::make_shared<Help>();
+  help->column_width(28);
+  program.formatter(help);
+  program.set_help_flag("-h,--help", "Print this help and exit");
+  program.set_version_flag("--version,-V", "vesal " + version(), "Print the version and exit");
   program.footer(
       "A first tour, without data of your own:\n"
       "  vesal phantom  --out data/train --cases 12 --seed 1\n"
@@ -69,7 +113,6 @@ int run(int argc, char** argv) {
   const std::vector<Command> commands{make_train(program), make_predict(program), make_evaluate(program),
                                       make_phantom(program), make_doctor(program)};
   for (const Command& command : commands) {
-    command.app->get_formatter()->column_width(30);
     command.app->set_help_flag("-h,--help", "Print this help and exit")->group("General");
   }
   const auto chosen = [&]() -> const Command* {

@@ -75,8 +75,9 @@ int run(const Options& options) {
 
 Command make_phantom(CLI::App& program) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = program.add_subcommand("phantom", "Make synthetic cases to try everything on");
+  CLI::App* app = program.add_subcommand("phantom");
   app->description(
+      "Make synthetic cases to try everything on.\n\n"
       "Makes synthetic brain-tumour cases named and stored like BraTS: t1n, t1c, t2w, t2f and seg, with grey and white\n"
       "matter, ventricles, a bias field, Rician noise, and a tumour of oedema, enhancing rim and necrotic core.\n"
       "The same seed gives the same bytes.");

@@ -175,8 +175,7 @@ int run(const Options& options) {
   const int64_t network_bytes =
       training::measure_network_bytes(context, *loaded.network, prediction.tiles.patch);
   std::cout << loaded.info.network.preset << " after " << loaded.info.step << " steps, from " << loaded.file.string()
-            << ", on " << device_api::describe(context.device()) << ", " << thread_count()
-            << (thread_count() == 1 ? " thread" : " threads") << '\n';
+            << ", on " << device_api::describe(context.device()) << '\n';
   const std::optional<training::MemoryPlan> memory = plan_for_largest(plan.jobs, prediction, network_bytes);
   if (memory) {
     std::cout << memory->line(prediction.tiles.patch, context.device());
@@ -300,8 +299,9 @@ int run(const Options& options) {
 
 Command make_predict(CLI::App& program) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = program.add_subcommand("predict", "Segment cases with trained weights");
+  CLI::App* app = program.add_subcommand("predict");
   app->description(
+      "Segment cases with trained weights.\n\n"
       "Segments cases: one label map a case on the input's own grid, an overlay picture, statistics.json (volumes,\n"
       "bounding boxes) and run.json. Modalities may be missing; absent ones have no influence on the result.\n"
       "A case that cannot be read is reported, and the others go on.");

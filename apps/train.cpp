@@ -155,8 +155,7 @@ int run(const Options& options, const CLI::App& app) {
     settings.validation_modalities = imaging::parse_modality_mask(options.val_modalities);
   }
   settings.device = choose_device(options.device);
-  std::cout << "on " << device_api::describe(settings.device) << ", " << thread_count()
-            << (thread_count() == 1 ? " thread" : " threads") << std::endl;
+  std::cout << "on " << device_api::describe(settings.device) << std::endl;
 
   Screen screen;
   const training::TrainResult result = training::train(settings, screen, &stop_requested());
@@ -186,8 +185,9 @@ int run(const Options& options, const CLI::App& app) {
 
 Command make_train(CLI::App& program) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = program.add_subcommand("train", "Train a network on a folder of cases");
+  CLI::App* app = program.add_subcommand("train");
   app->description(
+      "Train a network on a folder of cases.\n\n"
       "Trains a network on a folder with one folder per case (t1n, t1c, t2w, t2f volumes and seg; names of all years of\n"
       "BraTS). RUN gets last.safetensors (weights and all that --resume needs), best.safetensors (best mean Dice in\n"
       "validation), log.jsonl and progress.png. Ctrl-C writes a checkpoint; --resume continues bit for bit.");
@@ -217,7 +217,7 @@ Command make_train(CLI::App& program) {
       ->type_name("X Y Z");
 
   group = "How long";
-  CLI::Option* steps = app->add_option("--steps", options->steps, "End at this step [2000]")
+  CLI::Option* steps = app->add_option("--steps", options->steps, "End at this step [2000]; not with --minutes")
                            ->check(CLI::Range(int64_t{1}, int64_t{100000000}))
                            ->group(group)
                            ->type_name("N");
@@ -267,7 +267,7 @@ Command make_train(CLI::App& program) {
   app->add_option("--seed", options->seed, "Of weights, split and augmentation [0]")->group(group)->type_name("S");
 
   group = "Validation";
-  CLI::Option* fraction = app->add_option("--val-fraction", options->val_fraction, "Share of the cases to validate on [0.2]")
+  CLI::Option* fraction = app->add_option("--val-fraction", options->val_fraction, "Share of the cases to validate on [0.2]; not with --split")
                               ->check(CLI::Range(0.0, 0.95))
                               ->group(group)
                               ->type_name("F");

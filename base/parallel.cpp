@@ -10,11 +10,13 @@
 #include <string>
 
 #include "base/error.hpp"
+#include "base/thread_limit.hpp"
 
 namespace vesal {
 namespace {
 
 std::atomic<int> configured_threads{0};
+thread_local int thread_limit = 0;  // of this thread; 0: none
 
 // Processors granted by the cgroup's quota, or 0 where there is no limit.
 int cgroup_quota() {
@@ -57,12 +59,11 @@ int available_threads() {
 }
 
 int thread_count() {
-  const int configured = configured_threads.load(std::memory_order_relaxed);
-  if (configured > 0) {
-    return configured;
+  if (configured_threads.load(std::memory_order_relaxed) == 0) {
+    set_thread_count(available_threads());
   }
-  set_thread_count(available_threads());
-  return available_threads();
+  const int configured = configured_threads.load(std::memory_order_relaxed);
+  return thread_limit > 0 ? std::min(thread_limit, configured) : configured;
 }
 
 void set_thread_count(int threads) {
@@ -71,5 +72,12 @@ void set_thread_count(int threads) {
   omp_set_dynamic(0);
   omp_set_num_threads(threads);  // oneDNN reads this
 }
+
+ThreadLimit::ThreadLimit(int threads) {
+  check<UsageError>(threads >= 1, "thread limit: found ", threads, ", expected at least 1");
+  thread_limit = threads;
+}
+
+ThreadLimit::~ThreadLimit() { thread_limit = 0; }
 
 }  // namespace vesal

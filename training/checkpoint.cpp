@@ -26,7 +26,8 @@ std::string triple_text(T x, T y, T z) {
 
 class MetadataReader {
  public:
-  MetadataReader(const weights::Metadata& metadata, const std::string& file) : metadata_(metadata), file_(file) {}
+  MetadataReader(const weights::Metadata& metadata, const std::string& file)
+      : metadata_(metadata), file_(file) {}
 
   const std::string& text(const char* key) const {
     const auto found = metadata_.find(key);
@@ -57,7 +58,8 @@ class MetadataReader {
   }
 
   void require(bool good, const char* key) const {
-    check<FormatError>(good, file_, ": metadata: ", key, ": found ", weights::quoted(text(key)), ", which makes no sense");
+    check<FormatError>(good, file_, ": metadata: ", key, ": found ", weights::one_line(text(key)),
+                       ", which makes no sense");
   }
 
  private:
@@ -70,8 +72,9 @@ std::vector<weights::NamedTensor> all_tensors(const models::Fusion& network, con
   const auto& parameters = network.parameters().all();
   for (const bool first : {true, false}) {
     for (size_t i = 0; i < parameters.size(); ++i) {
-      tensors.push_back({concat(kOptimizerPrefix, first ? "first_moment." : "second_moment.", parameters[i]->name),
-                         first ? optimizer.first_moment(i) : optimizer.second_moment(i), parameters[i]->layout});
+      tensors.push_back(
+          {concat(kOptimizerPrefix, first ? "first_moment." : "second_moment.", parameters[i]->name),
+           first ? optimizer.first_moment(i) : optimizer.second_moment(i), parameters[i]->layout});
     }
   }
   return tensors;
@@ -148,7 +151,8 @@ std::string to_json(const TrainerState& state) {
       {"validated_step", state.validated_step},
       {"best_step", state.best_step},
       {"best_score", state.best_score},
-  }.dump();
+  }
+      .dump();
 }
 
 TrainerState trainer_state_from_json(const std::string& text, const std::string& file) {
@@ -168,7 +172,8 @@ TrainerState trainer_state_from_json(const std::string& text, const std::string&
     json.at("edge_weight").get_to(c.edge_weight);
     json.at("seed").get_to(c.seed);
     json.at("validate_every").get_to(c.validate_every);
-    c.validation_modalities = imaging::parse_modality_mask(json.at("validation_modalities").get<std::string>());
+    c.validation_modalities =
+        imaging::parse_modality_mask(json.at("validation_modalities").get<std::string>());
     json.at("validation_overlap").get_to(c.validation_overlap);
     json.at("validation_fraction").get_to(c.validation_fraction);
     json.at("train").get_to(c.split.train);
@@ -186,8 +191,8 @@ TrainerState trainer_state_from_json(const std::string& text, const std::string&
   check<FormatError>(c.batch >= 1 && c.schedule_steps >= 1 && c.warmup_steps >= 0 && c.validate_every >= 1 &&
                          state.step >= 0 && state.total_steps >= 0,
                      file, ": trainer state: batch ", c.batch, ", schedule_steps ", c.schedule_steps,
-                     ", warmup_steps ", c.warmup_steps, ", validate_every ", c.validate_every, ", step ", state.step,
-                     " of ", state.total_steps, " make no sense");
+                     ", warmup_steps ", c.warmup_steps, ", validate_every ", c.validate_every, ", step ",
+                     state.step, " of ", state.total_steps, " make no sense");
   return state;
 }
 
@@ -196,8 +201,9 @@ void write_weights(DeviceContext& context, const std::filesystem::path& path, co
   weights::write_tensors(context, path, weights::named_parameters(network.parameters()), to_metadata(info));
 }
 
-void write_checkpoint(DeviceContext& context, const std::filesystem::path& path, const models::Fusion& network,
-                      const layers::AdamW& optimizer, const WeightsInfo& info, const TrainerState& state) {
+void write_checkpoint(DeviceContext& context, const std::filesystem::path& path,
+                      const models::Fusion& network, const layers::AdamW& optimizer, const WeightsInfo& info,
+                      const TrainerState& state) {
   weights::Metadata metadata = to_metadata(info);
   metadata[kTrainerKey] = to_json(state);
   weights::write_tensors(context, path, all_tensors(network, optimizer), metadata);
@@ -205,8 +211,9 @@ void write_checkpoint(DeviceContext& context, const std::filesystem::path& path,
 
 TrainerState read_trainer_state(const weights::SafetensorsFile& file) {
   const auto found = file.metadata().find(kTrainerKey);
-  check<FormatError>(found != file.metadata().end(), file.path().string(),
-                     ": holds no trainer state (weights only?), expected a checkpoint that vesal train wrote");
+  check<FormatError>(
+      found != file.metadata().end(), file.path().string(),
+      ": holds no trainer state (weights only?), expected a checkpoint that vesal train wrote");
   return trainer_state_from_json(found->second, file.path().string());
 }
 

@@ -1,8 +1,10 @@
-// What a training run leaves on disk: weights that say what they are for, and the trainer's state from which a run
-// continues bit for bit. Both are safetensors files, written completely or not at all, without any time stamp.
+// What a training run leaves on disk: weights that say what they are for, and the trainer's state from which
+// a run continues bit for bit. Both are safetensors files, written completely or not at all, without any time
+// stamp.
 //
-// RUN/last.safetensors: weights, optimiser moments ("optimizer.first_moment.NAME", "optimizer.second_moment.NAME") and
-// the trainer's state as JSON under "vesal.trainer" in __metadata__. RUN/best.safetensors: weights and metadata only.
+// RUN/last.safetensors: weights, optimiser moments ("optimizer.first_moment.NAME",
+// "optimizer.second_moment.NAME") and the trainer's state as JSON under "vesal.trainer" in __metadata__.
+// RUN/best.safetensors: weights and metadata only.
 #pragma once
 
 #include <cstdint>
@@ -23,12 +25,12 @@ namespace vesal::training {
 struct WeightsInfo {
   models::FusionConfig network;
   imaging::LabelScheme label_scheme = imaging::LabelScheme::brats2023;
-  imaging::Vector3 spacing_mm;       // trained at; 0: at each input's own
-  imaging::Size3 patch;              // trained on, X Y Z
+  imaging::Vector3 spacing_mm;         // trained at; 0: at each input's own
+  imaging::Size3 patch;                // trained on, X Y Z
   imaging::ModalityMask modalities{};  // seen in training
-  int64_t step = 0;                  // training steps behind them
-  double score = -1;                 // mean validation Dice at that step; -1: not measured
-  std::string version;               // of the program that wrote them; filled in when writing
+  int64_t step = 0;                    // training steps behind them
+  double score = -1;                   // mean validation Dice at that step; -1: not measured
+  std::string version;                 // of the program that wrote them; filled in when writing
 };
 
 // As the string map of a file, and back. FormatError names `file` and the entry that is missing or bad.
@@ -57,11 +59,11 @@ struct RunConfig {
 
 struct TrainerState {
   RunConfig config;
-  int64_t total_steps = 0;        // the run ends here
-  int64_t step = 0;               // steps done
-  int64_t validated_step = 0;     // of the last validation, 0 before the first
+  int64_t total_steps = 0;     // the run ends here
+  int64_t step = 0;            // steps done
+  int64_t validated_step = 0;  // of the last validation, 0 before the first
   int64_t best_step = 0;
-  double best_score = -1;         // mean validation Dice; -1 before the first
+  double best_score = -1;  // mean validation Dice; -1 before the first
 };
 
 // `file` for error messages. FormatError for text that is no state.
@@ -70,8 +72,9 @@ TrainerState trainer_state_from_json(const std::string& text, const std::string&
 
 void write_weights(DeviceContext& context, const std::filesystem::path& path, const models::Fusion& network,
                    const WeightsInfo& info);
-void write_checkpoint(DeviceContext& context, const std::filesystem::path& path, const models::Fusion& network,
-                      const layers::AdamW& optimizer, const WeightsInfo& info, const TrainerState& state);
+void write_checkpoint(DeviceContext& context, const std::filesystem::path& path,
+                      const models::Fusion& network, const layers::AdamW& optimizer, const WeightsInfo& info,
+                      const TrainerState& state);
 
 // The state in a checkpoint; FormatError when the file holds weights only.
 TrainerState read_trainer_state(const weights::SafetensorsFile& file);
@@ -79,8 +82,8 @@ TrainerState read_trainer_state(const weights::SafetensorsFile& file);
 void restore_checkpoint(DeviceContext& context, const weights::SafetensorsFile& file, models::Fusion& network,
                         layers::AdamW& optimizer);
 
-// The weights that RUN|FILE means: a file itself; of a folder best.safetensors, else last.safetensors. IoError says
-// what was looked for.
+// The weights that RUN|FILE means: a file itself; of a folder best.safetensors, else last.safetensors.
+// IoError says what was looked for.
 std::filesystem::path find_weights(const std::filesystem::path& run_or_file);
 
 struct LoadedNetwork {

@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 
 #include "base/error.hpp"
 #include "base/philox.hpp"
@@ -21,7 +21,8 @@ std::vector<std::string> read_names(const nlohmann::json& fold, const char* key,
   check<FormatError>(list.is_array(), file, ": \"", key, "\" is not a list of case names");
   std::vector<std::string> names;
   for (const nlohmann::json& name : list) {
-    check<FormatError>(name.is_string(), file, ": \"", key, "\" holds ", name.type_name(), ", expected case names");
+    check<FormatError>(name.is_string(), file, ": \"", key, "\" holds ", name.type_name(),
+                       ", expected case names");
     names.push_back(name.get<std::string>());
   }
   return names;
@@ -52,9 +53,9 @@ Split split_by_fraction(std::vector<std::string> names, double fraction, uint64_
 Split read_split_file(const std::filesystem::path& path) {
   const std::string file = path.string();
   std::ifstream in(path);
-  std::ostringstream text;
-  check<IoError>(in.is_open() && (text << in.rdbuf()), file, ": cannot be read");
-  const nlohmann::json document = nlohmann::json::parse(text.str(), nullptr, false);
+  const std::string text{std::istreambuf_iterator<char>(in), {}};
+  check<IoError>(in.is_open() && !in.bad(), file, ": cannot be read");
+  const nlohmann::json document = nlohmann::json::parse(text, nullptr, false);
   check<FormatError>(!document.is_discarded(), file, ": is not valid JSON");
   check<FormatError>(!document.is_array() || !document.empty(), file, ": the list of folds is empty");
   const nlohmann::json& fold = document.is_array() ? document.front() : document;
@@ -81,7 +82,8 @@ void require_cases(const Split& split, const std::vector<std::string>& names, co
   check<FormatError>(!split.train.empty(), where, ": no case is left to learn from");
   const std::set<std::string> present(names.begin(), names.end());
   for (const auto* list : {&split.train, &split.validation}) {
-    const auto absent = std::find_if(list->begin(), list->end(), [&](const auto& name) { return !present.contains(name); });
+    const auto absent =
+        std::find_if(list->begin(), list->end(), [&](const auto& name) { return !present.contains(name); });
     check<FormatError>(absent == list->end(), where, ": the case ", absent == list->end() ? "" : *absent,
                        " is not among the ", names.size(), " cases of the data");
   }
@@ -110,17 +112,20 @@ imaging::ModalityMask DataSet::modalities() const {
   return mask;
 }
 
-DataSet load_data_set(const std::vector<imaging::CaseFiles>& cases, const Split& split, const DataSetOptions& options) {
+DataSet load_data_set(const std::vector<imaging::CaseFiles>& cases, const Split& split,
+                      const DataSetOptions& options) {
   const imaging::LoadOptions load{.scheme = options.scheme};
   const imaging::PreprocessOptions preprocess{.spacing_mm = options.spacing_mm};
   const auto total = static_cast<int64_t>(split.train.size() + split.validation.size());
   int64_t done = 0;
   DataSet data;
-  for (const auto& [names, prepared] : {std::pair(&split.train, &data.train),
-                                        std::pair(&split.validation, &data.validation)}) {
+  for (const auto& [names, prepared] :
+       {std::pair(&split.train, &data.train), std::pair(&split.validation, &data.validation)}) {
     for (const std::string& name : *names) {
-      check<InterruptedError>(options.stop == nullptr || !options.stop->load(), "interrupted while reading cases");
-      const auto files = std::find_if(cases.begin(), cases.end(), [&](const auto& c) { return c.name == name; });
+      check<InterruptedError>(options.stop == nullptr || !options.stop->load(),
+                              "interrupted while reading cases");
+      const auto files =
+          std::find_if(cases.begin(), cases.end(), [&](const auto& c) { return c.name == name; });
       check<FormatError>(files != cases.end(), "the case ", name, " is not among the data");
       check<FormatError>(!files->labels.empty(), name, ": has no label file, expected ", name,
                          "-seg.nii.gz beside its images");

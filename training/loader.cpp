@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.hpp"
+#include "base/thread_limit.hpp"
 #include "training/random_ops.hpp"
 
 namespace vesal::training {
@@ -38,7 +39,8 @@ int64_t case_of_sample(int64_t sample, int64_t cases, uint64_t seed) {
   return order[static_cast<size_t>(sample % cases)];
 }
 
-Batch make_batch(const std::vector<imaging::PreparedCase>& cases, const LoaderSettings& settings, int64_t step) {
+Batch make_batch(const std::vector<imaging::PreparedCase>& cases, const LoaderSettings& settings,
+                 int64_t step) {
   const int64_t voxels = settings.augment.patch.voxels();
   Batch batch;
   batch.step = step;
@@ -91,6 +93,7 @@ Loader::~Loader() {
 }
 
 void Loader::work() {
+  const ThreadLimit one(1);  // the other processors are busy with the network
   std::unique_lock lock(mutex_);
   while (true) {
     changed_.wait(lock, [this] { return closing_ || claimed_ < consumed_ + settings_.ahead; });

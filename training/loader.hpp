@@ -1,5 +1,5 @@
-// Batches of augmented patches, made ahead by background threads. What a batch holds depends on (seed, step) and the
-// settings only, never on timing or on how many threads make it.
+// Batches of augmented patches, made ahead by background threads. What a batch holds depends on (seed, step)
+// and the settings only, never on timing or on how many threads make it.
 #pragma once
 
 #include <condition_variable>
@@ -34,16 +34,17 @@ struct Batch {
   std::vector<int64_t> cases;               // N: which case each sample comes from
 };
 
-// The modalities a training sample keeps: all that it has in one of four draws, else each with probability 1/2, drawn
-// again while none is left (RFNet, Ding et al., ICCV 2021, with the full set forced now and then).
+// The modalities a training sample keeps: all that it has in one of four draws, else each with probability
+// 1/2, drawn again while none is left (RFNet, Ding et al., ICCV 2021, with the full set forced now and then).
 models::ModalityMask draw_modalities(const imaging::ModalityMask& present, RandomStream& random);
 
-// The case of a sample, counted over the whole training: every pass over the data has its own order, and each case
-// comes once in a pass.
+// The case of a sample, counted over the whole training: every pass over the data has its own order, and each
+// case comes once in a pass.
 int64_t case_of_sample(int64_t sample, int64_t cases, uint64_t seed);
 
 // The batch of a step, made on the calling thread.
-Batch make_batch(const std::vector<imaging::PreparedCase>& cases, const LoaderSettings& settings, int64_t step);
+Batch make_batch(const std::vector<imaging::PreparedCase>& cases, const LoaderSettings& settings,
+                 int64_t step);
 
 class Loader {
  public:

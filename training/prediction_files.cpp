@@ -65,7 +65,7 @@ const imaging::Image& background_image(const imaging::Case& source, std::string&
   throw UsageError(concat(source.name, ": found no modality"));
 }
 
-double rounded(double value, double unit) { return std::round(value / unit) * unit; }
+double rounded(double value, double steps) { return std::round(value * steps) / steps; }
 
 }  // namespace
 
@@ -87,16 +87,16 @@ std::string region_statistics_json(const LabelMap& labels, const imaging::Case& 
     const LabelMap mask = imaging::region_mask(labels, region);
     const imaging::RegionStatistics statistics = imaging::region_statistics(mask);
     Json entry{{"voxels", statistics.voxels},
-               {"volume_mm3", rounded(statistics.volume_ml * 1000.0, 1e-3)},
-               {"volume_mL", rounded(statistics.volume_ml, 1e-6)},
+               {"volume_mm3", rounded(statistics.volume_ml * 1000.0, 1e3)},
+               {"volume_mL", rounded(statistics.volume_ml, 1e6)},
                {"components", statistics.components},
-               {"largest_component_mL", rounded(statistics.largest_component_ml, 1e-6)}};
+               {"largest_component_mL", rounded(statistics.largest_component_ml, 1e6)}};
     if (statistics.voxels > 0) {
       const imaging::Box3 box = box_in_file(statistics.box, source.header);
       entry["bounding_box_voxels"] = {{"start", {box.start.x, box.start.y, box.start.z}},
                                       {"size", {box.size.x, box.size.y, box.size.z}}};
-      entry["centroid_mm"] = {rounded(statistics.centroid_mm.x, 1e-3), rounded(statistics.centroid_mm.y, 1e-3),
-                              rounded(statistics.centroid_mm.z, 1e-3)};
+      entry["centroid_mm"] = {rounded(statistics.centroid_mm.x, 1e3), rounded(statistics.centroid_mm.y, 1e3),
+                              rounded(statistics.centroid_mm.z, 1e3)};
       Json intensity;
       for (const imaging::Modality modality : kModalities) {
         if (!source.present[static_cast<size_t>(modality)]) {

@@ -82,7 +82,12 @@ RegionProbabilities predict_case(DeviceContext& context, const models::Fusion& n
   const int64_t slice_values = result.size.x * result.size.y * kRegionCount;
   imaging::SlabBlender blender(result.size, tile, kRegionCount,
                                [&](int64_t z_begin, int64_t, std::span<const float> values) {
-                                 std::copy(values.begin(), values.end(), result.values.begin() + z_begin * slice_values);
+                                 const int64_t first = z_begin * slice_values / kRegionCount;
+                                 for (size_t i = 0; i < values.size(); ++i) {
+                                   const size_t voxel = static_cast<size_t>(first) + i / kRegionCount;
+                                   result.values[static_cast<size_t>(first) * kRegionCount + i] =
+                                       prepared.mask.data[voxel] != 0 ? values[i] : 0.0f;
+                                 }
                                });
 
   TapeScope no_gradients(context, nullptr);
@@ -164,7 +169,7 @@ MemoryPlan plan_memory(Size3 original, Size3 prepared, int modalities, const Pre
 
 std::string MemoryPlan::line(const Size3& patch, Device device) const {
   const bool shared = device.type != DeviceType::cuda;
-  return concat("memory plan: ", tiles, tiles == 1 ? " tile of " : " tiles of ", to_string(patch), "; volumes ",
+  return concat("memory plan: at most ", tiles, tiles == 1 ? " tile of " : " tiles of ", to_string(patch), "; volumes ",
                 readable_bytes(volumes_bytes), ", probabilities ", readable_bytes(probabilities_bytes), ", blending ",
                 readable_bytes(blending_bytes), ", label map ", readable_bytes(labels_bytes), ", network ",
                 readable_bytes(network_bytes), shared ? "" : " on ", shared ? "" : to_string(device), "; ",

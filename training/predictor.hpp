@@ -27,9 +27,9 @@ struct PredictSettings {
 
 struct RegionProbabilities {
   imaging::Size3 size;        // of the prepared grid
-  std::vector<float> values;  // [D, H, W, 3]: WT, TC, ET, each in [0, 1]
+  std::vector<float> values;  // [D, H, W, 3]: WT, TC, ET, each in [0, 1]; 0 outside the head
   int64_t tiles = 0;
-  int64_t tiles_skipped = 0;  // they held no voxel of the head: probability 0 without a look by the network
+  int64_t tiles_skipped = 0;  // they held no voxel of the head, so that nothing was to be found in them
 };
 
 // Runs the network over the case, one tile at a time and without gradients. `mask` says which modalities the network
@@ -55,7 +55,7 @@ struct MemoryPlan {
   int64_t labels_bytes = 0;         // the label map and the slices open while it is restored
 
   int64_t host_bytes() const { return volumes_bytes + probabilities_bytes + blending_bytes + labels_bytes; }
-  // "memory plan: 27 tiles of 96 x 96 x 96; volumes 140 MB + probabilities ... = 0.9 GB"
+  // "memory plan: at most 27 tiles of 96 x 96 x 96; volumes 140 MB + probabilities ... = 0.9 GB"
   std::string line(const imaging::Size3& patch, Device device) const;
 };
 

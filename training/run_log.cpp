@@ -25,7 +25,8 @@ using Json = nlohmann::ordered_json;
 // A number of a line; NaN where the log holds null, as JSON has no NaN.
 double number_of(const nlohmann::json& line, const char* key) {
   const auto found = line.find(key);
-  return found != line.end() && found->is_number() ? found->get<double>() : std::numeric_limits<double>::quiet_NaN();
+  return found != line.end() && found->is_number() ? found->get<double>()
+                                                   : std::numeric_limits<double>::quiet_NaN();
 }
 
 Json region_object(const std::array<double, imaging::kRegionCount>& values) {
@@ -70,9 +71,8 @@ RunLog RunLog::resume(const std::filesystem::path& path, int64_t step, int64_t v
         continue;  // cut off when the program or the machine stopped
       }
       const std::string event = line.value("event", "");
-      const auto at = static_cast<int64_t>(line.contains("step") && line["step"].is_number_integer()
-                                               ? line["step"].get<int64_t>()
-                                               : 0);
+      const auto at = static_cast<int64_t>(
+          line.contains("step") && line["step"].is_number_integer() ? line["step"].get<int64_t>() : 0);
       if ((event == "step" && at > step) || (event == "validation" && at > validated_step)) {
         continue;
       }
@@ -99,8 +99,8 @@ RunLog RunLog::resume(const std::filesystem::path& path, int64_t step, int64_t v
 void RunLog::add_line(const std::string& json_object) {
   const std::string line = json_object + "\n";
   const ssize_t written = ::write(descriptor_, line.data(), line.size());
-  check<IoError>(written == static_cast<ssize_t>(line.size()), path_.string(), ": writing failed: ",
-                 std::strerror(written < 0 ? errno : ENOSPC));
+  check<IoError>(written == static_cast<ssize_t>(line.size()), path_.string(),
+                 ": writing failed: ", std::strerror(written < 0 ? errno : ENOSPC));
 }
 
 void RunLog::add(const StepRecord& record) {
@@ -123,8 +123,8 @@ void RunLog::add(const ValidationRecord& record) {
   for (const CaseDice& one : record.cases) {
     cases.push_back(Json{{"case", one.name}, {"dice", region_object(one.dice)}});
   }
-  const Json line{{"event", "validation"},   {"step", record.step}, {"dice", region_object(record.dice)},
-                  {"mean", record.mean},     {"best", record.best}, {"seconds", record.seconds},
+  const Json line{{"event", "validation"},    {"step", record.step}, {"dice", region_object(record.dice)},
+                  {"mean", record.mean},      {"best", record.best}, {"seconds", record.seconds},
                   {"cases", std::move(cases)}};
   add_line(line.dump(-1, ' ', false, Json::error_handler_t::replace));
   validations_.push_back({record.step, record.dice, record.mean});
@@ -164,7 +164,8 @@ void RunLog::draw(const std::filesystem::path& png, const std::string& title) co
       dice[r].y.push_back(r < point.dice.size() ? point.dice[r] : point.mean);
     }
   }
-  imaging::Chart loss_chart{.title = title, .x_label = "step", .y_label = "training loss", .curves = {loss, segmentation}};
+  imaging::Chart loss_chart{
+      .title = title, .x_label = "step", .y_label = "training loss", .curves = {loss, segmentation}};
   imaging::Chart dice_chart{.title = "",
                             .x_label = "step",
                             .y_label = "validation Dice",

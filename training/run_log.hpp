@@ -1,8 +1,9 @@
 // RUN/log.jsonl, one JSON object a line, and RUN/progress.png, the curves drawn from it.
 //
-// Lines: {"event": "start"|"resume", ...}, {"event": "step", "step", "loss", "segmentation", "edge", "deep", "lr",
-// "gradient_norm", "seconds", "stall_seconds"}, {"event": "validation", "step", "dice": {"WT", "TC", "ET"}, "mean",
-// "best", "seconds", "cases": [...]}, {"event": "end", ...}. Steps count from 1: "step": 1 is the first one done.
+// Lines: {"event": "start"|"resume", ...}, {"event": "step", "step", "loss", "segmentation", "edge", "deep",
+// "lr", "gradient_norm", "seconds", "stall_seconds"}, {"event": "validation", "step", "dice": {"WT", "TC",
+// "ET"}, "mean", "best", "seconds", "cases": [...]}, {"event": "end", ...}. Steps count from 1: "step": 1 is
+// the first one done.
 #pragma once
 
 #include <array>
@@ -23,10 +24,10 @@ struct StepRecord {
   double edge = 0;          // with its weight
   double deep = 0;          // with their weights
   double learning_rate = 0;
-  double gradient_norm = 0;     // before clipping
-  double seconds = 0;           // of this step, waiting for data included
-  double stall_seconds = 0;     // of them, waiting for data
-  double seconds_left = 0;      // estimated, validations included; not logged
+  double gradient_norm = 0;  // before clipping
+  double seconds = 0;        // of this step, waiting for data included
+  double stall_seconds = 0;  // of them, waiting for data
+  double seconds_left = 0;   // estimated, validations included; not logged
 };
 
 struct CaseDice {
@@ -45,8 +46,9 @@ struct ValidationRecord {
 
 class RunLog {
  public:
-  // Starts an empty log, or continues the one that is there: lines of steps after `step`, of validations after
-  // `validated_step`, and a last line that was cut off are dropped. IoError when the file cannot be written.
+  // Starts an empty log, or continues the one that is there: lines of steps after `step`, of validations
+  // after `validated_step`, and a last line that was cut off are dropped. IoError when the file cannot be
+  // written.
   static RunLog create(const std::filesystem::path& path);
   static RunLog resume(const std::filesystem::path& path, int64_t step, int64_t validated_step);
   ~RunLog();

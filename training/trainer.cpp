@@ -48,7 +48,8 @@ float read_scalar(DeviceContext& context, const Tensor& scalar) {
 // The network, its optimiser, and one step of both.
 class Learner {
  public:
-  Learner(DeviceContext& context, const models::FusionConfig& network, const RunConfig& config, imaging::Size3 patch)
+  Learner(DeviceContext& context, const models::FusionConfig& network, const RunConfig& config,
+          imaging::Size3 patch)
       : context_(context),
         config_(config),
         patch_(patch),
@@ -72,11 +73,12 @@ class Learner {
       const AllocationTag tag("activations");
       const Tensor volume = Tensor::from_host(
           context_, batch.images, {samples, patch_.z, patch_.y, patch_.x, imaging::kModalityCount});
-      const Tensor labels = Tensor::from_host(context_, batch.labels, {samples, patch_.z, patch_.y, patch_.x});
+      const Tensor labels =
+          Tensor::from_host(context_, batch.labels, {samples, patch_.z, patch_.y, patch_.x});
       {
         const TapeScope scope(context_, &tape);
-        const models::FusionOutputs outputs =
-            network_.forward(context_, volume, batch.masks, {.training = true, .edges = config_.edge_weight > 0});
+        const models::FusionOutputs outputs = network_.forward(
+            context_, volume, batch.masks, {.training = true, .edges = config_.edge_weight > 0});
         loss = models::fusion_loss(context_, outputs, labels,
                                    {.edge_weight = static_cast<float>(config_.edge_weight)});
       }
@@ -126,17 +128,19 @@ void require_sensible(const TrainSettings& s) {
   at_least_one(s.schedule_steps, "schedule steps");
   at_least_one(s.batch, "batch");
   at_least_one(s.validate_every, "validate every");
-  check<UsageError>(s.loader_threads >= 1, "loader threads: found ", s.loader_threads, ", expected at least 1");
-  check<UsageError>(!s.warmup_steps || *s.warmup_steps >= 0, "warm-up steps: found ", s.warmup_steps.value_or(0),
-                    ", expected at least 0");
+  check<UsageError>(s.loader_threads >= 1, "loader threads: found ", s.loader_threads,
+                    ", expected at least 1");
+  check<UsageError>(!s.warmup_steps || *s.warmup_steps >= 0, "warm-up steps: found ",
+                    s.warmup_steps.value_or(0), ", expected at least 0");
   const auto within = [](const std::optional<double>& value, const char* what, double low, double high) {
-    check<UsageError>(!value || (*value >= low && *value <= high), what, ": found ", value.value_or(0), ", expected ",
-                      low, " to ", high);
+    check<UsageError>(!value || (*value >= low && *value <= high), what, ": found ", value.value_or(0),
+                      ", expected ", low, " to ", high);
   };
   check<UsageError>(!s.minutes || (*s.minutes > 0 && std::isfinite(*s.minutes)), "minutes: found ",
                     s.minutes.value_or(0), ", expected more than 0");
-  check<UsageError>(!s.learning_rate || (*s.learning_rate > 0 && *s.learning_rate <= 1), "learning rate: found ",
-                    s.learning_rate.value_or(0), ", expected more than 0 and at most 1");
+  check<UsageError>(!s.learning_rate || (*s.learning_rate > 0 && *s.learning_rate <= 1),
+                    "learning rate: found ", s.learning_rate.value_or(0),
+                    ", expected more than 0 and at most 1");
   within(s.weight_decay, "weight decay", 0, 1);
   within(s.clip_norm, "gradient clipping", 0, 1e6);
   within(s.foreground, "foreground share", 0, 1);
@@ -150,8 +154,9 @@ void require_sensible(const TrainSettings& s) {
   if (s.patch) {
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t extent = (*s.patch)[axis];
-      check<UsageError>(extent > 0 && extent <= 4096 && extent % models::Fusion::kStride == 0, "patch: found ",
-                        to_string(*s.patch), ", expected positive multiples of ", models::Fusion::kStride);
+      check<UsageError>(extent > 0 && extent <= 4096 && extent % models::Fusion::kStride == 0,
+                        "patch: found ", to_string(*s.patch), ", expected positive multiples of ",
+                        models::Fusion::kStride);
     }
   }
   if (s.spacing_mm) {
@@ -178,15 +183,17 @@ void require_writable(const std::filesystem::path& out) {
 }
 
 template <class T>
-void keep_recorded(const std::optional<T>& wanted, const T& recorded, const char* what, const std::string& run) {
+void keep_recorded(const std::optional<T>& wanted, const T& recorded, const char* what,
+                   const std::string& run) {
   if (wanted && !(*wanted == recorded)) {
     using imaging::to_string;
     if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) {
       throw UsageError(concat(what, ": found ", *wanted, ", but ", run, " was started with ", recorded,
                               ", which a resumed run keeps"));
     } else if constexpr (std::is_same_v<T, imaging::LabelScheme>) {
-      throw UsageError(concat(what, ": found ", imaging::name_of(*wanted), ", but ", run, " was started with ",
-                              imaging::name_of(recorded), ", which a resumed run keeps"));
+      throw UsageError(concat(what, ": found ", imaging::name_of(*wanted), ", but ", run,
+                              " was started with ", imaging::name_of(recorded),
+                              ", which a resumed run keeps"));
     } else {
       throw UsageError(concat(what, ": found ", to_string(*wanted), ", but ", run, " was started with ",
                               to_string(recorded), ", which a resumed run keeps"));
@@ -195,7 +202,8 @@ void keep_recorded(const std::optional<T>& wanted, const T& recorded, const char
 }
 
 // A resumed run keeps what it was started with; a flag that says otherwise is an error, not ignored.
-void require_agreement(const TrainSettings& s, const WeightsInfo& info, const RunConfig& c, const std::string& run) {
+void require_agreement(const TrainSettings& s, const WeightsInfo& info, const RunConfig& c,
+                       const std::string& run) {
   keep_recorded(s.model, info.network.preset, "model", run);
   keep_recorded(s.deep_supervision, info.network.deep_supervision, "deep supervision", run);
   keep_recorded(s.schedule_steps, c.schedule_steps, "schedule steps", run);
@@ -217,8 +225,8 @@ void require_agreement(const TrainSettings& s, const WeightsInfo& info, const Ru
   keep_recorded(s.validation_modalities, c.validation_modalities, "validation modalities", run);
   keep_recorded(s.validation_overlap, c.validation_overlap, "validation overlap", run);
   if (!s.split.empty()) {
-    check<UsageError>(read_split_file(s.split) == c.split, s.split.string(), ": differs from the split that ", run,
-                      " was started with, which a resumed run keeps");
+    check<UsageError>(read_split_file(s.split) == c.split, s.split.string(), ": differs from the split that ",
+                      run, " was started with, which a resumed run keeps");
   }
 }
 
@@ -303,7 +311,8 @@ void Run::open() {
     info_.network = models::fusion_preset(settings_.model.value_or("fusion-tiny"));
     info_.network.deep_supervision = settings_.deep_supervision.value_or(true);
   } else {
-    check<UsageError>(std::filesystem::exists(last_, error), last_.string(), ": does not exist, so there is nothing to resume: leave out --resume");
+    check<UsageError>(std::filesystem::exists(last_, error), last_.string(),
+                      ": does not exist, so there is nothing to resume: leave out --resume");
     require_writable(settings_.out);
     checkpoint_ = std::make_unique<weights::SafetensorsFile>(last_);
     info_ = weights_info_from(checkpoint_->metadata(), last_.string());
@@ -363,8 +372,9 @@ void Run::choose() {
     config.validation_overlap = settings_.validation_overlap.value_or(config.validation_overlap);
   }
   for (const imaging::PreparedCase& prepared : data_.validation) {
-    check<UsageError>(imaging::count(shown(prepared, config)) > 0, prepared.name, ": has none of the modalities ",
-                      imaging::to_string(config.validation_modalities), " that validation shows");
+    check<UsageError>(imaging::count(shown(prepared, config)) > 0, prepared.name,
+                      ": has none of the modalities ", imaging::to_string(config.validation_modalities),
+                      " that validation shows");
   }
   if (checkpoint_) {
     state_.total_steps = settings_.steps.value_or(state_.total_steps);
@@ -421,8 +431,8 @@ void Run::measure() {
       plan_time(budget - clock_.seconds(), step_seconds, validation, state_.config.validate_every);
   state_.total_steps = plan.steps;
   state_.config.validate_every = plan.validate_every;
-  progress_.message(concat("one step takes ", step_seconds, " s, a validation ", validation, " s: ", plan.steps,
-                           " steps fit in ", *settings_.minutes, " minutes"));
+  progress_.message(concat("one step takes ", step_seconds, " s, a validation ", validation,
+                           " s: ", plan.steps, " steps fit in ", *settings_.minutes, " minutes"));
 }
 
 layers::Schedule Run::schedule() const {
@@ -485,8 +495,8 @@ void Run::save() {
   WeightsInfo info = info_;
   info.step = state_.step;
   write_checkpoint(*context_, last_, learner_->network(), learner_->optimizer(), info, state_);
-  log_->draw(settings_.out / "progress.png", concat(info_.network.preset, ", step ", state_.step, " of ",
-                                                    state_.total_steps));
+  log_->draw(settings_.out / "progress.png",
+             concat(info_.network.preset, ", step ", state_.step, " of ", state_.total_steps));
   result_.checkpoint = last_;
   saved_step_ = state_.step;
   saved_at_ = clock_.seconds();
@@ -518,11 +528,14 @@ void Run::loop() {
     const Stopwatch watch;
     const Batch batch = loader->next();
     StepRecord record = learner_->step(batch, layers::learning_rate_at(rates, state_.step));
-    check<Error>(std::isfinite(record.loss) && std::isfinite(record.gradient_norm), "training stopped at step ",
-                 state_.step + 1, ": the loss is ", record.loss, " and the gradient's norm ", record.gradient_norm,
-                 std::filesystem::exists(last_) ? "; the last good checkpoint is " + last_.string()
-                                                : "; there is no checkpoint yet",
-                 "; a smaller learning rate may help");
+    if (!std::isfinite(record.loss) || !std::isfinite(record.gradient_norm)) {
+      throw Error(concat("training stopped at step ", state_.step + 1, ": the loss is ", record.loss,
+                         " and the gradient's norm ", record.gradient_norm,
+                         saved_step_ >= 0 ? concat("; the last good checkpoint is that of step ", saved_step_,
+                                                   ", ", last_.string())
+                                          : "; there is no checkpoint yet",
+                         "; a smaller learning rate may help"));
+    }
     ++state_.step;
     record.step = state_.step;
     record.total_steps = state_.total_steps;
@@ -550,10 +563,11 @@ void Run::announce() {
   const RunConfig& c = state_.config;
   progress_.message(concat(data_.train.size(), " cases to learn from, ", data_.validation.size(),
                            " to validate on, prepared in ", (data_.bytes() + 999'999) / 1'000'000, " MB"));
-  progress_.message(concat(info_.network.preset, ", ", learner_->network().parameters().count(), " parameters, on ",
-                           to_string(settings_.device), ", ", thread_count(), " threads; patch ", to_string(info_.patch),
-                           ", batch ", c.batch, ", learning rate ", c.learning_rate, " over ", c.schedule_steps,
-                           " steps; steps ", state_.step, " to ", state_.total_steps));
+  progress_.message(concat(info_.network.preset, ", ", learner_->network().parameters().count(),
+                           " parameters, on ", to_string(settings_.device), ", ", thread_count(),
+                           " threads; patch ", to_string(info_.patch), ", batch ", c.batch,
+                           ", learning rate ", c.learning_rate, " over ", c.schedule_steps, " steps; steps ",
+                           state_.step, " to ", state_.total_steps));
   log_->add_line(nlohmann::ordered_json{
       {"event", state_.step > 0 ? "resume" : "start"},
       {"step", state_.step},
@@ -565,7 +579,8 @@ void Run::announce() {
       {"spacing_mm", {info_.spacing_mm.x, info_.spacing_mm.y, info_.spacing_mm.z}},
       {"patch", {info_.patch.x, info_.patch.y, info_.patch.z}},
       {"state", nlohmann::json::parse(to_json(state_))},
-  }.dump());
+  }
+                     .dump());
 }
 
 TrainResult Run::execute() {
@@ -622,7 +637,8 @@ TimePlan plan_time(double seconds, double step_seconds, double validation_second
     validations = std::clamp<int64_t>(static_cast<int64_t>(0.3 * seconds / validation_seconds), 1, 10);
   }
   plan.steps = std::max<int64_t>(
-      1, static_cast<int64_t>((usable - static_cast<double>(validations) * validation_seconds) / step_seconds));
+      1,
+      static_cast<int64_t>((usable - static_cast<double>(validations) * validation_seconds) / step_seconds));
   plan.validate_every = ceil_div(plan.steps, validations);
   return plan;
 }
@@ -633,8 +649,9 @@ bool validation_due(const RunConfig& config, int64_t step) {
 
 std::array<double, imaging::kRegionCount> region_dice(const RegionProbabilities& probabilities,
                                                       const imaging::LabelMap& labels) {
-  check<ShapeError>(probabilities.values.size() == labels.data.size() * imaging::kRegionCount, "region_dice: ",
-                    probabilities.values.size(), " probabilities for ", labels.data.size(), " voxels of 3 regions");
+  check<ShapeError>(probabilities.values.size() == labels.data.size() * imaging::kRegionCount,
+                    "region_dice: ", probabilities.values.size(), " probabilities for ", labels.data.size(),
+                    " voxels of 3 regions");
   std::array<int64_t, imaging::kRegionCount> both{}, either{};  // |P and L|, |P| + |L|
   for (size_t i = 0; i < labels.data.size(); ++i) {
     const float* p = probabilities.values.data() + i * imaging::kRegionCount;

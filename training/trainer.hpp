@@ -1,7 +1,9 @@
-// Training of the fusion network from a folder of cases: everything that `vesal train` does but the command line.
+// Training of the fusion network from a folder of cases: everything that `vesal train` does but the command
+// line.
 //
-// A run is deterministic: on one build, processor type, device and thread count the same settings give the same bytes
-// in last.safetensors and best.safetensors, and a run that was stopped and resumed gives those of one that never was.
+// A run is deterministic: on one build, processor type, device and thread count the same settings give the
+// same bytes in last.safetensors and best.safetensors, and a run that was stopped and resumed gives those of
+// one that never was.
 #pragma once
 
 #include <array>
@@ -20,8 +22,8 @@
 
 namespace vesal::training {
 
-// What a user may choose. An empty optional takes the default of a new run, and what was recorded when a run is
-// resumed; a value that differs from the recorded one is then a UsageError (steps excepted).
+// What a user may choose. An empty optional takes the default of a new run, and what was recorded when a run
+// is resumed; a value that differs from the recorded one is then a UsageError (steps excepted).
 struct TrainSettings {
   std::filesystem::path data;
   std::filesystem::path out;  // RUN
@@ -32,17 +34,18 @@ struct TrainSettings {
   std::optional<std::string> model;  // "fusion-tiny"
   // The run ends at this step, counted from the very first one; default 2000. May be changed on resuming.
   std::optional<int64_t> steps;
-  // Or: as many steps as fit in this time, reading data and validation included. Measured once on a copy of the
-  // network, then fixed and recorded: the run is the same, bit for bit, as one with --steps of that number.
+  // Or: as many steps as fit in this time, reading data and validation included. Measured once on a copy of
+  // the network, then fixed and recorded: the run is the same, bit for bit, as one with --steps of that
+  // number.
   std::optional<double> minutes;
   // Steps over which the learning rate falls; default: steps.
   std::optional<int64_t> schedule_steps;
   // X Y Z, multiples of 16. Default: 64 a side, less where no case is that large.
   std::optional<imaging::Size3> patch;
-  std::optional<imaging::Vector3> spacing_mm;  // default 0 0 0: each input's own
-  std::optional<int64_t> batch;                // 2
-  std::optional<double> learning_rate;         // 1e-3
-  std::optional<uint64_t> seed;                // 0
+  std::optional<imaging::Vector3> spacing_mm;        // default 0 0 0: each input's own
+  std::optional<int64_t> batch;                      // 2
+  std::optional<double> learning_rate;               // 1e-3
+  std::optional<uint64_t> seed;                      // 0
   std::optional<imaging::LabelScheme> label_scheme;  // brats2023
   std::optional<double> validation_fraction;         // 0.2
   std::filesystem::path split;                       // a file; not together with validation_fraction
@@ -87,27 +90,29 @@ struct TrainResult {
   std::filesystem::path checkpoint;
 };
 
-// Steps and validation interval that fit in `seconds`: at most ten validations, which take at most 30 % of the time
-// (one in any case), and 3 % in hand. `validate_every` 0: to be chosen.
+// Steps and validation interval that fit in `seconds`: at most ten validations, which take at most 30 % of
+// the time (one in any case), and 3 % in hand. `validate_every` 0: to be chosen.
 struct TimePlan {
   int64_t steps = 1;
   int64_t validate_every = 1;
 };
 TimePlan plan_time(double seconds, double step_seconds, double validation_seconds, int64_t validate_every);
 
-// A validation is due after this step: a function of the step and the recorded settings only, so that stopping and
-// resuming cannot add or lose one.
+// A validation is due after this step: a function of the step and the recorded settings only, so that
+// stopping and resuming cannot add or lose one.
 bool validation_due(const RunConfig& config, int64_t step);
 
-// Dice of WT, TC and ET (1 when both are empty, 0 when one is) of region probabilities against the labels of the
-// prepared grid; a voxel's label is painted WT, TC, ET as for predictions.
+// Dice of WT, TC and ET (1 when both are empty, 0 when one is) of region probabilities against the labels of
+// the prepared grid; a voxel's label is painted WT, TC, ET as for predictions.
 std::array<double, imaging::kRegionCount> region_dice(const RegionProbabilities& probabilities,
                                                       const imaging::LabelMap& labels);
 
-// Trains until the last step or until `stop` (may be null) becomes true; then the step under way is finished and
-// last.safetensors is written. Throws UsageError for settings that make no sense, for an existing run without `resume`
-// and for a missing one with it; what reading data throws; IoError when the run cannot be written; Error when the loss
-// or the gradient is no longer finite (the last good checkpoint stays). Nothing is written before the data are read.
-TrainResult train(const TrainSettings& settings, ProgressSink& progress, const std::atomic<bool>* stop = nullptr);
+// Trains until the last step or until `stop` (may be null) becomes true; then the step under way is finished
+// and last.safetensors is written. Throws UsageError for settings that make no sense, for an existing run
+// without `resume` and for a missing one with it; what reading data throws; IoError when the run cannot be
+// written; Error when the loss or the gradient is no longer finite (the last good checkpoint stays). Nothing
+// is written before the data are read.
+TrainResult train(const TrainSettings& settings, ProgressSink& progress,
+                  const std::atomic<bool>* stop = nullptr);
 
 }  // namespace vesal::training

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <set>
 
 #include "base/error.hpp"
@@ -19,7 +18,8 @@ struct ConvolutionExtents {
 };
 
 ConvolutionExtents extents_of(const Shape& shape) {
-  check<ShapeError>(shape.size() >= 3, "a convolution's weight has rank 3 at least, found ", to_string(shape));
+  check<ShapeError>(shape.size() >= 3, "a convolution's weight has rank 3 at least, found ",
+                    to_string(shape));
   return {shape.front(), element_count(std::span(shape).subspan(1, shape.size() - 2)), shape.back()};
 }
 
@@ -52,7 +52,9 @@ class Differences {
     }
   }
   size_t count() const { return count_; }
-  std::string text(const char* what) const { return concat(count_, " ", what, " (", names_, count_ > 3 ? ", ..." : "", ")"); }
+  std::string text(const char* what) const {
+    return concat(count_, " ", what, " (", names_, count_ > 3 ? ", ..." : "", ")");
+  }
 
  private:
   size_t count_ = 0;
@@ -72,7 +74,8 @@ Shape file_shape(const Shape& memory_shape, layers::ParameterLayout layout) {
   return shape;
 }
 
-std::vector<float> to_file_order(std::span<const float> memory, const Shape& shape, layers::ParameterLayout layout) {
+std::vector<float> to_file_order(std::span<const float> memory, const Shape& shape,
+                                 layers::ParameterLayout layout) {
   check_count(memory, shape);
   if (layout == layers::ParameterLayout::plain) {
     return {memory.begin(), memory.end()};
@@ -81,7 +84,8 @@ std::vector<float> to_file_order(std::span<const float> memory, const Shape& sha
   return transposed(memory, extents.outer, extents.taps, extents.inner);
 }
 
-std::vector<float> to_memory_order(std::span<const float> file, const Shape& shape, layers::ParameterLayout layout) {
+std::vector<float> to_memory_order(std::span<const float> file, const Shape& shape,
+                                   layers::ParameterLayout layout) {
   check_count(file, shape);
   if (layout == layers::ParameterLayout::plain) {
     return {file.begin(), file.end()};
@@ -98,22 +102,23 @@ std::vector<NamedTensor> named_parameters(const layers::ParameterStore& store) {
   return tensors;
 }
 
-void write_tensors(DeviceContext& context, const std::filesystem::path& path, const std::vector<NamedTensor>& tensors,
-                   const Metadata& metadata) {
+void write_tensors(DeviceContext& context, const std::filesystem::path& path,
+                   const std::vector<NamedTensor>& tensors, const Metadata& metadata) {
   std::vector<TensorSource> sources;
   for (const NamedTensor& named : tensors) {
-    sources.push_back({named.name, DType::f32, file_shape(named.tensor.shape(), named.layout), [&context, &named] {
-                         const std::vector<float> values =
-                             to_file_order(named.tensor.to_host<float>(context), named.tensor.shape(), named.layout);
-                         std::vector<std::byte> bytes(values.size() * sizeof(float));
-                         std::memcpy(bytes.data(), values.data(), bytes.size());
-                         return bytes;
-                       }});
+    sources.push_back(
+        {named.name, DType::f32, file_shape(named.tensor.shape(), named.layout), [&context, &named] {
+           const std::vector<float> values =
+               to_file_order(named.tensor.to_host<float>(context), named.tensor.shape(), named.layout);
+           const auto bytes = std::as_bytes(std::span(values));
+           return std::vector<std::byte>(bytes.begin(), bytes.end());
+         }});
   }
   write_safetensors(path, std::move(sources), metadata);
 }
 
-void load_tensors(DeviceContext& context, const SafetensorsFile& file, const std::vector<NamedTensor>& tensors,
+void load_tensors(DeviceContext& context, const SafetensorsFile& file,
+                  const std::vector<NamedTensor>& tensors,
                   std::span<const std::string_view> ignored_prefixes) {
   Differences missing, unexpected, misshaped;
   std::set<std::string_view> wanted;
@@ -124,19 +129,22 @@ void load_tensors(DeviceContext& context, const SafetensorsFile& file, const std
     if (stored == nullptr) {
       missing.add(named.name);
     } else if (stored->shape != expected) {
-      misshaped.add(concat(named.name, ": found ", to_string(stored->shape), ", expected ", to_string(expected)));
+      misshaped.add(
+          concat(named.name, ": found ", to_string(stored->shape), ", expected ", to_string(expected)));
     }
   }
   for (const StoredTensor& stored : file.tensors()) {
-    const bool ignored = std::any_of(ignored_prefixes.begin(), ignored_prefixes.end(),
-                                     [&](std::string_view prefix) { return stored.name.starts_with(prefix); });
+    const bool ignored =
+        std::any_of(ignored_prefixes.begin(), ignored_prefixes.end(),
+                    [&](std::string_view prefix) { return stored.name.starts_with(prefix); });
     if (!ignored && !wanted.contains(stored.name)) {
-      unexpected.add(quoted(stored.name));
+      unexpected.add(one_line(stored.name));
     }
   }
   std::string differences;
-  for (const auto& [difference, what] : {std::pair(&missing, "tensors missing"), std::pair(&unexpected, "unexpected"),
-                                         std::pair(&misshaped, "of another shape")}) {
+  for (const auto& [difference, what] :
+       {std::pair(&missing, "tensors missing"), std::pair(&unexpected, "unexpected"),
+        std::pair(&misshaped, "of another shape")}) {
     if (difference->count() > 0) {
       differences += (differences.empty() ? "" : ", ") + difference->text(what);
     }

@@ -1,5 +1,6 @@
-// Between tensors in memory and tensors in files. Files hold names and layouts as PyTorch writes them, so that weights
-// travel both ways: a convolution's [a, kd, kh, kw, b] in memory is [a, b, kd, kh, kw] in a file.
+// Between tensors in memory and tensors in files. Files hold names and layouts as PyTorch writes them, so
+// that weights travel both ways: a convolution's [a, kd, kh, kw, b] in memory is [a, b, kd, kh, kw] in a
+// file.
 #pragma once
 
 #include <filesystem>
@@ -13,11 +14,14 @@
 
 namespace vesal::weights {
 
-// The shape in a file of a tensor with this shape in memory. Throws ShapeError for a convolution of rank below 3.
+// The shape in a file of a tensor with this shape in memory. Throws ShapeError for a convolution of rank
+// below 3.
 Shape file_shape(const Shape& memory_shape, layers::ParameterLayout layout);
 // Values in the order of the file, and back; `shape` is the one in memory.
-std::vector<float> to_file_order(std::span<const float> memory, const Shape& shape, layers::ParameterLayout layout);
-std::vector<float> to_memory_order(std::span<const float> file, const Shape& shape, layers::ParameterLayout layout);
+std::vector<float> to_file_order(std::span<const float> memory, const Shape& shape,
+                                 layers::ParameterLayout layout);
+std::vector<float> to_memory_order(std::span<const float> file, const Shape& shape,
+                                   layers::ParameterLayout layout);
 
 // A float32 tensor on a device and its name in a file.
 struct NamedTensor {
@@ -30,13 +34,15 @@ struct NamedTensor {
 std::vector<NamedTensor> named_parameters(const layers::ParameterStore& store);
 
 // Writes tensors as F32, in the order given.
-void write_tensors(DeviceContext& context, const std::filesystem::path& path, const std::vector<NamedTensor>& tensors,
-                   const Metadata& metadata);
+void write_tensors(DeviceContext& context, const std::filesystem::path& path,
+                   const std::vector<NamedTensor>& tensors, const Metadata& metadata);
 
-// Fills the tensors from a file, converting F64, F16 and BF16. Tensors of the file whose names start with one of
-// `ignored_prefixes` are left alone. Every name that is missing or unexpected and every shape that differs is counted
-// in one FormatError, the first few by name, before anything is changed; so is a tensor with a NaN or an infinity.
-void load_tensors(DeviceContext& context, const SafetensorsFile& file, const std::vector<NamedTensor>& tensors,
+// Fills the tensors from a file, converting F64, F16 and BF16. Tensors of the file whose names start with one
+// of `ignored_prefixes` are left alone. Every name that is missing or unexpected and every shape that differs
+// is counted in one FormatError, the first few by name, before anything is changed; so is a tensor with a NaN
+// or an infinity.
+void load_tensors(DeviceContext& context, const SafetensorsFile& file,
+                  const std::vector<NamedTensor>& tensors,
                   std::span<const std::string_view> ignored_prefixes = {});
 
 }  // namespace vesal::weights

@@ -20,7 +20,8 @@
 namespace vesal::weights {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "safetensors are little-endian; no byte swap is built in");
+static_assert(std::endian::native == std::endian::little,
+              "safetensors are little-endian; no byte swap is built in");
 
 constexpr std::string_view kMetadataKey = "__metadata__";
 constexpr size_t kMaxRank = 32;
@@ -63,7 +64,8 @@ std::string_view stored_name(DType dtype) {
 }
 
 // Follows the parser through a header and accepts exactly
-//   {"name": {"dtype": "F32", "shape": [..], "data_offsets": [b, e]}, ..., "__metadata__": {"key": "value", ...}}.
+//   {"name": {"dtype": "F32", "shape": [..], "data_offsets": [b, e]}, ..., "__metadata__": {"key": "value",
+//   ...}}.
 class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
  public:
   struct Entry {
@@ -124,7 +126,8 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
 
   bool key(string_t& text) override {
     if (depth_ == 1) {
-      check<FormatError>(names_.insert(text).second, file_, ": header: the name ", quoted(text), " occurs twice");
+      check<FormatError>(names_.insert(text).second, file_, ": header: the name ", one_line(text),
+                         " occurs twice");
       name_ = text;
       return true;
     }
@@ -137,8 +140,8 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
 
   bool end_object() override {
     if (depth_ == 2 && !in_metadata_) {
-      check<FormatError>(fields_.size() == 3, file_, ": header: tensor ", quoted(name_), " has ", fields_.size(),
-                         " of the three fields dtype, shape, data_offsets");
+      check<FormatError>(fields_.size() == 3, file_, ": header: tensor ", one_line(name_), " has ",
+                         fields_.size(), " of the three fields dtype, shape, data_offsets");
     }
     --depth_;
     return true;
@@ -164,18 +167,19 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
  private:
   std::string where() const {
     if (depth_ < 2) {
-      return concat(file_, ": header", name_.empty() ? "" : ": " + quoted(name_));
+      return concat(file_, ": header", name_.empty() ? "" : ": " + one_line(name_));
     }
-    return concat(file_, ": header: ", in_metadata_ ? "__metadata__" : "tensor " + quoted(name_), ": ", quoted(field_));
+    return concat(file_, ": header: ", in_metadata_ ? "__metadata__" : "tensor " + one_line(name_), ": ",
+                  one_line(field_));
   }
 
   bool refuse(const char* found) const {
     throw FormatError(concat(where(), ": found ", found, ", expected ",
-                             depth_ == 0               ? "an object"
-                             : depth_ == 1             ? "an object that describes a tensor"
-                             : in_metadata_            ? "a string"
-                             : field_ == "dtype"       ? "a type name"
-                                                       : "a list of whole numbers"));
+                             depth_ == 0         ? "an object"
+                             : depth_ == 1       ? "an object that describes a tensor"
+                             : in_metadata_      ? "a string"
+                             : field_ == "dtype" ? "a type name"
+                                                 : "a list of whole numbers"));
   }
 
   const std::string& file_;
@@ -195,7 +199,8 @@ void read_at(int descriptor, const std::string& file, uint64_t offset, void* tar
     if (got < 0 && errno == EINTR) {
       continue;
     }
-    check<IoError>(got > 0, file, ": reading failed: ", got < 0 ? std::strerror(errno) : "the file became shorter");
+    check<IoError>(got > 0, file,
+                   ": reading failed: ", got < 0 ? std::strerror(errno) : "the file became shorter");
     next += got;
     offset += static_cast<uint64_t>(got);
     bytes -= static_cast<uint64_t>(got);
@@ -215,7 +220,7 @@ std::vector<float> widen(const std::vector<std::byte>& bytes) {
 
 }  // namespace
 
-std::string quoted(std::string_view text) {
+std::string one_line(std::string_view text) {
   constexpr size_t kMost = 80;
   std::string result = "\"";
   for (const char c : text.substr(0, kMost)) {
@@ -241,10 +246,10 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path path) : path_(std::move(p
                        ": is a ZIP archive (a PyTorch .pt/.pth file?), expected safetensors");
     uint64_t header_bytes = 0;
     std::memcpy(&header_bytes, start, sizeof(header_bytes));
-    check<FormatError>(header_bytes <= kMaxHeaderBytes, file, ": header length ", header_bytes, ", expected at most ",
-                       kMaxHeaderBytes, "; not a safetensors file?");
-    check<FormatError>(header_bytes <= file_bytes - 8, file, ": header length ", header_bytes, " passes the file's ",
-                       file_bytes, " bytes; truncated, or not a safetensors file?");
+    check<FormatError>(header_bytes <= kMaxHeaderBytes, file, ": header length ", header_bytes,
+                       ", expected at most ", kMaxHeaderBytes, "; not a safetensors file?");
+    check<FormatError>(header_bytes <= file_bytes - 8, file, ": header length ", header_bytes,
+                       " passes the file's ", file_bytes, " bytes; truncated, or not a safetensors file?");
     std::string header(header_bytes, '\0');
     read_at(descriptor_, file, 8, header.data(), header_bytes);
     check<FormatError>(!header.empty() && header[0] == '{', file, ": the header does not start with '{'");
@@ -256,9 +261,9 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path path) : path_(std::move(p
     const uint64_t data_start = 8 + header_bytes;
     const uint64_t data_bytes = file_bytes - data_start;
     for (const HeaderHandler::Entry& entry : handler.entries) {
-      const std::string where = concat(file, ": tensor ", quoted(entry.name));
+      const std::string where = concat(file, ": tensor ", one_line(entry.name));
       const std::optional<uint64_t> element = stored_bytes(entry.dtype);
-      check<FormatError>(element.has_value(), where, ": type ", quoted(entry.dtype), " is not supported");
+      check<FormatError>(element.has_value(), where, ": type ", one_line(entry.dtype), " is not supported");
       StoredTensor tensor;
       tensor.name = entry.name;
       tensor.dtype = entry.dtype;
@@ -277,8 +282,8 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path path) : path_(std::move(p
       const uint64_t end = entry.range[1];
       check<FormatError>(begin <= end && end <= data_bytes, where, ": data_offsets [", begin, ", ", end,
                          "] lie outside the file's ", data_bytes, " bytes of data; truncated?");
-      check<FormatError>(end - begin == bytes, where, ": data_offsets span ", end - begin, " bytes, but ", entry.dtype,
-                         " ", to_string(tensor.shape), " needs ", bytes);
+      check<FormatError>(end - begin == bytes, where, ": data_offsets span ", end - begin, " bytes, but ",
+                         entry.dtype, " ", to_string(tensor.shape), " needs ", bytes);
       tensor.count = static_cast<int64_t>(bytes / *element);
       tensor.offset = data_start + begin;
       tensor.bytes = bytes;
@@ -289,7 +294,7 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path path) : path_(std::move(p
     });
     uint64_t next = data_start;
     for (const StoredTensor& tensor : tensors_) {
-      check<FormatError>(tensor.offset == next, file, ": tensor ", quoted(tensor.name), " starts at byte ",
+      check<FormatError>(tensor.offset == next, file, ": tensor ", one_line(tensor.name), " starts at byte ",
                          tensor.offset - data_start, " of the data, expected ", next - data_start, ": ",
                          tensor.offset < next ? "tensors overlap" : "there is a hole");
       next += tensor.bytes;
@@ -331,11 +336,12 @@ std::vector<float> SafetensorsFile::read_floats(const StoredTensor& tensor) cons
   if (tensor.dtype == "BF16") {
     return widen<bf16>(bytes);
   }
-  throw FormatError(concat(path_.string(), ": tensor ", quoted(tensor.name), ": found type ", tensor.dtype,
+  throw FormatError(concat(path_.string(), ": tensor ", one_line(tensor.name), ": found type ", tensor.dtype,
                            ", expected F32, F64, F16 or BF16"));
 }
 
-void write_safetensors(const std::filesystem::path& path, std::vector<TensorSource> tensors, const Metadata& metadata) {
+void write_safetensors(const std::filesystem::path& path, std::vector<TensorSource> tensors,
+                       const Metadata& metadata) {
   std::stable_sort(tensors.begin(), tensors.end(), [](const TensorSource& a, const TensorSource& b) {
     return size_of(a.dtype) > size_of(b.dtype);
   });
@@ -348,9 +354,10 @@ void write_safetensors(const std::filesystem::path& path, std::vector<TensorSour
     std::set<std::string_view> names{kMetadataKey};
     int64_t offset = 0;
     for (const TensorSource& tensor : tensors) {
-      check<UsageError>(names.insert(tensor.name).second, file, ": the tensor name ", quoted(tensor.name),
+      check<UsageError>(names.insert(tensor.name).second, file, ": the tensor name ", one_line(tensor.name),
                         " occurs twice or is reserved");
-      const int64_t bytes = checked_mul(element_count(tensor.shape), static_cast<int64_t>(size_of(tensor.dtype)));
+      const int64_t bytes =
+          checked_mul(element_count(tensor.shape), static_cast<int64_t>(size_of(tensor.dtype)));
       header += concat(header.size() > 1 ? "," : "", nlohmann::json(tensor.name).dump(), ":{\"dtype\":\"",
                        stored_name(tensor.dtype), "\",\"shape\":", nlohmann::json(tensor.shape).dump(),
                        ",\"data_offsets\":[", offset, ",", offset + bytes, "]}");
@@ -361,8 +368,8 @@ void write_safetensors(const std::filesystem::path& path, std::vector<TensorSour
   }
   header += "}";
   header.resize((header.size() + 7) / 8 * 8, ' ');
-  check<UsageError>(header.size() <= SafetensorsFile::kMaxHeaderBytes, file, ": the header would hold ", header.size(),
-                    " bytes, the format allows ", SafetensorsFile::kMaxHeaderBytes);
+  check<UsageError>(header.size() <= SafetensorsFile::kMaxHeaderBytes, file, ": the header would hold ",
+                    header.size(), " bytes, the format allows ", SafetensorsFile::kMaxHeaderBytes);
 
   AtomicFile out(path);
   const uint64_t header_bytes = header.size();
@@ -371,7 +378,7 @@ void write_safetensors(const std::filesystem::path& path, std::vector<TensorSour
   for (const TensorSource& tensor : tensors) {
     const std::vector<std::byte> bytes = tensor.bytes();
     const auto expected = static_cast<size_t>(element_count(tensor.shape)) * size_of(tensor.dtype);
-    check<ShapeError>(bytes.size() == expected, file, ": tensor ", quoted(tensor.name), ": ", bytes.size(),
+    check<ShapeError>(bytes.size() == expected, file, ": tensor ", one_line(tensor.name), ": ", bytes.size(),
                       " bytes were given for ", to_string(tensor.shape), ", expected ", expected);
     out.write(bytes.data(), bytes.size());
   }

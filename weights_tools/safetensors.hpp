@@ -1,10 +1,11 @@
-// safetensors files: a JSON header with names, types, shapes and byte ranges, then the tensors' bytes, little-endian
-// and row-major (format: github.com/huggingface/safetensors). Nothing in a file is ever executed.
+// safetensors files: a JSON header with names, types, shapes and byte ranges, then the tensors' bytes,
+// little-endian and row-major (format: github.com/huggingface/safetensors). Nothing in a file is ever
+// executed.
 //
-// The reader trusts nothing: it accepts a file only when the header is well-formed JSON without repeated names, every
-// byte range has the size that type and shape ask for, and the ranges cover the rest of the file without hole or
-// overlap. Errors are one line, name the file, and say what was found: IoError (cannot be read or written) or
-// FormatError (not what the format allows).
+// The reader trusts nothing: it accepts a file only when the header is well-formed JSON without repeated
+// names, every byte range has the size that type and shape ask for, and the ranges cover the rest of the file
+// without hole or overlap. Errors are one line, name the file, and say what was found: IoError (cannot be
+// read or written) or FormatError (not what the format allows).
 #pragma once
 
 #include <cstddef>
@@ -63,11 +64,12 @@ class SafetensorsFile {
   Metadata metadata_;
 };
 
-// A string from a file, quoted and fit for one line of an error message: control characters are masked, long ones cut.
-std::string quoted(std::string_view text);
+// A string from a file, quoted and fit for one line of an error message: control characters are masked, long
+// ones cut.
+std::string one_line(std::string_view text);
 
-// A tensor to be written; `bytes` is called once, when its turn comes, so that not all tensors need to be on the host
-// at a time. It returns count * size_of(dtype) bytes.
+// A tensor to be written; `bytes` is called once, when its turn comes, so that not all tensors need to be on
+// the host at a time. It returns count * size_of(dtype) bytes.
 struct TensorSource {
   std::string name;
   DType dtype = DType::f32;
@@ -75,10 +77,11 @@ struct TensorSource {
   std::function<std::vector<std::byte>()> bytes;
 };
 
-// Writes a file in the order given, types with larger elements first so that every tensor is aligned to its element,
-// behind a header padded to 8 bytes. The same input gives the same bytes. The file is complete or absent (AtomicFile),
-// and an existing one is replaced. Throws UsageError for a repeated or reserved name, ShapeError when a source returns
-// another number of bytes than its shape asks for.
-void write_safetensors(const std::filesystem::path& path, std::vector<TensorSource> tensors, const Metadata& metadata);
+// Writes a file in the order given, types with larger elements first so that every tensor is aligned to its
+// element, behind a header padded to 8 bytes. The same input gives the same bytes. The file is complete or
+// absent (AtomicFile), and an existing one is replaced. Throws UsageError for a repeated or reserved name,
+// ShapeError when a source returns another number of bytes than its shape asks for.
+void write_safetensors(const std::filesystem::path& path, std::vector<TensorSource> tensors,
+                       const Metadata& metadata);
 
 }  // namespace vesal::weights

@@ -2,6 +2,7 @@
 // are joined into one wide row of at least 64 floats, and what belongs to a channel (a mean, a sum) is repeated to match.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <numeric>
@@ -51,8 +52,8 @@ void for_wide_rows(int64_t begin, int64_t end, int64_t channels, Body&& body) {
   }
 }
 
-// sums[k * channels + c] = sum over rows [begin, end) of term(i, j)[k]: float32 in columns of the wide row, then double.
-// acc holds kSums * wide_width(channels) floats.
+// sums[k * channels + c] = sum over rows [begin, end) of what term(i, j, add) adds by add(k, value), k < kSums: float32 in
+// columns of the wide row, then double. acc holds kSums * wide_width(channels) floats.
 template <int kSums, class Term>
 void sum_columns(int64_t begin, int64_t end, int64_t channels, float* acc, double* sums, Term&& term) {
   const int64_t wide = wide_width(channels);
@@ -62,11 +63,7 @@ void sum_columns(int64_t begin, int64_t end, int64_t channels, float* acc, doubl
     const int64_t width = std::min(wide, last - base);
 #pragma omp simd
     for (int64_t j = 0; j < width; ++j) {
-      const std::array<float, kSums> t = term(base + j, j);
-      acc[j] += t[0];
-      if constexpr (kSums > 1) acc[wide + j] += t[1];
-      if constexpr (kSums > 2) acc[2 * wide + j] += t[2];
-      if constexpr (kSums > 3) acc[3 * wide + j] += t[3];
+      term(base + j, j, [acc, wide, j](int k, float value) { acc[k * wide + j] += value; });
     }
   }
   for (int k = 0; k < kSums; ++k) {
@@ -81,7 +78,7 @@ void sum_columns(int64_t begin, int64_t end, int64_t channels, float* acc, doubl
 }
 
 // partials [n, slabs, kSums, channels] = the sums of each slab. prepare(sample) returns a term for rows of that sample:
-// term(i, j) -> array of kSums floats, i the flat element within [n, rows, channels].
+// term(i, j, add) as above, i the flat element within [n, rows, channels].
 template <int kSums, class Prepare>
 void column_partials(int64_t n, int64_t rows, int64_t channels, double* partials, Prepare&& prepare) {
   const int64_t slabs = slab_count(rows);

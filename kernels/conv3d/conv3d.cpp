@@ -20,15 +20,17 @@ void check_params(const Conv3dParams& p, const char* op) {
   check<ShapeError>(p.c_in >= 1, op, ": c_in is ", p.c_in, ", must be at least 1");
   check<ShapeError>(p.c_out >= 1, op, ": c_out is ", p.c_out, ", must be at least 1");
   for (size_t axis = 0; axis < 3; ++axis) {
-    check<ShapeError>(extents[axis] >= 1, op, ": ", axes[axis], " is ", extents[axis], ", must be at least 1");
+    check<ShapeError>(extents[axis] >= 1, op, ": ", axes[axis], " is ", extents[axis],
+                      ", must be at least 1");
     check<ShapeError>(p.kernel[axis] >= 1 && p.kernel[axis] <= 5, op, ": kernel along ", axes[axis], " is ",
                       p.kernel[axis], ", must be 1 to 5");
     check<ShapeError>(p.stride[axis] >= 1, op, ": stride along ", axes[axis], " is ", p.stride[axis],
                       ", must be at least 1");
     check<ShapeError>(p.padding[axis] >= 0, op, ": padding along ", axes[axis], " is ", p.padding[axis],
                       ", must be 0 or more");
-    check<ShapeError>(extents[axis] + 2 * p.padding[axis] >= p.kernel[axis], op, ": ", axes[axis], " ", extents[axis],
-                      " with padding ", p.padding[axis], " is smaller than the kernel ", p.kernel[axis]);
+    check<ShapeError>(extents[axis] + 2 * p.padding[axis] >= p.kernel[axis], op, ": ", axes[axis], " ",
+                      extents[axis], " with padding ", p.padding[axis], " is smaller than the kernel ",
+                      p.kernel[axis]);
   }
 }
 
@@ -37,32 +39,33 @@ size_t conv3d_workspace_bytes(Context& context, const Conv3dParams& params, Conv
   VESAL_DISPATCH(context, conv3d_workspace_bytes(context, params, pass));
 }
 
-void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x, ConstData weight, ConstData bias, Data y,
-                    Workspace workspace) {
+void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x, ConstData weight,
+                    ConstData bias, Data y, Workspace workspace) {
   check_params(params, "conv3d_forward");
   check<ShapeError>(x && weight && y, "conv3d_forward: x, weight or y is null");
   workspace.require(conv3d_workspace_bytes(context, params, ConvPass::forward), "conv3d_forward");
   VESAL_DISPATCH(context, conv3d_forward(context, params, x, weight, bias, y, workspace));
 }
 
-void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy, ConstData weight, ConstData bias, Data dx,
-                    Workspace workspace) {
+void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy, ConstData weight,
+                    ConstData bias, Data dx, Workspace workspace) {
   check_params(params, "conv3d_backward_data");
   check<ShapeError>(dy && weight && dx, "conv3d_backward_data: dy, weight or dx is null");
   workspace.require(conv3d_workspace_bytes(context, params, ConvPass::backward_data), "conv3d_backward_data");
   VESAL_DISPATCH(context, conv3d_adjoint(context, params, dy, weight, bias, dx, workspace));
 }
 
-void conv3d_backward_data(Context& context, const Conv3dParams& params, ConstData dy, ConstData weight, Data dx,
-                          Workspace workspace) {
+void conv3d_backward_data(Context& context, const Conv3dParams& params, ConstData dy, ConstData weight,
+                          Data dx, Workspace workspace) {
   conv3d_adjoint(context, params, dy, weight, nullptr, dx, workspace);
 }
 
-void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x, ConstData dy, Data dweight,
-                            Data dbias, GradMode mode, Workspace workspace) {
+void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x, ConstData dy,
+                            Data dweight, Data dbias, GradMode mode, Workspace workspace) {
   check_params(params, "conv3d_backward_weight");
   check<ShapeError>(x && dy && dweight, "conv3d_backward_weight: x, dy or dweight is null");
-  workspace.require(conv3d_workspace_bytes(context, params, ConvPass::backward_weight), "conv3d_backward_weight");
+  workspace.require(conv3d_workspace_bytes(context, params, ConvPass::backward_weight),
+                    "conv3d_backward_weight");
   VESAL_DISPATCH(context, conv3d_backward_weight(context, params, x, dy, dweight, dbias, mode, workspace));
 }
 

@@ -1,15 +1,17 @@
-// conv3d on CUDA: implicit GEMM in float32 on gemm_device.hpp. The matrix of gathered voxels is never stored; a slice of
-// it goes straight from x (or dy) into shared memory.
+// conv3d on CUDA: implicit GEMM in float32 on gemm_device.hpp. The matrix of gathered voxels is never stored;
+// a slice of it goes straight from x (or dy) into shared memory.
 //   forward          rows: output voxels,        columns: c_out,  depth: taps * c_in
-//   backward data    rows: input voxels,         columns: c_in,   depth: taps * c_out, a product for every residue of the
+//   backward data    rows: input voxels,         columns: c_in,   depth: taps * c_out, a product for every
+//   residue of the
 //                    voxel modulo the stride, because only every stride-th tap meets a voxel
-//   backward weight  rows: taps * c_in (of dW^T), columns: c_out, depth: output voxels, split into partial sums
+//   backward weight  rows: taps * c_in (of dW^T), columns: c_out, depth: output voxels, split into partial
+//   sums
 //
-// Least work: 2 voxels_out taps c_in c_out operations and 4 (voxels_in c_in + voxels_out c_out) bytes. From 8 channels up
-// a 3x3x3 convolution is limited by arithmetic, here by the float32 units (no tensor cores), and in this form by feeding
-// them: each of the taps reads its voxels from the second-level cache again, and the weight gradient pays three integer
-// divisions for every four elements that it gathers.
-// No GPU timing exists yet (see bench/results/README.md).
+// Least work: 2 voxels_out taps c_in c_out operations and 4 (voxels_in c_in + voxels_out c_out) bytes. From 8
+// channels up a 3x3x3 convolution is limited by arithmetic, here by the float32 units (no tensor cores), and
+// in this form by feeding them: each of the taps reads its voxels from the second-level cache again, and the
+// weight gradient pays three integer divisions for every four elements that it gathers. No GPU timing exists
+// yet (see bench/results/README.md).
 #include <algorithm>
 
 #include "kernels/conv3d/conv3d.hpp"
@@ -27,8 +29,8 @@ struct Triple {
   VESAL_HOST_DEVICE int product() const { return d * h * w; }
 };
 
-// A convolution as the kernels see it: `source` is gathered from, `target` is written (x and y, exchanged for the data
-// gradient).
+// A convolution as the kernels see it: `source` is gathered from, `target` is written (x and y, exchanged for
+// the data gradient).
 struct Geometry {
   Triple source, target, kernel, stride, padding;
   int n;
@@ -48,7 +50,8 @@ VESAL_DEVICE Axis make_axis(int residue, int target, int kernel, int stride, int
   if (!kBackward) {
     return {0, 1, target, -padding, stride, kernel, 0, 1};
   }
-  // Source voxel o and tap a meet target voxel v where o * stride - padding + a = v: a = residue (mod stride).
+  // Source voxel o and tap a meet target voxel v where o * stride - padding + a = v: a = residue (mod
+  // stride).
   const int first = ((residue - padding) % stride + stride) % stride;
   return {first,
           stride,
@@ -100,8 +103,8 @@ struct GatheredVoxels {
     depth = region.taps() * g.channels;
     constexpr int kSign = kBackward ? -1 : 1;
     for (int t = static_cast<int>(threadIdx.x); t < region.taps(); t += static_cast<int>(blockDim.x)) {
-      table[t] = make_int4(kSign * (t / (region.h.taps * region.w.taps)), kSign * (t / region.w.taps % region.h.taps),
-                           kSign * (t % region.w.taps), 0);
+      table[t] = make_int4(kSign * (t / (region.h.taps * region.w.taps)),
+                           kSign * (t / region.w.taps % region.h.taps), kSign * (t % region.w.taps), 0);
     }
     taps = table;
     __syncthreads();
@@ -212,7 +215,8 @@ struct AdjointWeight {
     }
     const int tap = k / g.channels;
     const int output = k - tap * g.channels;
-    return load_up_to_4(line.p + (int64_t{output} * g.kernel.product() + taps[tap]) * rows, line.count, aligned);
+    return load_up_to_4(line.p + (int64_t{output} * g.kernel.product() + taps[tap]) * rows, line.count,
+                        aligned);
   }
 };
 
@@ -259,7 +263,8 @@ struct GatheredTaps {
     const int h = q % g.target.h * g.stride.h - g.padding.h;
     q /= g.target.h;
     const int d = q % g.target.d * g.stride.d - g.padding.d;
-    const float* volume = source + int64_t{q / g.target.d} * g.source.d * g.source.h * g.source.w * g.channels;
+    const float* volume =
+        source + int64_t{q / g.target.d} * g.source.d * g.source.h * g.source.w * g.channels;
     if (aligned) {
       const float* p = voxel(volume, line.taps[0], d, h, w);
       return p != nullptr ? load4(p + line.channels[0]) : zero4();
@@ -307,9 +312,11 @@ int64_t output_voxels(const Conv3dParams& p) { return p.n * p.out_d() * p.out_h(
 void check_size(const Conv3dParams& p, const char* op) {
   constexpr int64_t kLimit = 0x7fffffff - 2 * kTileM;
   check<ShapeError>(input_voxels(p) <= kLimit && output_voxels(p) <= kLimit, op, ": ",
-                    std::max(input_voxels(p), output_voxels(p)), " voxels pass the kernel's limit of ", kLimit);
-  check<ShapeError>(p.c_in <= 65535 * 32 && p.c_out <= 65535 * 32 && p.taps() * std::max(p.c_in, p.c_out) <= kLimit, op,
-                    ": ", p.c_in, " -> ", p.c_out, " channels pass the kernel's limit");
+                    std::max(input_voxels(p), output_voxels(p)), " voxels pass the kernel's limit of ",
+                    kLimit);
+  check<ShapeError>(
+      p.c_in <= 65535 * 32 && p.c_out <= 65535 * 32 && p.taps() * std::max(p.c_in, p.c_out) <= kLimit, op,
+      ": ", p.c_in, " -> ", p.c_out, " channels pass the kernel's limit");
   for (size_t axis = 0; axis < 3; ++axis) {
     check<ShapeError>(p.stride[axis] <= 32 && p.padding[axis] <= 1 << 20, op,
                       ": stride or padding passes the kernel's limit");
@@ -319,19 +326,24 @@ void check_size(const Conv3dParams& p, const char* op) {
 ProductSize product_size(const Conv3dParams& p, ConvPass pass) {
   switch (pass) {
     case ConvPass::forward:
-      return {.rows = output_voxels(p), .columns = p.c_out, .depth = p.taps() * p.c_in, .count = p.output_count()};
+      return {.rows = output_voxels(p),
+              .columns = p.c_out,
+              .depth = p.taps() * p.c_in,
+              .count = p.output_count()};
     case ConvPass::backward_data: {
       const auto [sd, sh, sw] = p.stride;
       return {.rows = p.n * ceil_div(p.d, sd) * ceil_div(p.h, sh) * ceil_div(p.w, sw),
               .columns = p.c_in,
-              .depth = ceil_div(p.kernel[0], sd) * ceil_div(p.kernel[1], sh) * ceil_div(p.kernel[2], sw) * p.c_out,
+              .depth =
+                  ceil_div(p.kernel[0], sd) * ceil_div(p.kernel[1], sh) * ceil_div(p.kernel[2], sw) * p.c_out,
               .count = p.input_count(),
               .pieces = sd * sh * sw};
     }
     case ConvPass::backward_weight:
       break;
   }
-  return {.rows = p.taps() * p.c_in, .columns = p.c_out, .depth = output_voxels(p), .count = p.weight_count()};
+  return {
+      .rows = p.taps() * p.c_in, .columns = p.c_out, .depth = output_voxels(p), .count = p.weight_count()};
 }
 
 Epilogue voxel_rows(float* out, int64_t channels, const float* bias) {
@@ -348,31 +360,33 @@ Epilogue voxel_rows(float* out, int64_t channels, const float* bias) {
 
 size_t conv3d_workspace_bytes(Context&, const Conv3dParams& params, ConvPass pass) {
   const size_t product = product_size(params, pass).workspace_bytes();
-  return pass == ConvPass::backward_weight ? std::max(product, column_sum_bytes(output_voxels(params), params.c_out))
-                                           : product;
+  return pass == ConvPass::backward_weight
+             ? std::max(product, column_sum_bytes(output_voxels(params), params.c_out))
+             : product;
 }
 
-void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x_, ConstData weight_, ConstData bias, Data y,
-                    Workspace workspace) {
+void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x_, ConstData weight_,
+                    ConstData bias, Data y, Workspace workspace) {
   check_size(params, "conv3d_forward");
   const auto* x = x_.as<float>("conv3d_forward: x");
   const auto* weight = weight_.as<float>("conv3d_forward: weight");
   const int64_t depth = params.taps() * params.c_in;
-  launch_product(context, product_size(params, ConvPass::forward),
-                 GatheredVoxels<false>{.source = x,
-                                       .g = geometry(params, false),
-                                       .aligned = aligned16(x, params.c_in),
-                                       .rows = 0,
-                                       .depth = 0,
-                                       .region = {},
-                                       .taps = nullptr},
-                 MatrixByDepth{weight, depth, params.c_out, static_cast<int>(depth), aligned16(weight, depth)},
-                 voxel_rows(y.as<float>("conv3d_forward: y"), params.c_out, bias.as<float>("conv3d_forward: bias")),
-                 static_cast<float*>(workspace.data));
+  launch_product(
+      context, product_size(params, ConvPass::forward),
+      GatheredVoxels<false>{.source = x,
+                            .g = geometry(params, false),
+                            .aligned = aligned16(x, params.c_in),
+                            .rows = 0,
+                            .depth = 0,
+                            .region = {},
+                            .taps = nullptr},
+      MatrixByDepth{weight, depth, params.c_out, static_cast<int>(depth), aligned16(weight, depth)},
+      voxel_rows(y.as<float>("conv3d_forward: y"), params.c_out, bias.as<float>("conv3d_forward: bias")),
+      static_cast<float*>(workspace.data));
 }
 
-void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy_, ConstData weight_, ConstData bias,
-                    Data dx, Workspace workspace) {
+void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy_, ConstData weight_,
+                    ConstData bias, Data dx, Workspace workspace) {
   check_size(params, "conv3d_backward_data");
   const auto* dy = dy_.as<float>("conv3d_backward_data: dy");
   const auto* weight = weight_.as<float>("conv3d_backward_data: weight");
@@ -396,8 +410,8 @@ void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy_,
                  static_cast<float*>(workspace.data));
 }
 
-void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x_, ConstData dy_, Data dweight,
-                            Data dbias_, GradMode mode, Workspace workspace) {
+void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x_, ConstData dy_,
+                            Data dweight, Data dbias_, GradMode mode, Workspace workspace) {
   check_size(params, "conv3d_backward_weight");
   const auto* x = x_.as<float>("conv3d_backward_weight: x");
   const auto* dy = dy_.as<float>("conv3d_backward_weight: dy");
@@ -419,16 +433,19 @@ void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstD
                           .mode = mode},
                  static_cast<float*>(workspace.data));
   if (auto* dbias = dbias_.as<float>("conv3d_backward_weight: dbias")) {
-    add_up_columns(context, output_voxels(params), params.c_out, dy, dbias, mode, static_cast<float*>(workspace.data));
+    add_up_columns(context, output_voxels(params), params.c_out, dy, dbias, mode,
+                   static_cast<float*>(workspace.data));
   }
 }
 
-size_t column_sum_workspace_bytes(Context&, int64_t rows, int64_t columns) { return column_sum_bytes(rows, columns); }
+size_t column_sum_workspace_bytes(Context&, int64_t rows, int64_t columns) {
+  return column_sum_bytes(rows, columns);
+}
 
 void column_sum(Context& context, int64_t rows, int64_t columns, ConstData x, Data sums, GradMode mode,
                 Workspace workspace) {
-  add_up_columns(context, rows, columns, x.as<float>("column_sum: x"), sums.as<float>("column_sum: sums"), mode,
-                 static_cast<float*>(workspace.data));
+  add_up_columns(context, rows, columns, x.as<float>("column_sum: x"), sums.as<float>("column_sum: sums"),
+                 mode, static_cast<float*>(workspace.data));
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

@@ -1,7 +1,8 @@
 // 3D convolution (cross-correlation, as in PyTorch) on channels-last volumes.
 //
 //   y[n, o, p, q, k] = bias[k] + sum over (a, b, c, i) of
-//       x[n, o*stride_d - padding_d + a, p*stride_h - padding_h + b, q*stride_w - padding_w + c, i] * weight[k, a, b, c, i]
+//       x[n, o*stride_d - padding_d + a, p*stride_h - padding_h + b, q*stride_w - padding_w + c, i] *
+//       weight[k, a, b, c, i]
 //
 // with zeros outside the volume. A 2D convolution is the case d = 1, kernel (1, kh, kw).
 #pragma once
@@ -15,9 +16,9 @@ namespace vesal::kernels {
 
 // Triples are in the order D, H, W.
 struct Conv3dParams {
-  int64_t n = 1;                    // batch
-  int64_t d = 1, h = 1, w = 1;      // input extent, >= 1
-  int64_t c_in = 1, c_out = 1;      // channels, >= 1
+  int64_t n = 1;                        // batch
+  int64_t d = 1, h = 1, w = 1;          // input extent, >= 1
+  int64_t c_in = 1, c_out = 1;          // channels, >= 1
   std::array<int, 3> kernel{3, 3, 3};   // 1 to 5 per axis
   std::array<int, 3> stride{1, 1, 1};   // >= 1
   std::array<int, 3> padding{1, 1, 1};  // >= 0, the same on both sides
@@ -39,16 +40,17 @@ enum class ConvPass { forward, backward_data, backward_weight };
 // Bytes of scratch memory that the given pass needs on this context's device.
 size_t conv3d_workspace_bytes(Context& context, const Conv3dParams& params, ConvPass pass);
 
-// x [n, d, h, w, c_in], weight [c_out, kd, kh, kw, c_in], bias [c_out] or null, y [n, out_d, out_h, out_w, c_out].
-void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x, ConstData weight, ConstData bias, Data y,
-                    Workspace workspace);
+// x [n, d, h, w, c_in], weight [c_out, kd, kh, kw, c_in], bias [c_out] or null, y [n, out_d, out_h, out_w,
+// c_out].
+void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x, ConstData weight,
+                    ConstData bias, Data y, Workspace workspace);
 
 // dx (as x) is overwritten.
-void conv3d_backward_data(Context& context, const Conv3dParams& params, ConstData dy, ConstData weight, Data dx,
-                          Workspace workspace);
+void conv3d_backward_data(Context& context, const Conv3dParams& params, ConstData dy, ConstData weight,
+                          Data dx, Workspace workspace);
 
 // dweight as weight; dbias as bias, or null.
-void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x, ConstData dy, Data dweight,
-                            Data dbias, GradMode mode, Workspace workspace);
+void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x, ConstData dy,
+                            Data dweight, Data dbias, GradMode mode, Workspace workspace);
 
 }  // namespace vesal::kernels

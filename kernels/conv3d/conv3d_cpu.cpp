@@ -1,12 +1,13 @@
-// conv3d on the CPU through oneDNN: channels-last activations as they are, weights packed on every call (a packed copy
-// kept between calls would be stale after an optimiser step, and packing costs little beside the convolution).
+// conv3d on the CPU through oneDNN: channels-last activations as they are, weights packed on every call (a
+// packed copy kept between calls would be stale after an optimiser step, and packing costs little beside the
+// convolution).
 //
-// Two detours, both measured faster than oneDNN's own way: 1x1x1 convolutions are plain matrix products (gemm_cpu.hpp),
-// and the data gradient of fewer than 16 channels at stride 1 is a forward convolution with mirrored weights.
-#include <dnnl.hpp>
-
+// Two detours, both measured faster than oneDNN's own way: 1x1x1 convolutions are plain matrix products
+// (gemm_cpu.hpp), and the data gradient of fewer than 16 channels at stride 1 is a forward convolution with
+// mirrored weights.
 #include <algorithm>
 #include <array>
+#include <dnnl.hpp>
 #include <map>
 
 #include "kernels/conv3d/conv3d.hpp"
@@ -23,7 +24,7 @@ using Desc = dnnl::memory::desc;
 struct Convolution {
   dnnl::primitive primitive;
   Desc source, target, packed, plain, bias;
-  dnnl::reorder pack;               // plain -> packed, before forward and backward_data
+  dnnl::reorder pack;                // plain -> packed, before forward and backward_data
   dnnl::reorder unpack, unpack_add;  // packed -> plain, after backward_weight
   Desc scratchpad, reorder_scratchpad;
 };
@@ -52,7 +53,8 @@ Convolution compile(OneDnn& library, const Conv3dParams& p, ConvPass pass) {
   const dnnl::memory::dims kernel{p.kernel[0], p.kernel[1], p.kernel[2]};
   const dnnl::memory::dims stride{p.stride[0], p.stride[1], p.stride[2]};
   const dnnl::memory::dims padding{p.padding[0], p.padding[1], p.padding[2]};
-  // On the far side oneDNN wants exactly what the last window reaches; less than nothing where a stride leaves a rest.
+  // On the far side oneDNN wants exactly what the last window reaches; less than nothing where a stride
+  // leaves a rest.
   dnnl::memory::dims far_padding;
   const int64_t extents[] = {p.d, p.h, p.w};
   const int64_t outputs[] = {p.out_d(), p.out_h(), p.out_w()};
@@ -74,7 +76,8 @@ Convolution compile(OneDnn& library, const Conv3dParams& p, ConvPass pass) {
 
   const auto direct = dnnl::algorithm::convolution_direct;
   const dnnl::convolution_forward::primitive_desc forward(
-      {dnnl::prop_kind::forward_training, direct, c.source, any_weight, c.bias, c.target, stride, padding, far_padding},
+      {dnnl::prop_kind::forward_training, direct, c.source, any_weight, c.bias, c.target, stride, padding,
+       far_padding},
       attributes, library.engine);
   if (pass == ConvPass::forward) {
     c.primitive = dnnl::convolution_forward(forward);
@@ -82,14 +85,15 @@ Convolution compile(OneDnn& library, const Conv3dParams& p, ConvPass pass) {
     c.scratchpad = forward.scratchpad_desc();
   } else if (pass == ConvPass::backward_data) {
     const dnnl::convolution_backward_data::primitive_desc backward(
-        {direct, c.source, any_weight, c.target, stride, padding, far_padding}, attributes, library.engine, forward);
+        {direct, c.source, any_weight, c.target, stride, padding, far_padding}, attributes, library.engine,
+        forward);
     c.primitive = dnnl::convolution_backward_data(backward);
     c.packed = backward.weights_desc();
     c.scratchpad = backward.scratchpad_desc();
   } else {
     const dnnl::convolution_backward_weights::primitive_desc backward(
-        {direct, c.source, any_weight, c.bias, c.target, stride, padding, far_padding}, attributes, library.engine,
-        forward);
+        {direct, c.source, any_weight, c.bias, c.target, stride, padding, far_padding}, attributes,
+        library.engine, forward);
     c.primitive = dnnl::convolution_backward_weights(backward);
     c.packed = backward.diff_weights_desc();
     c.scratchpad = backward.scratchpad_desc();
@@ -101,7 +105,8 @@ Convolution compile(OneDnn& library, const Conv3dParams& p, ConvPass pass) {
       sum.append_sum(1.0f);
       reorder_attributes.set_post_ops(sum);
     }
-    const dnnl::reorder::primitive_desc description(library.engine, from, library.engine, to, reorder_attributes);
+    const dnnl::reorder::primitive_desc description(library.engine, from, library.engine, to,
+                                                    reorder_attributes);
     if (description.scratchpad_desc().get_size() > c.reorder_scratchpad.get_size()) {
       c.reorder_scratchpad = description.scratchpad_desc();
     }
@@ -118,9 +123,23 @@ Convolution compile(OneDnn& library, const Conv3dParams& p, ConvPass pass) {
 
 const Convolution& find_convolution(OneDnn& library, const Conv3dParams& p, ConvPass pass) {
   set_onednn_threads();
-  const OneDnn::Key key{p.n,          p.d,          p.h,          p.w,           p.c_in,        p.c_out,
-                        p.kernel[0],  p.kernel[1],  p.kernel[2],  p.stride[0],   p.stride[1],   p.stride[2],
-                        p.padding[0], p.padding[1], p.padding[2], thread_count(), static_cast<int64_t>(pass)};
+  const OneDnn::Key key{p.n,
+                        p.d,
+                        p.h,
+                        p.w,
+                        p.c_in,
+                        p.c_out,
+                        p.kernel[0],
+                        p.kernel[1],
+                        p.kernel[2],
+                        p.stride[0],
+                        p.stride[1],
+                        p.stride[2],
+                        p.padding[0],
+                        p.padding[1],
+                        p.padding[2],
+                        thread_count(),
+                        static_cast<int64_t>(pass)};
   const auto found = library.convolutions.find(key);
   if (found != library.convolutions.end()) {
     return found->second;
@@ -159,30 +178,32 @@ struct ConvolutionMemory {
         scratchpad(slices.take(std::max(c.scratchpad.get_size(), c.reorder_scratchpad.get_size()))) {}
 };
 
-void run_reorder(OneDnn& library, const Convolution& c, const dnnl::reorder& reorder, const Desc& from_desc, void* from,
-                 const Desc& to_desc, void* to, float* scratchpad) {
-  dnnl::reorder(reorder).execute(library.stream,
-                                 {{DNNL_ARG_FROM, dnnl::memory(from_desc, library.engine, from)},
-                                  {DNNL_ARG_TO, dnnl::memory(to_desc, library.engine, to)},
-                                  {DNNL_ARG_SCRATCHPAD, dnnl::memory(c.reorder_scratchpad, library.engine, scratchpad)}});
+void run_reorder(OneDnn& library, const Convolution& c, const dnnl::reorder& reorder, const Desc& from_desc,
+                 void* from, const Desc& to_desc, void* to, float* scratchpad) {
+  dnnl::reorder(reorder).execute(
+      library.stream,
+      {{DNNL_ARG_FROM, dnnl::memory(from_desc, library.engine, from)},
+       {DNNL_ARG_TO, dnnl::memory(to_desc, library.engine, to)},
+       {DNNL_ARG_SCRATCHPAD, dnnl::memory(c.reorder_scratchpad, library.engine, scratchpad)}});
 }
 
 // oneDNN takes the pointers of inputs without const.
 void* input(const float* pointer) { return const_cast<float*>(pointer); }
 
 // forward (x -> y, bias may be null) and backward_data (y -> x).
-void run_convolution(OneDnn& library, const Conv3dParams& params, ConvPass pass, const float* x, const float* weight,
-                     const float* bias, float* y, Slices& slices) {
+void run_convolution(OneDnn& library, const Conv3dParams& params, ConvPass pass, const float* x,
+                     const float* weight, const float* bias, float* y, Slices& slices) {
   const Convolution& c = find_convolution(library, params, pass);
   const ConvolutionMemory memory(slices, c);
   run_reorder(library, c, c.pack, c.plain, input(weight), c.packed, memory.packed, memory.scratchpad);
   const dnnl::memory packed(c.packed, library.engine, memory.packed);
   const dnnl::memory scratchpad(c.scratchpad, library.engine, memory.scratchpad);
   if (pass == ConvPass::backward_data) {
-    c.primitive.execute(library.stream, {{DNNL_ARG_DIFF_DST, dnnl::memory(c.target, library.engine, input(x))},
-                                         {DNNL_ARG_WEIGHTS, packed},
-                                         {DNNL_ARG_DIFF_SRC, dnnl::memory(c.source, library.engine, y)},
-                                         {DNNL_ARG_SCRATCHPAD, scratchpad}});
+    c.primitive.execute(library.stream,
+                        {{DNNL_ARG_DIFF_DST, dnnl::memory(c.target, library.engine, input(x))},
+                         {DNNL_ARG_WEIGHTS, packed},
+                         {DNNL_ARG_DIFF_SRC, dnnl::memory(c.source, library.engine, y)},
+                         {DNNL_ARG_SCRATCHPAD, scratchpad}});
   } else {
     if (bias == nullptr) {
       std::fill_n(memory.bias, params.c_out, 0.0f);
@@ -240,8 +261,8 @@ size_t conv3d_workspace_bytes(Context& context, const Conv3dParams& params, Conv
   });
 }
 
-void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x_, ConstData weight_, ConstData bias_,
-                    Data y_, Workspace workspace) {
+void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x_, ConstData weight_,
+                    ConstData bias_, Data y_, Workspace workspace) {
   const auto* x = x_.as<float>("conv3d_forward: x");
   const auto* weight = weight_.as<float>("conv3d_forward: weight");
   const auto* bias = bias_.as<float>("conv3d_forward: bias");
@@ -256,8 +277,8 @@ void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x_, 
   });
 }
 
-void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy_, ConstData weight_, ConstData bias_,
-                    Data dx_, Workspace workspace) {
+void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy_, ConstData weight_,
+                    ConstData bias_, Data dx_, Workspace workspace) {
   const auto* dy = dy_.as<float>("conv3d_backward_data: dy");
   const auto* weight = weight_.as<float>("conv3d_backward_data: weight");
   const auto* bias = bias_.as<float>("conv3d_backward_data: bias");
@@ -276,24 +297,27 @@ void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy_,
           }
         }
       }
-      run_convolution(context.cache<OneDnn>(), mirrored(params), ConvPass::forward, dy, flipped, bias, dx, slices);
+      run_convolution(context.cache<OneDnn>(), mirrored(params), ConvPass::forward, dy, flipped, bias, dx,
+                      slices);
     });
     return;
   } else {
     guarded("conv3d_backward_data", [&] {
       Slices slices(workspace.data);
-      run_convolution(context.cache<OneDnn>(), params, ConvPass::backward_data, dy, weight, nullptr, dx, slices);
+      run_convolution(context.cache<OneDnn>(), params, ConvPass::backward_data, dy, weight, nullptr, dx,
+                      slices);
     });
   }
   if (bias != nullptr) {
     parallel_for(voxels(params), std::max<int64_t>(1, 16384 / params.c_in), [&](int64_t begin, int64_t end) {
-      add_bias_and_activate(end - begin, params.c_in, bias, Activation::none, dx + begin * params.c_in, nullptr);
+      add_bias_and_activate(end - begin, params.c_in, bias, Activation::none, dx + begin * params.c_in,
+                            nullptr);
     });
   }
 }
 
-void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x_, ConstData dy_, Data dweight_,
-                            Data dbias_, GradMode mode, Workspace workspace) {
+void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x_, ConstData dy_,
+                            Data dweight_, Data dbias_, GradMode mode, Workspace workspace) {
   const auto* x = x_.as<float>("conv3d_backward_weight: x");
   const auto* dy = dy_.as<float>("conv3d_backward_weight: dy");
   auto* dweight = dweight_.as<float>("conv3d_backward_weight: dweight");
@@ -310,14 +334,15 @@ void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstD
     const Convolution& c = find_convolution(library, params, ConvPass::backward_weight);
     Slices slices(workspace.data);
     const ConvolutionMemory memory(slices, c);
-    c.primitive.execute(library.stream,
-                        {{DNNL_ARG_SRC, dnnl::memory(c.source, library.engine, input(x))},
-                         {DNNL_ARG_DIFF_DST, dnnl::memory(c.target, library.engine, input(dy))},
-                         {DNNL_ARG_DIFF_WEIGHTS, dnnl::memory(c.packed, library.engine, memory.packed)},
-                         {DNNL_ARG_DIFF_BIAS, dnnl::memory(c.bias, library.engine, memory.bias)},
-                         {DNNL_ARG_SCRATCHPAD, dnnl::memory(c.scratchpad, library.engine, memory.scratchpad)}});
-    run_reorder(library, c, mode == GradMode::accumulate ? c.unpack_add : c.unpack, c.packed, memory.packed, c.plain,
-                dweight, memory.scratchpad);
+    c.primitive.execute(
+        library.stream,
+        {{DNNL_ARG_SRC, dnnl::memory(c.source, library.engine, input(x))},
+         {DNNL_ARG_DIFF_DST, dnnl::memory(c.target, library.engine, input(dy))},
+         {DNNL_ARG_DIFF_WEIGHTS, dnnl::memory(c.packed, library.engine, memory.packed)},
+         {DNNL_ARG_DIFF_BIAS, dnnl::memory(c.bias, library.engine, memory.bias)},
+         {DNNL_ARG_SCRATCHPAD, dnnl::memory(c.scratchpad, library.engine, memory.scratchpad)}});
+    run_reorder(library, c, mode == GradMode::accumulate ? c.unpack_add : c.unpack, c.packed, memory.packed,
+                c.plain, dweight, memory.scratchpad);
     library.stream.wait();
     for (int64_t o = 0; dbias != nullptr && o < params.c_out; ++o) {
       dbias[o] = mode == GradMode::accumulate ? dbias[o] + memory.bias[o] : memory.bias[o];
@@ -325,9 +350,12 @@ void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstD
   });
 }
 
-size_t column_sum_workspace_bytes(Context&, int64_t rows, int64_t columns) { return column_sum_bytes(rows, columns); }
+size_t column_sum_workspace_bytes(Context&, int64_t rows, int64_t columns) {
+  return column_sum_bytes(rows, columns);
+}
 
-void column_sum(Context&, int64_t rows, int64_t columns, ConstData x, Data sums, GradMode mode, Workspace workspace) {
+void column_sum(Context&, int64_t rows, int64_t columns, ConstData x, Data sums, GradMode mode,
+                Workspace workspace) {
   add_up_columns(rows, columns, x.as<float>("column_sum: x"), sums.as<float>("column_sum: sums"), mode,
                  static_cast<float*>(workspace.data));
 }

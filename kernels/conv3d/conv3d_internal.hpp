@@ -5,10 +5,10 @@
 
 namespace vesal::kernels {
 
-// conv3d_backward_data with a bias [c_in] (or null) added to every voxel of dx: a transposed convolution's forward pass.
-// The workspace is that of ConvPass::backward_data.
-void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy, ConstData weight, ConstData bias, Data dx,
-                    Workspace workspace);
+// conv3d_backward_data with a bias [c_in] (or null) added to every voxel of dx: a transposed convolution's
+// forward pass. The workspace is that of ConvPass::backward_data.
+void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy, ConstData weight,
+                    ConstData bias, Data dx, Workspace workspace);
 
 // sums[columns] (+)= the sum over rows of x[rows, columns].
 size_t column_sum_workspace_bytes(Context& context, int64_t rows, int64_t columns);

@@ -1,4 +1,5 @@
-// conv3d as plain loops, forward and backward written out independently; evaluated in double (exact) and in float.
+// conv3d as plain loops, forward and backward written out independently; evaluated in double (exact) and in
+// float.
 #pragma once
 
 #include <algorithm>

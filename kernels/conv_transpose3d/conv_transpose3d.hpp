@@ -1,5 +1,5 @@
-// Transposed 3D convolution: the adjoint of conv3d, used to double the resolution in decoders (kernel 4, stride 2,
-// padding 1, or kernel 2, stride 2).
+// Transposed 3D convolution: the adjoint of conv3d, used to double the resolution in decoders (kernel 4,
+// stride 2, padding 1, or kernel 2, stride 2).
 //
 //   y[n, o, p, q, k] = bias[k] + sum over (a, b, c, i) with o = z*stride_d - padding_d + a, ... of
 //       x[n, z, y, x, i] * weight[i, a, b, c, k]
@@ -35,16 +35,18 @@ void check_params(const ConvTranspose3dParams& params, const char* op);
 
 size_t conv_transpose3d_workspace_bytes(Context& context, const ConvTranspose3dParams& params, ConvPass pass);
 
-// x [n, d, h, w, c_in], weight [c_in, kd, kh, kw, c_out], bias [c_out] or null, y [n, out_d, out_h, out_w, c_out].
-void conv_transpose3d_forward(Context& context, const ConvTranspose3dParams& params, ConstData x, ConstData weight,
-                              ConstData bias, Data y, Workspace workspace);
+// x [n, d, h, w, c_in], weight [c_in, kd, kh, kw, c_out], bias [c_out] or null, y [n, out_d, out_h, out_w,
+// c_out].
+void conv_transpose3d_forward(Context& context, const ConvTranspose3dParams& params, ConstData x,
+                              ConstData weight, ConstData bias, Data y, Workspace workspace);
 
 // dx (as x) is overwritten.
 void conv_transpose3d_backward_data(Context& context, const ConvTranspose3dParams& params, ConstData dy,
                                     ConstData weight, Data dx, Workspace workspace);
 
 // dweight as weight; dbias as bias, or null.
-void conv_transpose3d_backward_weight(Context& context, const ConvTranspose3dParams& params, ConstData x, ConstData dy,
-                                      Data dweight, Data dbias, GradMode mode, Workspace workspace);
+void conv_transpose3d_backward_weight(Context& context, const ConvTranspose3dParams& params, ConstData x,
+                                      ConstData dy, Data dweight, Data dbias, GradMode mode,
+                                      Workspace workspace);
 
 }  // namespace vesal::kernels

@@ -1,6 +1,8 @@
 // Elementwise functions and their gradients. Each reads its inputs and writes its output once (8 to 12 bytes an element)
 // and does 1 to about 40 operations on it: memory bandwidth limits all of them. Threads of a warp take neighbouring
 // elements, four independent ones each. No GPU timing exists yet: bench/results/README.md.
+#include <type_traits>
+
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/device_loops.hpp"
 #include "kernels/elementwise/elementwise.hpp"

@@ -42,7 +42,7 @@ void unary_forward(Context&, Unary kind, int64_t count, ConstData x_, Data y_, f
   float* y = y_.as<float>("unary_forward: y");
   switch (kind) {
     case Unary::relu:
-      return map(count, [=](int64_t i) { y[i] = x[i] > 0.0f ? x[i] : (x[i] == x[i] ? 0.0f : x[i]); });
+      return map(count, [=](int64_t i) { y[i] = x[i] <= 0.0f ? 0.0f : x[i]; });
     case Unary::leaky_relu:
       return map(count, [=](int64_t i) { y[i] = x[i] > 0.0f ? x[i] : slope * x[i]; });
     case Unary::gelu:
@@ -58,9 +58,12 @@ void unary_backward(Context&, Unary kind, int64_t count, ConstData x_, ConstData
   float* dx = dx_.as<float>("unary_backward: dx");
   switch (kind) {
     case Unary::relu:
-      return map(count, [=](int64_t i) { dx[i] = x[i] > 0.0f ? dy[i] : 0.0f; });
+      return map(count, [=](int64_t i) {
+        const float d = dy[i];
+        dx[i] = x[i] > 0.0f ? d : 0.0f;
+      });
     case Unary::leaky_relu:
-      return map(count, [=](int64_t i) { dx[i] = x[i] > 0.0f ? dy[i] : slope * dy[i]; });
+      return map(count, [=](int64_t i) { dx[i] = dy[i] * (x[i] > 0.0f ? 1.0f : slope); });
     case Unary::gelu:
       return map(count, [=](int64_t i) { dx[i] = dy[i] * gelu_derivative(x[i]); });
     case Unary::sigmoid:
@@ -126,10 +129,10 @@ void scaled_add_backward(Context&, int64_t n, int64_t inner, ConstData b_, Const
   column_partials<1>(n, inner, 1, partials, [&](int64_t sample) {
     const float g = gate ? gate[sample] : 1.0f;
     const float factor = scale[0] * g;
-    return [=](int64_t i, int64_t) {
+    return [=](int64_t i, int64_t, auto add) {
       const float d = dy[i];
       db[i] = factor * d;
-      return std::array<float, 1>{g == 0.0f ? 0.0f : d * b[i]};
+      add(0, g == 0.0f ? 0.0f : d * b[i]);
     };
   });
   double total = 0;

@@ -23,8 +23,9 @@ constexpr int64_t kPanel = 32;  // queries whose heaps are open at a time
 constexpr int64_t kRowGrain = 64;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
-// 16 floats; GCC splits the operations where the processor's vectors are shorter.
+// 16 and 8 floats; GCC splits the operations where the processor's vectors are shorter.
 using Lanes [[gnu::vector_size(64)]] = float;
+using HalfLanes [[gnu::vector_size(32)]] = float;
 
 int64_t words_per_row(int64_t nodes) { return ceil_div(nodes, 32); }
 int64_t found_neighbours(const GraphParams& p) { return std::min<int64_t>(p.neighbours, p.nodes_per_sample() - 1); }
@@ -154,17 +155,16 @@ void link_panel(const float* features, const float* tiles, int64_t nodes, int64_
         // As unsigned integers, finite distances keep their order and infinity and NaN of either sign are above them.
         alignas(64) uint32_t bits[kTile];
         std::memcpy(bits, distance[r], sizeof(bits));
-        uint32_t any = 0;
-        for (int64_t l = 0; l < kTile; ++l) {
-          any |= bits[l] < heap.limit ? 1u : 0u;
-        }
-        if (any == 0) {
-          continue;
-        }
-        for (int64_t l = 0; l < kTile; ++l) {
-          const int64_t candidate = tile * kTile + l;
-          if (bits[l] < heap.limit && candidate != row + r) {
-            heap.offer(bits[l], candidate, k);
+        for (int64_t group = 0; group < kTile; group += 16) {
+          uint32_t any = 0;
+          for (int64_t l = group; l < group + 16; ++l) {
+            any |= bits[l] < heap.limit ? 1u : 0u;
+          }
+          for (int64_t l = group; any != 0 && l < group + 16; ++l) {
+            const int64_t candidate = tile * kTile + l;
+            if (bits[l] < heap.limit && candidate != row + r) {
+              heap.offer(bits[l], candidate, k);
+            }
           }
         }
       }
@@ -196,6 +196,15 @@ void link_nearest(const float* features, int64_t nodes, int64_t count, int64_t k
       }
     }
   });
+}
+
+// The edges (i, j) come in ascending i, and so do the columns i of row j: the next edge of row j is the one looked for.
+// `next` [nodes] is scratch.
+void write_transpose(const Graph& graph, int64_t first_node, int64_t nodes, int32_t* next) {
+  std::copy_n(graph.row_offsets + first_node, nodes, next);
+  for (int64_t e = graph.row_offsets[first_node]; e < graph.row_offsets[first_node + nodes]; ++e) {
+    graph.transpose[e] = next[graph.columns[e] - first_node]++;
+  }
 }
 
 // Calls body(i, first edge, one past the last edge) for every row i, in parallel over rows.
@@ -304,16 +313,8 @@ void graph_build(Context&, const GraphParams& p, ConstData features_, const Grap
         }
       }
     });
+    write_transpose(graph, sample * nodes, nodes, reinterpret_cast<int32_t*>(bitmap));
   }
-  for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; ++e) {
-      const int32_t j = graph.columns[e];
-      const int32_t* first = graph.columns + graph.row_offsets[j];
-      const int32_t* last = graph.columns + graph.row_offsets[j + 1];
-      graph.transpose[e] =
-          static_cast<int32_t>(std::lower_bound(first, last, static_cast<int32_t>(i)) - graph.columns);
-    }
-  });
 }
 
 size_t graph_symmetric_weights_workspace_bytes(Context&, const Graph& graph) {
@@ -465,11 +466,12 @@ void graph_segment_softmax_backward(Context&, const Graph& graph, ConstData valu
 
 namespace {
 
-// y[f, f + 16 * kVectors) of one row. `values` are read through `order` (the transpose) unless that is null.
-template <int kVectors>
+// kVectors vectors of one row of y. `values` are read through `order` (the transpose) unless that is null.
+template <class Vector, int kVectors>
 void spmm_columns(const Graph& graph, int64_t begin, int64_t end, int64_t features, const float* values,
                   const int32_t* order, const float* z, float* y, GradMode mode) {
-  Lanes sum[kVectors] = {};
+  constexpr int kWidth = sizeof(Vector) / sizeof(float);
+  Vector sum[kVectors] = {};
   if (mode == GradMode::accumulate) {
     std::memcpy(sum, y, sizeof(sum));
   }
@@ -478,8 +480,8 @@ void spmm_columns(const Graph& graph, int64_t begin, int64_t end, int64_t featur
     const float* source = z + graph.columns[e] * features;
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      Lanes lanes;
-      std::memcpy(&lanes, source + v * 16, sizeof(lanes));
+      Vector lanes;
+      std::memcpy(&lanes, source + v * kWidth, sizeof(lanes));
       sum[v] += value * lanes;
     }
   }
@@ -488,7 +490,7 @@ void spmm_columns(const Graph& graph, int64_t begin, int64_t end, int64_t featur
 
 void spmm_tail(const Graph& graph, int64_t begin, int64_t end, int64_t features, int64_t width, const float* values,
                const int32_t* order, const float* z, float* y, GradMode mode) {
-  float sum[16] = {};
+  float sum[8] = {};
   if (mode == GradMode::accumulate) {
     std::copy(y, y + width, sum);
   }
@@ -515,10 +517,13 @@ void graph_spmm(Context&, const Graph& graph, int64_t features, ConstData values
     float* row = y + i * features;
     int64_t f = 0;
     for (; f + 64 <= features; f += 64) {
-      spmm_columns<4>(graph, begin, end, features, values, order, z + f, row + f, mode);
+      spmm_columns<Lanes, 4>(graph, begin, end, features, values, order, z + f, row + f, mode);
     }
     for (; f + 16 <= features; f += 16) {
-      spmm_columns<1>(graph, begin, end, features, values, order, z + f, row + f, mode);
+      spmm_columns<Lanes, 1>(graph, begin, end, features, values, order, z + f, row + f, mode);
+    }
+    for (; f + 8 <= features; f += 8) {
+      spmm_columns<HalfLanes, 1>(graph, begin, end, features, values, order, z + f, row + f, mode);
     }
     if (f < features) {
       spmm_tail(graph, begin, end, features, features - f, values, order, z + f, row + f, mode);

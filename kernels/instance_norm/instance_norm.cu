@@ -2,6 +2,8 @@
 // and written to normalise; the centred second read of a slab comes from cache), backward 20 (x and dy twice, dx once);
 // about 5 and 15 operations: memory bandwidth limits both. Statistics are two-pass within a slab and merge as in Chan et
 // al.; all sums run in a fixed order. No GPU timing exists yet: bench/results/README.md.
+#include <type_traits>
+
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/device_loops.hpp"
 #include "kernels/instance_norm/instance_norm.hpp"
@@ -25,16 +27,21 @@ VESAL_KERNEL void slab_statistics_kernel(int64_t rows, int64_t channels, int wid
     total += values[row * channels];
   }
   const float mean = column_sum(total, width, scratch) / static_cast<float>(last - first);
+  float distance = 0.0f;
   float squares = 0.0f;
   for (int64_t row = start; row < last; row += step) {
     const float d = values[row * channels] - mean;
+    distance += d;
     squares += d * d;
   }
+  // The sum of distances is what rounding has left out of the mean.
+  distance = column_sum(distance, width, scratch);
   squares = column_sum(squares, width, scratch);
+  const float correction = distance / static_cast<float>(last - first);
   if (static_cast<int>(threadIdx.x) < width && column < channels) {
     float* target = partials + (sample * gridDim.x + blockIdx.x) * 2 * channels + column;
-    target[0] = mean;
-    target[channels] = squares;
+    target[0] = mean + correction;
+    target[channels] = squares - correction * distance;
   }
 }
 

@@ -3,6 +3,7 @@
 // the two sums of each channel, one for dx.
 #include "kernels/instance_norm/instance_norm.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/context/dispatch.hpp"
@@ -17,23 +18,31 @@ void slab_statistics(const InstanceNormParams& p, const float* __restrict x, dou
   const int64_t wide = wide_width(p.channels);
   parallel_for(p.n * slabs, ceil_div(16384, std::max<int64_t>(p.spatial / slabs * p.channels, 1)),
                [&](int64_t first, int64_t last) {
-                 std::vector<float> acc(static_cast<size_t>(wide));
+                 std::vector<float> acc(static_cast<size_t>(2 * wide));
+                 std::vector<double> sums(static_cast<size_t>(2 * p.channels));
                  for (int64_t item = first; item < last; ++item) {
                    const int64_t start = item / slabs * p.spatial;
                    const int64_t begin = start + slab_begin(p.spatial, slabs, item % slabs);
                    const int64_t end = start + slab_begin(p.spatial, slabs, item % slabs + 1);
-                   double* mean = partials + item * 2 * p.channels;
-                   sum_columns<1>(begin, end, p.channels, acc.data(), mean,
-                                  [=](int64_t i, int64_t) { return std::array<float, 1>{x[i]}; });
-                   for (int64_t c = 0; c < p.channels; ++c) {
-                     mean[c] /= static_cast<double>(end - begin);
-                   }
-                   const std::vector<float> centre = repeat_channels(p.channels, [=](int64_t c) { return mean[c]; });
+                   const auto rows = static_cast<double>(end - begin);
+                   sum_columns<1>(begin, end, p.channels, acc.data(), sums.data(),
+                                  [=](int64_t i, int64_t, auto add) { add(0, x[i]); });
+                   const std::vector<float> centre = repeat_channels(
+                       p.channels, [&](int64_t c) { return sums[static_cast<size_t>(c)] / rows; });
                    const float* m = centre.data();
-                   sum_columns<1>(begin, end, p.channels, acc.data(), mean + p.channels, [=](int64_t i, int64_t j) {
+                   sum_columns<2>(begin, end, p.channels, acc.data(), sums.data(), [=](int64_t i, int64_t j, auto add) {
                      const float d = x[i] - m[j];
-                     return std::array<float, 1>{d * d};
+                     add(0, d);
+                     add(1, d * d);
                    });
+                   // The sum of distances is what rounding has left out of the mean.
+                   double* target = partials + item * 2 * p.channels;
+                   for (int64_t c = 0; c < p.channels; ++c) {
+                     const double distance = sums[static_cast<size_t>(c)];
+                     const double correction = distance / rows;
+                     target[c] = static_cast<double>(m[c]) + correction;
+                     target[p.channels + c] = sums[static_cast<size_t>(p.channels + c)] - correction * distance;
+                   }
                  }
                });
 }
@@ -89,12 +98,13 @@ void backward(const InstanceNormParams& p, const float* x, const float* gamma, c
   const float slope = p.negative_slope;
   // Sums of g and of g (x - mean).
   column_partials<2>(p.n, p.spatial, p.channels, partials, [&](int64_t sample) {
-    return [=, a = Affine(p, sample, mean, rstd, gamma, beta)](int64_t i, int64_t j) {
+    return [=, a = Affine(p, sample, mean, rstd, gamma, beta)](int64_t i, int64_t j, auto add) {
       const auto column = static_cast<size_t>(j);
       const float centred = x[i] - a.mean[column];
       const float z = __builtin_fmaf(centred, a.scale[column], a.shift[column]);
       const float g = before_activation<kActivation>(z, dy[i], slope);
-      return std::array<float, 2>{g, g * centred};
+      add(0, g);
+      add(1, g * centred);
     };
   });
   column_totals<2>(p.n, p.spatial, p.channels, partials,

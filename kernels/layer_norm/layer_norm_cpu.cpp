@@ -1,7 +1,9 @@
 // Layer normalisation on the CPU: a row at a time, vectorised over its channels; rows are independent.
 #include "kernels/layer_norm/layer_norm.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "base/parallel.hpp"
 #include "kernels/context/dispatch.hpp"

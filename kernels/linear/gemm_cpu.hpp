@@ -1,7 +1,8 @@
-// Matrix products over voxels or tokens on the CPU, for linear and for the convolutions that are nothing else (1x1x1, and
-// a transposed convolution whose taps do not overlap). oneDNN's sgemm does the products: measured, it beats the library's
-// matmul, inner-product and 1x1-convolution primitives on every shape of ours (up to 3 times in the weight gradient of
-// narrow layers), and it needs neither packed weights nor a cached primitive.
+// Matrix products over voxels or tokens on the CPU, for linear and for the convolutions that are nothing else
+// (1x1x1, and a transposed convolution whose taps do not overlap). oneDNN's sgemm does the products:
+// measured, it beats the library's matmul, inner-product and 1x1-convolution primitives on every shape of
+// ours (up to 3 times in the weight gradient of narrow layers), and it needs neither packed weights nor a
+// cached primitive.
 #pragma once
 
 #include <dnnl.h>
@@ -21,18 +22,18 @@ namespace vesal::kernels::cpu {
 // oneDNN cuts its work by the calling thread's OpenMP setting, which every host thread has for itself.
 inline void set_onednn_threads() { omp_set_num_threads(thread_count()); }
 
-// C[m, n] = op(A) op(B) + beta * C, row-major; op is the transpose where the flag is 'T'. On one thread when called from
-// a parallel loop, else on all.
-inline void sgemm(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
-                  const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+// C[m, n] = op(A) op(B) + beta * C, row-major; op is the transpose where the flag is 'T'. On one thread when
+// called from a parallel loop, else on all.
+inline void sgemm(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
+                  int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
   const dnnl_status_t status =
       dnnl_sgemm(transpose_a, transpose_b, m, n, k, 1.0f, a, lda, b, ldb, beta, c, ldc);
   check<DeviceError>(status == dnnl_success, "dnnl_sgemm failed with status ", static_cast<int>(status));
 }
 
 // y = activation(y + bias), row by row; keeps y + bias in pre_activation unless that is null.
-inline void add_bias_and_activate(int64_t rows, int64_t columns, const float* bias, Activation activation, float* y,
-                                  float* pre_activation) {
+inline void add_bias_and_activate(int64_t rows, int64_t columns, const float* bias, Activation activation,
+                                  float* y, float* pre_activation) {
   for (int64_t r = 0; r < rows; ++r) {
     float* row = y + r * columns;
     if (bias != nullptr) {
@@ -59,9 +60,10 @@ inline void add_bias_and_activate(int64_t rows, int64_t columns, const float* bi
 }
 
 // y[rows, out] = activation(x[rows, in] weight[out, in]^T + bias).
-// Many rows are cut into blocks that stay in the second-level cache, so that bias and activation cost no memory traffic.
-inline void product_forward(int64_t rows, int64_t in, int64_t out, const float* x, const float* weight, const float* bias,
-                            Activation activation, float* y, float* pre_activation) {
+// Many rows are cut into blocks that stay in the second-level cache, so that bias and activation cost no
+// memory traffic.
+inline void product_forward(int64_t rows, int64_t in, int64_t out, const float* x, const float* weight,
+                            const float* bias, Activation activation, float* y, float* pre_activation) {
   set_onednn_threads();
   constexpr int64_t kBlockFloats = 96 * 1024;
   const int64_t block = std::max<int64_t>(256, kBlockFloats / (in + out));
@@ -90,7 +92,8 @@ inline void product_forward(int64_t rows, int64_t in, int64_t out, const float* 
 }
 
 // dx[rows, in] = dy[rows, out] weight[out, in].
-inline void product_backward_data(int64_t rows, int64_t in, int64_t out, const float* dy, const float* weight, float* dx) {
+inline void product_backward_data(int64_t rows, int64_t in, int64_t out, const float* dy, const float* weight,
+                                  float* dx) {
   set_onednn_threads();
   if (rows > 0) {
     sgemm('N', 'N', rows, in, out, dy, out, weight, in, 0.0f, dx, in);
@@ -108,8 +111,9 @@ inline void product_backward_weight(int64_t rows, int64_t in, int64_t out, const
   }
 }
 
-// Sums over rows, the bias gradient. Rows are cut into a number of slabs that does not depend on threads; a slab adds
-// whole groups of rows element by element, wide enough for the vector unit, and the groups and slabs are added in order.
+// Sums over rows, the bias gradient. Rows are cut into a number of slabs that does not depend on threads; a
+// slab adds whole groups of rows element by element, wide enough for the vector unit, and the groups and
+// slabs are added in order.
 inline int64_t column_sum_slabs(int64_t rows) { return std::clamp<int64_t>(rows / 2048, 1, 64); }
 inline int64_t column_sum_width(int64_t columns) { return columns * std::max<int64_t>(1, 64 / columns); }
 inline size_t column_sum_bytes(int64_t rows, int64_t columns) {
@@ -117,7 +121,8 @@ inline size_t column_sum_bytes(int64_t rows, int64_t columns) {
 }
 
 // sums[columns] (+)= sum over rows of x[rows, columns]; scratch holds column_sum_bytes.
-inline void add_up_columns(int64_t rows, int64_t columns, const float* x, float* sums, GradMode mode, float* scratch) {
+inline void add_up_columns(int64_t rows, int64_t columns, const float* x, float* sums, GradMode mode,
+                           float* scratch) {
   const int64_t slabs = column_sum_slabs(rows);
   const int64_t width = column_sum_width(columns);
   parallel_for(slabs, 1, [&](int64_t begin, int64_t end) {

@@ -1,18 +1,17 @@
-// A tiled float32 matrix product for CUDA, C[m, n] = sum over k of A[m, k] B[k, n], where A and B are whatever the operand
-// types say: linear takes plain matrices, conv3d gathers voxels (implicit GEMM).
+// A tiled float32 matrix product for CUDA, C[m, n] = sum over k of A[m, k] B[k, n], where A and B are
+// whatever the operand types say: linear takes plain matrices, conv3d gathers voxels (implicit GEMM).
 //
 // An operand has
-//   begin_block(piece)     called once by all threads of a block; `piece` numbers independent products in one launch
-//   rows, depth            its extent in this piece (for B: the columns of C)
-//   Line, line(row)        what a thread keeps about a row, or about four of them
-//   load(line, k)          four consecutive k of the row, or depth k of four consecutive rows; zeros beyond the end
-//   Loader<rows, threads>  which of the two it is
+//   begin_block(piece)     called once by all threads of a block; `piece` numbers independent products in one
+//   launch rows, depth            its extent in this piece (for B: the columns of C) Line, line(row) what a
+//   thread keeps about a row, or about four of them load(line, k)          four consecutive k of the row, or
+//   depth k of four consecutive rows; zeros beyond the end Loader<rows, threads>  which of the two it is
 // and A also target_row(row), the row of C's memory.
 //
-// A block computes a tile of 128 x 32 or 128 x 64 of C; each thread 8 x 4 of it in registers. Slices of 16 of the depth k
-// go through shared memory; the next slice is fetched to registers while the present one is used. A product with few
-// tiles and a long depth is split over k into partial sums that finish_kernel adds in order, so that the result does not
-// depend on which block runs first.
+// A block computes a tile of 128 x 32 or 128 x 64 of C; each thread 8 x 4 of it in registers. Slices of 16 of
+// the depth k go through shared memory; the next slice is fetched to registers while the present one is used.
+// A product with few tiles and a long depth is split over k into partial sums that finish_kernel adds in
+// order, so that the result does not depend on which block runs first.
 #pragma once
 
 #include <algorithm>
@@ -176,8 +175,8 @@ struct TileProduct {
   VESAL_DEVICE static int column(int thread, int c) { return thread % (kTileN / kThreadN) * 4 + c; }
 
   template <class LoaderA, class LoaderB, class OperandA, class OperandB>
-  VESAL_DEVICE void compute(LoaderA& loader_a, LoaderB& loader_b, const OperandA& a, const OperandB& b, int64_t first_row,
-                            int64_t first_column, int k_begin, int k_end) {
+  VESAL_DEVICE void compute(LoaderA& loader_a, LoaderB& loader_b, const OperandA& a, const OperandB& b,
+                            int64_t first_row, int64_t first_column, int k_begin, int k_end) {
     constexpr int kQuadsA = kTileM / 4 + 1;  // one quad of padding against bank conflicts
     constexpr int kQuadsB = kTileN / 4 + 1;
     VESAL_SHARED(float4, tile_a, [kTileK * kQuadsA]);
@@ -261,9 +260,11 @@ struct Epilogue {
   }
 };
 
-// out = activation(sum over splits of partials[split][count] + bias[index % columns]); partials may be out itself.
-VESAL_KERNEL void finish_kernel(const float* partials, int splits, int64_t count, int columns, const float* bias,
-                                Activation activation, GradMode mode, float* out, float* pre_activation) {
+// out = activation(sum over splits of partials[split][count] + bias[index % columns]); partials may be out
+// itself.
+VESAL_KERNEL void finish_kernel(const float* partials, int splits, int64_t count, int columns,
+                                const float* bias, Activation activation, GradMode mode, float* out,
+                                float* pre_activation) {
   const int64_t i = int64_t{blockIdx.x} * kFinishThreads + threadIdx.x;
   if (i >= count) {
     return;
@@ -282,7 +283,8 @@ VESAL_KERNEL void finish_kernel(const float* partials, int splits, int64_t count
   out[i] = mode == GradMode::accumulate ? out[i] + value : value;
 }
 
-// partials[slab][column] = sum over the slab's rows of x[row][column]. grid (column tiles, slabs), block 32 x 8.
+// partials[slab][column] = sum over the slab's rows of x[row][column]. grid (column tiles, slabs), block 32
+// x 8.
 VESAL_KERNEL void column_sum_kernel(const float* x, int64_t rows, int64_t columns, float* partials) {
   VESAL_SHARED(float, sums, [kSumRows][kSumColumns]);
   const int64_t column = int64_t{blockIdx.x} * kSumColumns + threadIdx.x;
@@ -309,7 +311,8 @@ VESAL_DEVICE inline int split_depth(int depth, int splits) {
   return ((depth + splits - 1) / splits + kTileK - 1) / kTileK * kTileK;
 }
 
-// One tile of C, or of the partial sum of one part of the depth. grid (row tiles, column tiles, pieces * splits).
+// One tile of C, or of the partial sum of one part of the depth. grid (row tiles, column tiles, pieces *
+// splits).
 template <int kTileN, class A, class B>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>)
     product_kernel(A a, B b, int splits, int64_t split_stride, Epilogue epilogue) {
@@ -326,7 +329,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>)
   typename B::template Loader<kTileN, kGemmThreads<kTileN>> loader_b;
   TileProduct<kTileN> product;
   const int part = split_depth(a.depth, splits);
-  product.compute(loader_a, loader_b, a, b, first_row, first_column, split * part, min(split * part + part, a.depth));
+  product.compute(loader_a, loader_b, a, b, first_row, first_column, split * part,
+                  min(split * part + part, a.depth));
   epilogue.out += split * split_stride;
   const int thread = static_cast<int>(threadIdx.x);
   VESAL_UNROLL
@@ -351,17 +355,20 @@ inline bool aligned16(const void* pointer, int64_t stride) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % 4 == 0;
 }
 
-// A product of `rows` x `columns` in each of `pieces`, with a depth of at most `depth`; `count` elements in all of C.
+// A product of `rows` x `columns` in each of `pieces`, with a depth of at most `depth`; `count` elements in
+// all of C.
 struct ProductSize {
   int64_t rows, columns, depth, count;
   int pieces = 1;
 
   int64_t tile_columns() const { return columns <= 32 ? 32 : 64; }
-  // In how many parts the depth is cut: enough to fill a GPU with blocks, each part at least 128 deep. From the sizes
-  // only, so that results do not depend on the GPU.
+  // In how many parts the depth is cut: enough to fill a GPU with blocks, each part at least 128 deep. From
+  // the sizes only, so that results do not depend on the GPU.
   int splits() const {
-    const int64_t blocks = std::max<int64_t>(1, ceil_div(rows, kTileM) * ceil_div(columns, tile_columns()) * pieces);
-    return static_cast<int>(std::clamp<int64_t>(std::min(ceil_div(256, blocks), ceil_div(depth, 128)), 1, 128));
+    const int64_t blocks =
+        std::max<int64_t>(1, ceil_div(rows, kTileM) * ceil_div(columns, tile_columns()) * pieces);
+    return static_cast<int>(
+        std::clamp<int64_t>(std::min(ceil_div(256, blocks), ceil_div(depth, 128)), 1, 128));
   }
   // Room for the partial sums.
   size_t workspace_bytes() const {
@@ -369,16 +376,17 @@ struct ProductSize {
   }
 };
 
-inline void finish(Context& context, const float* partials, int splits, int64_t count, int64_t columns, const float* bias,
-                   Activation activation, GradMode mode, float* out, float* pre_activation) {
-  launch(context.stream(), {.grid = ceil_div(count, kFinishThreads), .block = kFinishThreads}, finish_kernel, partials,
-         splits, count, static_cast<int>(columns), bias, activation, mode, out, pre_activation);
+inline void finish(Context& context, const float* partials, int splits, int64_t count, int64_t columns,
+                   const float* bias, Activation activation, GradMode mode, float* out,
+                   float* pre_activation) {
+  launch(context.stream(), {.grid = ceil_div(count, kFinishThreads), .block = kFinishThreads}, finish_kernel,
+         partials, splits, count, static_cast<int>(columns), bias, activation, mode, out, pre_activation);
 }
 
 // Runs the product; `partials` holds size.workspace_bytes(). A bias needs C with consecutive columns.
 template <class A, class B>
-void launch_product(Context& context, const ProductSize& size, const A& a, const B& b, const Epilogue& epilogue,
-                    float* partials) {
+void launch_product(Context& context, const ProductSize& size, const A& a, const B& b,
+                    const Epilogue& epilogue, float* partials) {
   const int splits = size.splits();
   Epilogue first = epilogue;
   if (splits > 1) {
@@ -388,17 +396,18 @@ void launch_product(Context& context, const ProductSize& size, const A& a, const
     first.activation = Activation::none;
     first.mode = GradMode::overwrite;
   }
-  const Dim3 grid{ceil_div(size.rows, kTileM), ceil_div(size.columns, size.tile_columns()), size.pieces * splits};
+  const Dim3 grid{ceil_div(size.rows, kTileM), ceil_div(size.columns, size.tile_columns()),
+                  size.pieces * splits};
   if (size.tile_columns() == 32) {
-    launch(context.stream(), {.grid = grid, .block = kGemmThreads<32>}, product_kernel<32, A, B>, a, b, splits,
-           size.count, first);
+    launch(context.stream(), {.grid = grid, .block = kGemmThreads<32>}, product_kernel<32, A, B>, a, b,
+           splits, size.count, first);
   } else {
-    launch(context.stream(), {.grid = grid, .block = kGemmThreads<64>}, product_kernel<64, A, B>, a, b, splits,
-           size.count, first);
+    launch(context.stream(), {.grid = grid, .block = kGemmThreads<64>}, product_kernel<64, A, B>, a, b,
+           splits, size.count, first);
   }
   if (splits > 1) {
-    finish(context, partials, splits, size.count, size.columns, epilogue.bias, epilogue.activation, epilogue.mode,
-           epilogue.out, epilogue.pre_activation);
+    finish(context, partials, splits, size.count, size.columns, epilogue.bias, epilogue.activation,
+           epilogue.mode, epilogue.out, epilogue.pre_activation);
   }
 }
 
@@ -409,12 +418,12 @@ inline size_t column_sum_bytes(int64_t rows, int64_t columns) {
 }
 
 // sums (+)= the sum over rows of x[rows, columns]; scratch holds column_sum_bytes.
-inline void add_up_columns(Context& context, int64_t rows, int64_t columns, const float* x, float* sums, GradMode mode,
-                           float* scratch) {
+inline void add_up_columns(Context& context, int64_t rows, int64_t columns, const float* x, float* sums,
+                           GradMode mode, float* scratch) {
   const int slabs = column_slabs(rows);
   launch(context.stream(),
-         {.grid = {ceil_div(columns, kSumColumns), slabs}, .block = {kSumColumns, kSumRows}}, column_sum_kernel, x, rows,
-         columns, scratch);
+         {.grid = {ceil_div(columns, kSumColumns), slabs}, .block = {kSumColumns, kSumRows}},
+         column_sum_kernel, x, rows, columns, scratch);
   finish(context, scratch, slabs, columns, columns, nullptr, Activation::none, mode, sums, nullptr);
 }
 

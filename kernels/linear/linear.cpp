@@ -18,7 +18,8 @@ struct GemmChoice {
 };
 
 bool uses_cublas(Context& context) {
-  return context.device().type == DeviceType::cuda && context.cache<GemmChoice>().algorithm == GemmAlgorithm::cublas;
+  return context.device().type == DeviceType::cuda &&
+         context.cache<GemmChoice>().algorithm == GemmAlgorithm::cublas;
 }
 
 void check_params(const LinearParams& params, const char* op) {
@@ -45,8 +46,8 @@ size_t linear_workspace_bytes(Context& context, const LinearParams& params, Line
   VESAL_DISPATCH(context, linear_workspace_bytes(context, params, pass));
 }
 
-void linear_forward(Context& context, const LinearParams& params, ConstData x, ConstData weight, ConstData bias, Data y,
-                    Data pre_activation, Workspace workspace) {
+void linear_forward(Context& context, const LinearParams& params, ConstData x, ConstData weight,
+                    ConstData bias, Data y, Data pre_activation, Workspace workspace) {
   const size_t needed = linear_workspace_bytes(context, params, LinearPass::forward);
   check_present(static_cast<bool>(weight), "linear_forward", "weight");
   check_present(params.rows == 0 || (x && y), "linear_forward", "x or y");
@@ -60,8 +61,8 @@ void linear_forward(Context& context, const LinearParams& params, ConstData x, C
   VESAL_DISPATCH(context, linear_forward(context, params, x, weight, bias, y, pre_activation, workspace));
 }
 
-void linear_backward_data(Context& context, const LinearParams& params, ConstData dy, ConstData weight, Data dx,
-                          Workspace workspace) {
+void linear_backward_data(Context& context, const LinearParams& params, ConstData dy, ConstData weight,
+                          Data dx, Workspace workspace) {
   const size_t needed = linear_workspace_bytes(context, params, LinearPass::backward_data);
   check_present(static_cast<bool>(weight), "linear_backward_data", "weight");
   check_present(params.rows == 0 || (dy && dx), "linear_backward_data", "dy or dx");
@@ -75,8 +76,8 @@ void linear_backward_data(Context& context, const LinearParams& params, ConstDat
   VESAL_DISPATCH(context, linear_backward_data(context, params, dy, weight, dx, workspace));
 }
 
-void linear_backward_weight(Context& context, const LinearParams& params, ConstData x, ConstData dy, Data dweight,
-                            Data dbias, GradMode mode, Workspace workspace) {
+void linear_backward_weight(Context& context, const LinearParams& params, ConstData x, ConstData dy,
+                            Data dweight, Data dbias, GradMode mode, Workspace workspace) {
   const size_t needed = linear_workspace_bytes(context, params, LinearPass::backward_weight);
   check_present(static_cast<bool>(dweight), "linear_backward_weight", "dweight");
   check_present(params.rows == 0 || (x && dy), "linear_backward_weight", "x or dy");

@@ -1,9 +1,10 @@
-// linear on CUDA: y = activation(x W^T + bias), dx = dy W, dW = dy^T x, as tiled float32 products (gemm_device.hpp).
+// linear on CUDA: y = activation(x W^T + bias), dx = dy W, dW = dy^T x, as tiled float32 products
+// (gemm_device.hpp).
 //
-// Least work: 2 rows in out operations and 4 (rows in + rows out + in out) bytes for each of the three. Below about 100
-// channels that is limited by memory (in = out = 32: 8 operations a byte), above by the float32 units, which this version
-// uses without tensor cores. The weight gradient, whose result is small and whose sum is long, is split over rows.
-// No GPU timing exists yet (see bench/results/README.md).
+// Least work: 2 rows in out operations and 4 (rows in + rows out + in out) bytes for each of the three. Below
+// about 100 channels that is limited by memory (in = out = 32: 8 operations a byte), above by the float32
+// units, which this version uses without tensor cores. The weight gradient, whose result is small and whose
+// sum is long, is split over rows. No GPU timing exists yet (see bench/results/README.md).
 #include <algorithm>
 
 #include "kernels/linear/gemm_device.hpp"
@@ -13,7 +14,8 @@
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
-// The weight gradient is computed as its transpose: tile rows are inputs, columns are outputs, the depth is x's rows.
+// The weight gradient is computed as its transpose: tile rows are inputs, columns are outputs, the depth is
+// x's rows.
 ProductSize product_size(const LinearParams& p, LinearPass pass) {
   switch (pass) {
     case LinearPass::forward:
@@ -28,12 +30,13 @@ ProductSize product_size(const LinearParams& p, LinearPass pass) {
 
 void check_size(const LinearParams& p, const char* op) {
   constexpr int64_t kLimit = 0x7fffffff - 2 * kTileM;
-  check<ShapeError>(p.rows <= kLimit && p.in <= 65535 * 32 && p.out <= 65535 * 32, op, ": ", p.rows, " rows of ", p.in,
-                    " -> ", p.out, " pass the kernel's limit");
+  check<ShapeError>(p.rows <= kLimit && p.in <= 65535 * 32 && p.out <= 65535 * 32, op, ": ", p.rows,
+                    " rows of ", p.in, " -> ", p.out, " pass the kernel's limit");
 }
 
 // C with consecutive columns.
-Epilogue row_major(float* out, int64_t columns, const float* bias, Activation activation, float* pre_activation) {
+Epilogue row_major(float* out, int64_t columns, const float* bias, Activation activation,
+                   float* pre_activation) {
   return {.out = out,
           .row_stride = columns,
           .column_stride = 1,
@@ -47,38 +50,41 @@ Epilogue row_major(float* out, int64_t columns, const float* bias, Activation ac
 
 size_t linear_workspace_bytes(Context&, const LinearParams& params, LinearPass pass) {
   const size_t product = product_size(params, pass).workspace_bytes();
-  return pass == LinearPass::backward_weight ? std::max(product, column_sum_bytes(params.rows, params.out)) : product;
+  return pass == LinearPass::backward_weight ? std::max(product, column_sum_bytes(params.rows, params.out))
+                                             : product;
 }
 
-void linear_forward(Context& context, const LinearParams& params, ConstData x_, ConstData weight_, ConstData bias,
-                    Data y, Data pre_activation, Workspace workspace) {
+void linear_forward(Context& context, const LinearParams& params, ConstData x_, ConstData weight_,
+                    ConstData bias, Data y, Data pre_activation, Workspace workspace) {
   check_size(params, "linear_forward");
   const auto* x = x_.as<float>("linear_forward: x");
   const auto* weight = weight_.as<float>("linear_forward: weight");
   const int depth = static_cast<int>(params.in);
-  launch_product(context, product_size(params, LinearPass::forward),
-                 MatrixByDepth{x, params.in, params.rows, depth, aligned16(x, params.in)},
-                 MatrixByDepth{weight, params.in, params.out, depth, aligned16(weight, params.in)},
-                 row_major(y.as<float>("linear_forward: y"), params.out, bias.as<float>("linear_forward: bias"),
-                           params.activation, pre_activation.as<float>("linear_forward: pre_activation")),
-                 static_cast<float*>(workspace.data));
+  launch_product(
+      context, product_size(params, LinearPass::forward),
+      MatrixByDepth{x, params.in, params.rows, depth, aligned16(x, params.in)},
+      MatrixByDepth{weight, params.in, params.out, depth, aligned16(weight, params.in)},
+      row_major(y.as<float>("linear_forward: y"), params.out, bias.as<float>("linear_forward: bias"),
+                params.activation, pre_activation.as<float>("linear_forward: pre_activation")),
+      static_cast<float*>(workspace.data));
 }
 
-void linear_backward_data(Context& context, const LinearParams& params, ConstData dy_, ConstData weight_, Data dx,
-                          Workspace workspace) {
+void linear_backward_data(Context& context, const LinearParams& params, ConstData dy_, ConstData weight_,
+                          Data dx, Workspace workspace) {
   check_size(params, "linear_backward_data");
   const auto* dy = dy_.as<float>("linear_backward_data: dy");
   const auto* weight = weight_.as<float>("linear_backward_data: weight");
   const int depth = static_cast<int>(params.out);
-  launch_product(context, product_size(params, LinearPass::backward_data),
-                 MatrixByDepth{dy, params.out, params.rows, depth, aligned16(dy, params.out)},
-                 MatrixByRow{weight, params.in, params.in, depth, aligned16(weight, params.in)},
-                 row_major(dx.as<float>("linear_backward_data: dx"), params.in, nullptr, Activation::none, nullptr),
-                 static_cast<float*>(workspace.data));
+  launch_product(
+      context, product_size(params, LinearPass::backward_data),
+      MatrixByDepth{dy, params.out, params.rows, depth, aligned16(dy, params.out)},
+      MatrixByRow{weight, params.in, params.in, depth, aligned16(weight, params.in)},
+      row_major(dx.as<float>("linear_backward_data: dx"), params.in, nullptr, Activation::none, nullptr),
+      static_cast<float*>(workspace.data));
 }
 
-void linear_backward_weight(Context& context, const LinearParams& params, ConstData x_, ConstData dy_, Data dweight,
-                            Data dbias_, GradMode mode, Workspace workspace) {
+void linear_backward_weight(Context& context, const LinearParams& params, ConstData x_, ConstData dy_,
+                            Data dweight, Data dbias_, GradMode mode, Workspace workspace) {
   check_size(params, "linear_backward_weight");
   const auto* x = x_.as<float>("linear_backward_weight: x");
   const auto* dy = dy_.as<float>("linear_backward_weight: dy");
@@ -99,13 +105,14 @@ void linear_backward_weight(Context& context, const LinearParams& params, ConstD
   }
 }
 
-void linear_finish(Context& context, const LinearParams& params, const float* bias, float* y, float* pre_activation) {
+void linear_finish(Context& context, const LinearParams& params, const float* bias, float* y,
+                   float* pre_activation) {
   finish(context, y, 1, params.rows * params.out, params.out, bias, params.activation, GradMode::overwrite, y,
          pre_activation);
 }
 
-void linear_bias_gradient(Context& context, const LinearParams& params, const float* dy, float* dbias, GradMode mode,
-                          Workspace workspace) {
+void linear_bias_gradient(Context& context, const LinearParams& params, const float* dy, float* dbias,
+                          GradMode mode, Workspace workspace) {
   add_up_columns(context, params.rows, params.out, dy, dbias, mode, static_cast<float*>(workspace.data));
 }
 

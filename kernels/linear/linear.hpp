@@ -13,7 +13,8 @@ struct LinearParams {
   Activation activation = Activation::none;  // none, relu or gelu (erf)
 };
 
-// Which matrix product runs on cuda: the hand-written kernel, or cuBLAS. cpu always uses oneDNN; simt the kernel.
+// Which matrix product runs on cuda: the hand-written kernel, or cuBLAS. cpu always uses oneDNN; simt the
+// kernel.
 enum class GemmAlgorithm { own, cublas };
 void set_gemm_algorithm(Context& context, GemmAlgorithm algorithm);
 
@@ -22,15 +23,15 @@ size_t linear_workspace_bytes(Context& context, const LinearParams& params, Line
 
 // x [rows, in], weight [out, in], bias [out] or null, y [rows, out].
 // pre_activation [rows, out] receives x W^T + bias for the backward pass; null when it is not needed.
-void linear_forward(Context& context, const LinearParams& params, ConstData x, ConstData weight, ConstData bias, Data y,
-                    Data pre_activation, Workspace workspace);
+void linear_forward(Context& context, const LinearParams& params, ConstData x, ConstData weight,
+                    ConstData bias, Data y, Data pre_activation, Workspace workspace);
 
 // dy is the gradient before the activation (see activation_backward in elementwise.hpp). dx is overwritten.
-void linear_backward_data(Context& context, const LinearParams& params, ConstData dy, ConstData weight, Data dx,
-                          Workspace workspace);
+void linear_backward_data(Context& context, const LinearParams& params, ConstData dy, ConstData weight,
+                          Data dx, Workspace workspace);
 
 // dweight as weight; dbias as bias, or null.
-void linear_backward_weight(Context& context, const LinearParams& params, ConstData x, ConstData dy, Data dweight,
-                            Data dbias, GradMode mode, Workspace workspace);
+void linear_backward_weight(Context& context, const LinearParams& params, ConstData x, ConstData dy,
+                            Data dweight, Data dbias, GradMode mode, Workspace workspace);
 
 }  // namespace vesal::kernels

@@ -1,4 +1,5 @@
-// The shapes that linear is tested and measured on. The kernel's tile is 128 rows x 32 or 64 outputs x 16 inputs.
+// The shapes that linear is tested and measured on. The kernel's tile is 128 rows x 32 or 64 outputs x 16
+// inputs.
 #pragma once
 
 #include <string>

@@ -1,4 +1,5 @@
-// linear as plain loops, forward and backward written out independently; evaluated in double (exact) and in float.
+// linear as plain loops, forward and backward written out independently; evaluated in double (exact) and in
+// float.
 #pragma once
 
 #include <cmath>
@@ -21,7 +22,8 @@ T linear_activation(Activation activation, T value) {
 
 // bias and pre_activation may be null.
 template <class T>
-void linear_forward(const LinearParams& p, const T* x, const T* weight, const T* bias, T* y, T* pre_activation) {
+void linear_forward(const LinearParams& p, const T* x, const T* weight, const T* bias, T* y,
+                    T* pre_activation) {
   for (int64_t r = 0; r < p.rows; ++r) {
     for (int64_t o = 0; o < p.out; ++o) {
       T sum = bias != nullptr ? bias[o] : T(0);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/wide_rows.hpp"
@@ -99,11 +100,14 @@ void region_loss_forward(Context&, const RegionLossParams& p, ConstData logits_,
   auto* partials = static_cast<double*>(workspace.data);
   // Sums of p t, p, t and the cross-entropy.
   column_partials<4>(p.n, p.voxels, p.regions, partials, [=](int64_t) {
-    return [=](int64_t i, int64_t) {
+    return [=](int64_t i, int64_t, auto add) {
       const float x = logits[i];
       const auto t = static_cast<float>(targets[i]);
       const Logit value = evaluate(x);
-      return std::array<float, 4>{value.probability * t, value.probability, t, value.softplus - x * t};
+      add(0, value.probability * t);
+      add(1, value.probability);
+      add(2, t);
+      add(3, value.softplus - x * t);
     };
   });
   const int64_t groups = p.batch_dice ? 1 : p.n;
@@ -162,14 +166,16 @@ void edge_loss_forward(Context&, const EdgeLossParams& p, ConstData logits_, con
   const float* logits = logits_.as<float>("edge_loss_forward: logits");
   auto* partials = static_cast<double*>(workspace.data);
   column_partials<4>(1, p.voxels, 1, partials, [=](int64_t) {
-    return [=](int64_t i, int64_t) {
+    return [=](int64_t i, int64_t, auto add) {
       const float x = logits[i];
       const auto t = static_cast<float>(targets[i]);
       const float softplus = evaluate(x).softplus;
       const bool positive = t == 1.0f;
       const bool negative = t == 0.0f;
-      return std::array<float, 4>{positive ? 1.0f : 0.0f, negative ? 1.0f : 0.0f, positive ? softplus - x : 0.0f,
-                                  negative ? softplus : 0.0f};
+      add(0, positive ? 1.0f : 0.0f);
+      add(1, negative ? 1.0f : 0.0f);
+      add(2, positive ? softplus - x : 0.0f);
+      add(3, negative ? softplus : 0.0f);
     };
   });
   column_totals<4>(1, p.voxels, 1, partials, [&](int64_t, int64_t, const std::array<double, 4>& sums) {

@@ -1,6 +1,7 @@
 // AdamW and the gradient norm as plain loops over one flat parameter.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 

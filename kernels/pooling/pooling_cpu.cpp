@@ -61,39 +61,78 @@ void for_each_window(const PoolParams& p, const float* x, Body&& body) {
 // A later voxel wins if it is larger, or if it is the first NaN.
 inline bool beats(float value, float best) { return value > best || (value != value && best == best); }
 
+// Vectors of kLanes channels; explicit, because one byte of index beside four of value makes a compiler count in 64s.
+template <int kLanes>
+struct Vectors {
+  using Values [[gnu::vector_size(kLanes * 4)]] = float;
+  using Numbers [[gnu::vector_size(kLanes * 4)]] = int32_t;
+  using Bytes [[gnu::vector_size(kLanes)]] = uint8_t;
+};
+
+template <int kLanes, int kCount>
+void max_lanes(const float* const* voxel, int64_t c, float* y, uint8_t* index) {
+  using Values = typename Vectors<kLanes>::Values;
+  using Numbers = typename Vectors<kLanes>::Numbers;
+  using Bytes = typename Vectors<kLanes>::Bytes;
+  Values best;
+  std::memcpy(&best, voxel[0] + c, sizeof(best));
+  Numbers winner{};
+#pragma GCC unroll 8
+  for (int k = 1; k < kCount; ++k) {
+    Values value;
+    std::memcpy(&value, voxel[k] + c, sizeof(value));
+    const Numbers wins = ~(value <= best) & (best == best);  // larger, or the first NaN
+    best = wins ? value : best;
+    winner = wins ? Numbers{} + k : winner;
+  }
+  std::memcpy(y + c, &best, sizeof(best));
+  if (index != nullptr) {
+    const Bytes bytes = __builtin_convertvector(winner, Bytes);
+    std::memcpy(index + c, &bytes, sizeof(bytes));
+  }
+}
+
 // kCount voxels whose numbers are 0 .. kCount - 1, unrolled.
 template <int kCount>
-void max_full_window(const Window& window, int64_t channels, float* __restrict__ y,
-                     uint8_t* __restrict__ index) {
+void max_full_window(const Window& window, int64_t channels, float* y, uint8_t* index) {
   const float* voxel[kCount];
   std::copy_n(window.voxel, kCount, voxel);
-  if (index == nullptr) {
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      float best = voxel[0][c];
-#pragma GCC unroll 8
-      for (int k = 1; k < kCount; ++k) {
-        const float value = voxel[k][c];
-        best = beats(value, best) ? value : best;
-      }
-      y[c] = best;
-    }
-    return;
+  int64_t c = 0;
+  for (; c + 16 <= channels; c += 16) {
+    max_lanes<16, kCount>(voxel, c, y, index);
   }
-#pragma omp simd
-  for (int64_t c = 0; c < channels; ++c) {
+  for (; c + 8 <= channels; c += 8) {
+    max_lanes<8, kCount>(voxel, c, y, index);
+  }
+  for (; c < channels; ++c) {
     float best = voxel[0][c];
-    int32_t winner = 0;
-#pragma GCC unroll 8
+    int winner = 0;
     for (int k = 1; k < kCount; ++k) {
-      const float value = voxel[k][c];
-      const bool wins = beats(value, best);
-      best = wins ? value : best;
+      const bool wins = beats(voxel[k][c], best);
+      best = wins ? voxel[k][c] : best;
       winner = wins ? k : winner;
     }
     y[c] = best;
-    index[c] = static_cast<uint8_t>(winner);
+    if (index != nullptr) {
+      index[c] = static_cast<uint8_t>(winner);
+    }
   }
+}
+
+// dx += dy where the voxel `number` won.
+template <int kLanes>
+void add_won_lanes(const float* dy, const uint8_t* winner, int32_t number, float* dx) {
+  using Values = typename Vectors<kLanes>::Values;
+  using Numbers = typename Vectors<kLanes>::Numbers;
+  using Bytes = typename Vectors<kLanes>::Bytes;
+  Values source, target;
+  Bytes bytes;
+  std::memcpy(&source, dy, sizeof(source));
+  std::memcpy(&target, dx, sizeof(target));
+  std::memcpy(&bytes, winner, sizeof(bytes));
+  const Numbers won = __builtin_convertvector(bytes, Numbers) == number;
+  target += won ? source : Values{};
+  std::memcpy(dx, &target, sizeof(target));
 }
 
 void max_any_window(const Window& window, int64_t channels, float* y, uint8_t* index) {
@@ -209,9 +248,15 @@ void max_pool3d_backward(Context&, const PoolParams& p, ConstData dy_, const uin
   for_each_cover(p, dx, [&](float* target, int64_t out, int32_t number, int64_t) {
     const float* source = dy + out * p.c;
     const uint8_t* winner = index + out * p.c;
-#pragma omp simd
-    for (int64_t c = 0; c < p.c; ++c) {
-      target[c] += static_cast<int32_t>(winner[c]) == number ? source[c] : 0.0f;
+    int64_t c = 0;
+    for (; c + 16 <= p.c; c += 16) {
+      add_won_lanes<16>(source + c, winner + c, number, target + c);
+    }
+    for (; c + 8 <= p.c; c += 8) {
+      add_won_lanes<8>(source + c, winner + c, number, target + c);
+    }
+    for (; c < p.c; ++c) {
+      target[c] += winner[c] == number ? source[c] : 0.0f;
     }
   });
 }

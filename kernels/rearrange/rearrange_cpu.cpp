@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/parallel.hpp"
+#include "base/size.hpp"
 #include "kernels/context/dispatch.hpp"
 
 namespace vesal::kernels::cpu {

@@ -16,7 +16,7 @@ template <class Term>
 void sum_terms(int64_t count, float* out, Workspace workspace, Term term) {
   auto* partials = static_cast<double*>(workspace.data);
   column_partials<1>(1, count, 1, partials, [&](int64_t) {
-    return [=](int64_t i, int64_t) { return std::array<float, 1>{term(i)}; };
+    return [=](int64_t i, int64_t, auto add) { add(0, term(i)); };
   });
   column_totals<1>(1, count, 1, partials,
                    [&](int64_t, int64_t, const std::array<double, 1>& sums) { *out = static_cast<float>(sums[0]); });
@@ -44,7 +44,8 @@ void max_abs(Context&, int64_t count, ConstData x_, Data out, Workspace workspac
       uint32_t largest = 0;
 #pragma omp simd reduction(max : largest)
       for (int64_t i = slab_begin(count, slabs, slab); i < slab_begin(count, slabs, slab + 1); ++i) {
-        largest = std::max(largest, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
+        const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
       }
       partials[slab] = largest;
     }
@@ -84,7 +85,7 @@ void sum_spatial(Context&, int64_t n, int64_t spatial, int64_t channels, float f
   float* out = out_.as<float>("sum_spatial: out");
   auto* partials = static_cast<double*>(workspace.data);
   column_partials<1>(n, spatial, channels, partials, [=](int64_t) {
-    return [=](int64_t i, int64_t) { return std::array<float, 1>{x[i]}; };
+    return [=](int64_t i, int64_t, auto add) { add(0, x[i]); };
   });
   column_totals<1>(n, spatial, channels, partials,
                    [=](int64_t sample, int64_t c, const std::array<double, 1>& sums) {

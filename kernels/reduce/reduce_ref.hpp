@@ -1,6 +1,7 @@
 // Reductions as plain loops.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 

@@ -15,11 +15,17 @@ namespace vesal::kernels::cpu {
 namespace {
 
 constexpr int64_t kGrainBytes = 1 << 15;  // the least a thread is started for
+constexpr int kRowsAtATime = 8;           // output rows whose weights are at hand
 
 struct ResizeScratch {
   std::vector<float> rows;
-  std::vector<int32_t> first, second;  // per output of the w axis
-  std::vector<float> fraction;
+  std::vector<ResizeAxis::Taps> taps;  // of each output of the w axis
+  struct Readers {
+    int32_t begin, end;  // outputs
+    int32_t offset;      // of the first one's weight
+  };
+  std::vector<Readers> readers;  // of each input of the w axis
+  std::vector<float> weights;
 };
 
 struct Axes {
@@ -34,16 +40,22 @@ struct Axes {
   }
 };
 
-void fill_tables(const ResizeAxis& axis, ResizeScratch& scratch) {
-  const auto out = static_cast<size_t>(axis.out);
-  scratch.first.resize(out);
-  scratch.second.resize(out);
-  scratch.fraction.resize(out);
+void fill_taps(const ResizeAxis& axis, ResizeScratch& scratch) {
+  scratch.taps.resize(static_cast<size_t>(axis.out));
   for (int o = 0; o < axis.out; ++o) {
-    const ResizeAxis::Taps taps = axis.taps(o);
-    scratch.first[static_cast<size_t>(o)] = taps.first;
-    scratch.second[static_cast<size_t>(o)] = taps.second;
-    scratch.fraction[static_cast<size_t>(o)] = taps.fraction;
+    scratch.taps[static_cast<size_t>(o)] = axis.taps(o);
+  }
+}
+
+void fill_readers(const ResizeAxis& axis, ResizeScratch& scratch) {
+  scratch.readers.resize(static_cast<size_t>(axis.in));
+  scratch.weights.clear();
+  for (int i = 0; i < axis.in; ++i) {
+    const ResizeAxis::Range range = axis.readers(i);
+    scratch.readers[static_cast<size_t>(i)] = {range.begin, range.end, static_cast<int32_t>(scratch.weights.size())};
+    for (int o = range.begin; o < range.end; ++o) {
+      scratch.weights.push_back(axis.weight(o, i));
+    }
   }
 }
 
@@ -81,10 +93,84 @@ void blend(int64_t count, const float* a, float wa, const float* b, float wb, co
   }
 }
 
-void add_scaled(int64_t count, float scale, const float* a, float* __restrict__ out) {
+// out += the four rows of `stride` elements from `rows` on, weighted.
+void add_four(int64_t count, const float* rows, int64_t stride, const float* weights, float* __restrict__ out) {
+  const float *a = rows, *b = a + stride, *c = b + stride, *d = c + stride;
+  const float wa = weights[0], wb = weights[1], wc = weights[2], wd = weights[3];
 #pragma omp simd
   for (int64_t e = 0; e < count; ++e) {
-    out[e] += scale * a[e];
+    out[e] += (wa * a[e] + wb * b[e]) + (wc * c[e] + wd * d[e]);
+  }
+}
+
+void add_one(int64_t count, const float* row, float weight, float* __restrict__ out) {
+#pragma omp simd
+  for (int64_t e = 0; e < count; ++e) {
+    out[e] += weight * row[e];
+  }
+}
+
+// out += the weighted sum of `rows` rows of `count` elements.
+void sum_rows(int64_t rows, int64_t count, const float* source, int64_t stride, const float* weights, float* out) {
+  for (; rows >= 4; rows -= 4, source += 4 * stride, weights += 4) {
+    add_four(count, source, stride, weights, out);
+  }
+  for (; rows > 0; --rows, source += stride, ++weights) {
+    add_one(count, source, *weights, out);
+  }
+}
+
+// The steps along w. kChannels is the number of channels where it is small, so that their loops disappear; else 0.
+template <int kChannels>
+void interpolate_line(const float* line, int64_t channels_, const std::vector<ResizeAxis::Taps>& taps, float* target) {
+  const int64_t channels = kChannels > 0 ? kChannels : channels_;
+  for (const ResizeAxis::Taps& tap : taps) {
+    const float* a = line + tap.first * channels;
+    if (tap.first == tap.second) {
+      std::copy_n(a, channels, target);
+    } else {
+      blend(channels, a, 1.0f - tap.fraction, line + tap.second * channels, tap.fraction, target);
+    }
+    target += channels;
+  }
+}
+
+template <int kChannels>
+void gather_line(const float* line, int64_t channels_, const ResizeScratch& scratch, float* target) {
+  const int64_t channels = kChannels > 0 ? kChannels : channels_;
+  for (const ResizeScratch::Readers& readers : scratch.readers) {
+    const float* source = line + readers.begin * channels;
+    const float* weights = scratch.weights.data() + readers.offset;
+    if constexpr (kChannels > 0) {
+      float sum[kChannels] = {};
+      for (int64_t o = 0; o < readers.end - readers.begin; ++o) {
+        for (int c = 0; c < kChannels; ++c) {
+          sum[c] += weights[o] * source[o * kChannels + c];
+        }
+      }
+      std::copy_n(sum, kChannels, target);
+    } else {
+      std::fill_n(target, channels, 0.0f);
+      sum_rows(readers.end - readers.begin, channels, source, channels, weights, target);
+    }
+    target += channels;
+  }
+}
+
+// Calls body<channels> for 1 to 4 channels and body<0> for others.
+template <class Body>
+void with_channels(int64_t channels, Body&& body) {
+  switch (channels) {
+    case 1:
+      return body.template operator()<1>();
+    case 2:
+      return body.template operator()<2>();
+    case 3:
+      return body.template operator()<3>();
+    case 4:
+      return body.template operator()<4>();
+    default:
+      return body.template operator()<0>();
   }
 }
 
@@ -95,10 +181,7 @@ void resize_forward(Context& context, const ResizeParams& p, ConstData x_, Data 
   float* y = y_.as<float>("resize_forward: y");
   auto& scratch = context.cache<ResizeScratch>();
   const Axes axes(p);
-  fill_tables(axes.w, scratch);
-  const int32_t* first = scratch.first.data();
-  const int32_t* second = scratch.second.data();
-  const float* fraction = scratch.fraction.data();
+  fill_taps(axes.w, scratch);
   const int64_t row_elements = p.w * p.c;
   const int64_t channels = p.c;
   for_each_row(p.n * p.out_d * p.out_h, p.out_w * p.c, row_elements, scratch, [&](int64_t row, float* buffer) {
@@ -122,22 +205,8 @@ void resize_forward(Context& context, const ResizeParams& p, ConstData x_, Data 
     float* target = y + row * p.out_w * channels;
     if (p.w == p.out_w) {
       std::copy_n(line, row_elements, target);
-    } else if (channels == 1) {
-#pragma omp simd
-      for (int64_t o = 0; o < p.out_w; ++o) {
-        const float a = line[first[o]];
-        const float b = line[second[o]];
-        target[o] = fraction[o] == 0.0f ? a : (1.0f - fraction[o]) * a + fraction[o] * b;
-      }
     } else {
-      for (int64_t o = 0; o < p.out_w; ++o) {
-        const float* a = line + first[o] * channels;
-        if (first[o] == second[o]) {
-          std::copy_n(a, channels, target + o * channels);
-        } else {
-          blend(channels, a, 1.0f - fraction[o], line + second[o] * channels, fraction[o], target + o * channels);
-        }
-      }
+      with_channels(channels, [&]<int kChannels>() { interpolate_line<kChannels>(line, channels, scratch.taps, target); });
     }
   });
 }
@@ -149,6 +218,7 @@ void resize_backward(Context& context, const ResizeParams& p, ConstData dy_, Dat
   const Axes axes(p);
   const int64_t row_elements = p.out_w * p.c;
   const int64_t channels = p.c;
+  fill_readers(axes.w, scratch);
   // Each output row is read by up to four input rows.
   const int64_t work = ceil_div(4 * p.out_d * p.out_h, p.d * p.h) * row_elements;
   for_each_row(p.n * p.d * p.h, work, row_elements, scratch, [&](int64_t row, float* buffer) {
@@ -160,33 +230,17 @@ void resize_backward(Context& context, const ResizeParams& p, ConstData dy_, Dat
     std::memset(buffer, 0, static_cast<size_t>(row_elements) * sizeof(float));
     for (int od = over_d.begin; od < over_d.end; ++od) {
       const float weight_d = axes.d.weight(od, d);
-      const float* plane = sample + od * p.out_h * row_elements;
-      int oh = over_h.begin;
-      for (; oh + 4 <= over_h.end; oh += 4) {
-        const float* a = plane + oh * row_elements;
-        const float* b = a + row_elements;
-        const float* c = b + row_elements;
-        const float* e = c + row_elements;
-        const float wa = weight_d * axes.h.weight(oh, h), wb = weight_d * axes.h.weight(oh + 1, h),
-                    wc = weight_d * axes.h.weight(oh + 2, h), we = weight_d * axes.h.weight(oh + 3, h);
-#pragma omp simd
-        for (int64_t i = 0; i < row_elements; ++i) {
-          buffer[i] += (wa * a[i] + wb * b[i]) + (wc * c[i] + we * e[i]);
+      for (int oh = over_h.begin; oh < over_h.end; oh += kRowsAtATime) {
+        const int count = std::min(kRowsAtATime, over_h.end - oh);
+        float weights[kRowsAtATime];
+        for (int i = 0; i < count; ++i) {
+          weights[i] = weight_d * axes.h.weight(oh + i, h);
         }
-      }
-      for (; oh < over_h.end; ++oh) {
-        add_scaled(row_elements, weight_d * axes.h.weight(oh, h), plane + oh * row_elements, buffer);
+        sum_rows(count, row_elements, sample + (od * p.out_h + oh) * row_elements, row_elements, weights, buffer);
       }
     }
     float* target = dx + row * p.w * channels;
-    for (int i = 0; i < axes.w.in; ++i) {
-      const ResizeAxis::Range over_w = axes.w.readers(i);
-      float* sum = target + i * channels;
-      std::fill_n(sum, channels, 0.0f);
-      for (int o = over_w.begin; o < over_w.end; ++o) {
-        add_scaled(channels, axes.w.weight(o, i), buffer + o * channels, sum);
-      }
-    }
+    with_channels(channels, [&]<int kChannels>() { gather_line<kChannels>(buffer, channels, scratch, target); });
   });
 }
 

@@ -3,7 +3,8 @@
 //
 // The volume and `copies - 1` shifted versions of it, y_k[v] = x[v + shift * direction_k] (zero outside), are stacked on
 // channels; patch^3 blocks become feature vectors in the order (pd, ph, pw, copy, c), c fastest; each is normalised and
-// projected. An extent that is no multiple of the patch is padded with zeros at its far end.
+// projected. An extent that is no multiple of the patch is padded with zeros at its far end, after the stacking: a voxel
+// that exists only by padding is zero in every copy.
 //
 // Masked per-modality form: the channels form `groups` groups (modalities), each with its own LayerNorm and projection
 //   f_k = W_k LayerNorm_k(features of group k) + b_k,
@@ -52,14 +53,14 @@ size_t shifted_patch_workspace_bytes(Context& context, const ShiftedPatchParams&
 // x [n, d, h, w, groups, channels]; mask [n, groups], 1 = present, in the context's device memory, null for all present
 // (each sample has at least one present group: the caller's duty);
 // gamma, beta [groups, features]; weight [groups, out, features]; bias [groups, out];
-// missing [groups, out], null when mask is; y [n, out_d, out_h, out_w, out];
+// missing [groups, out], may be null when mask is; y [n, out_d, out_h, out_w, out];
 // mean, rstd [groups, tokens] for the backward pass (entries of absent groups are not written), or null.
 void shifted_patch_forward(Context& context, const ShiftedPatchParams& params, ConstData x, const uint8_t* mask,
                            ConstData gamma, ConstData beta, ConstData weight, ConstData bias, ConstData missing, Data y,
                            float* mean, float* rstd, Workspace workspace);
 
 // dx (as x) is overwritten, zero for absent groups; null where the input needs no gradient. The parameters' gradients
-// follow `mode`; dmissing is null when mask is.
+// follow `mode`; dmissing may be null.
 void shifted_patch_backward(Context& context, const ShiftedPatchParams& params, ConstData x, const uint8_t* mask,
                             ConstData gamma, ConstData beta, ConstData weight, const float* mean, const float* rstd,
                             ConstData dy, Data dx, Data dgamma, Data dbeta, Data dweight, Data dbias, Data dmissing,

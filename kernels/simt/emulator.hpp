@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <source_location>
+#include <source_location>  // also says by a macro whether it works
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -67,21 +67,41 @@ inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
-// ---- Where a thread is ----
-// Constant for the life of a kernel thread, so that a compiler may keep them in registers. The engine sets
-// them before it resumes a fiber; it sees them as the variables vesal_simt_* of the same storage.
+// ---- Where a thread is: the engine sets these before it resumes a fiber; kernels only read them ----
 
-extern constinit thread_local const uint3 threadIdx __asm__("vesal_simt_thread_index");
-extern constinit thread_local const uint3 blockIdx __asm__("vesal_simt_block_index");
-extern constinit thread_local const uint3 blockDim __asm__("vesal_simt_block_size");
-extern constinit thread_local const uint3 gridDim __asm__("vesal_simt_grid_size");
+extern constinit thread_local uint3 threadIdx;
+extern constinit thread_local uint3 blockIdx;
+extern constinit thread_local uint3 blockDim;
+extern constinit thread_local uint3 gridDim;
 inline constexpr int warpSize = 32;
 
 // ---- The engine's entry points; kernels use what is built on them below ----
 
 namespace engine {
 
+// Where in the source a thread waits.
+#ifdef __cpp_lib_source_location
 using Location = std::source_location;
+#else  // clang before 16
+class Location {
+ public:
+  constexpr Location() = default;
+  static constexpr Location current(const char* file = __builtin_FILE(), unsigned line = __builtin_LINE(),
+                                    unsigned column = __builtin_COLUMN()) {
+    return {file, line, column};
+  }
+  constexpr const char* file_name() const { return file_; }
+  constexpr unsigned line() const { return line_; }
+  constexpr unsigned column() const { return column_; }
+
+ private:
+  constexpr Location(const char* file, unsigned line, unsigned column)
+      : file_(file), line_(line), column_(column) {}
+  const char* file_ = "";
+  unsigned line_ = 0;
+  unsigned column_ = 0;
+};
+#endif
 
 struct SharedSite {
   const char* name;

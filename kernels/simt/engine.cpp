@@ -4,23 +4,15 @@
 #include <algorithm>
 #include <bit>
 #include <exception>
-#include <source_location>
 
 #include "kernels/simt/settings.hpp"
 
 namespace vesal::kernels::simt {
 
-// The same storage as threadIdx and its siblings, which kernels see as constants.
-namespace engine {
-extern constinit thread_local uint3 thread_index __asm__("vesal_simt_thread_index");
-extern constinit thread_local uint3 block_index __asm__("vesal_simt_block_index");
-extern constinit thread_local uint3 block_size __asm__("vesal_simt_block_size");
-extern constinit thread_local uint3 grid_size __asm__("vesal_simt_grid_size");
-constinit thread_local uint3 thread_index{};
-constinit thread_local uint3 block_index{};
-constinit thread_local uint3 block_size{};
-constinit thread_local uint3 grid_size{};
-}  // namespace engine
+constinit thread_local uint3 threadIdx{};
+constinit thread_local uint3 blockIdx{};
+constinit thread_local uint3 blockDim{};
+constinit thread_local uint3 gridDim{};
 
 namespace {
 
@@ -174,15 +166,15 @@ void Engine::begin_launch(const LaunchConfig& config, void (*run_thread)(const v
   for (unsigned i = 0; i < indices_.size(); ++i) {
     indices_[i] = {i % x, i / x % y, i / (x * y)};
   }
-  engine::block_size = {x, y, z};
-  engine::grid_size = {static_cast<unsigned>(config.grid.x), static_cast<unsigned>(config.grid.y),
-                       static_cast<unsigned>(config.grid.z)};
+  blockDim = {x, y, z};
+  gridDim = {static_cast<unsigned>(config.grid.x), static_cast<unsigned>(config.grid.y),
+             static_cast<unsigned>(config.grid.z)};
   arena_.begin_launch(static_cast<size_t>(config.shared_bytes.value), settings.limits);
 }
 
 void Engine::run_block(uint3 block) {
   block_ = block;
-  engine::block_index = block;
+  blockIdx = block;
   arena_.begin_block();
   for (int warp = 0; warp < warp_count_; ++warp) {
     const int lanes = std::min(kWarpSize, thread_count_ - warp * kWarpSize);
@@ -289,7 +281,7 @@ Engine::Fiber* Engine::take_fiber() {
   return fiber;
 }
 
-void Engine::set_indices(int thread) { engine::thread_index = indices_[static_cast<size_t>(thread)]; }
+void Engine::set_indices(int thread) { threadIdx = indices_[static_cast<size_t>(thread)]; }
 
 void Engine::set_ready(int warp, uint32_t lanes) {
   if (lanes != 0) {

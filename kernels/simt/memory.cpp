@@ -31,14 +31,16 @@ Registry& registry() {
 
 unsigned char* start_of(uintptr_t address) { return reinterpret_cast<unsigned char*>(address); }
 
-// The guard behind a block starts at any byte.
-using Word [[gnu::may_alias, gnu::aligned(1)]] = uint64_t;
+// Eight guard bytes; the guard behind a block starts at any address.
+struct [[gnu::packed, gnu::may_alias]] Word {
+  uint64_t bits;
+};
 constexpr size_t kGuardWords = kGuardBytes / sizeof(Word);
 
 void fill_guard(unsigned char* guard) {
   auto* words = reinterpret_cast<Word*>(guard);
   for (size_t i = 0; i < kGuardWords; ++i) {
-    words[i] = kGuardPattern;
+    words[i].bits = kGuardPattern;
   }
 }
 
@@ -48,7 +50,7 @@ VESAL_SIMT_NO_ASAN size_t first_damage(const unsigned char* guard) {
   const auto* words = reinterpret_cast<const Word*>(guard);
   uint64_t differences = 0;
   for (size_t i = 0; i < kGuardWords; ++i) {
-    differences |= words[i] ^ kGuardPattern;
+    differences |= words[i].bits ^ kGuardPattern;
   }
   if (differences == 0) {
     return kGuardBytes;

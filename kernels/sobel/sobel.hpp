@@ -14,7 +14,8 @@ struct SobelParams {
   int64_t n = 1;
   int64_t d = 1, h = 1, w = 1;
   std::array<float, 3> spacing{1, 1, 1};  // D, H, W; relative units are enough, > 0
-  float eps = 1e-12f;                     // under the square root of the magnitude: its gradient at 0 is finite
+  // Under the square root of the magnitude, so that its gradient at 0 is finite. With eps = 0 the gradient at 0 is 0.
+  float eps = 1e-12f;
 };
 
 // x [n, d, h, w], gradient [n, d, h, w, 3] in the order (d, h, w).

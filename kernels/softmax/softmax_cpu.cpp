@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "base/parallel.hpp"
+#include "base/size.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/vector_math.hpp"
 

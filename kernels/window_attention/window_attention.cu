@@ -176,7 +176,7 @@ VESAL_DEVICE float bias_at(const BiasTable& bias, int row) {
 
 // Block (window x row tile, head): out and lse of kRows query rows.
 template <class V>
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads)
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
     forward_kernel(WindowGeometry g, Heads heads, const float* VESAL_RESTRICT qkv, const float* VESAL_RESTRICT qkv_bias,
                    const float* VESAL_RESTRICT bias_table, float* VESAL_RESTRICT out, float* VESAL_RESTRICT lse) {
   VESAL_SHARED(float4, keys, [kTile][V::kWidth / 4]);
@@ -263,7 +263,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads)
 // Block (chunk of window x row tile, head): dq and delta of the query rows, and the warps' bias gradients
 // tables [chunks][heads][warps][bias_rows].
 template <class V>
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads)
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
     backward_queries_kernel(WindowGeometry g, Heads heads, const float* VESAL_RESTRICT qkv,
                             const float* VESAL_RESTRICT qkv_bias, const float* VESAL_RESTRICT bias_table,
                             const float* VESAL_RESTRICT out, const float* VESAL_RESTRICT lse,
@@ -373,7 +373,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads)
 // Block (chunk of window x key tile, head): dk and dv of the keys, and what flows into padding tokens:
 // padding [chunks][heads][2][head_dim].
 template <class V>
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads)
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
     backward_keys_kernel(WindowGeometry g, Heads heads, const float* VESAL_RESTRICT qkv,
                          const float* VESAL_RESTRICT qkv_bias, const float* VESAL_RESTRICT bias_table,
                          const float* VESAL_RESTRICT lse, const float* VESAL_RESTRICT dout,

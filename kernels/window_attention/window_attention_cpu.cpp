@@ -511,9 +511,8 @@ void enter_rows(const Shape& s, const BackwardData& data, int head, const TileTo
       const float* out = data.out + queries.index[i] * s.channels() + column;
       const float* dout = scratch.dout + int64_t{i} * s.padded_dim;
       float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-      for (int c = 0; c < s.head_dim; ++c) {
-        sum += out[c] * dout[c];
+      for (int c = 0; c < s.head_dim; ++c) {  // in multiply_rows' order: a lone key's dp - delta is exactly 0
+        sum = __builtin_fmaf(dout[c], out[c], sum);
       }
       scratch.lse[i] = data.lse[queries.index[i] * s.heads + head];
       scratch.delta[i] = sum;

@@ -14,13 +14,13 @@ struct Inputs {
 };
 
 Inputs random_inputs(const Conv3dParams& p) {
-  return {random_normal(p.input_count(), 1), random_normal(p.weight_count(), 2, 0.2f), random_normal(p.c_out, 3),
-          random_normal(p.output_count(), 4)};
+  return {random_normal(p.input_count(), 1), random_normal(p.weight_count(), 2, 0.2f),
+          random_normal(p.c_out, 3), random_normal(p.output_count(), 4)};
 }
 
 Inputs integer_inputs(const Conv3dParams& p) {
-  return {random_integers(p.input_count(), 1), random_integers(p.weight_count(), 2), random_integers(p.c_out, 3),
-          random_integers(p.output_count(), 4)};
+  return {random_integers(p.input_count(), 1), random_integers(p.weight_count(), 2),
+          random_integers(p.c_out, 3), random_integers(p.output_count(), 4)};
 }
 
 struct Outputs {
@@ -37,7 +37,8 @@ struct Outputs {
 
 Outputs run(Context& context, const Conv3dParams& p, const Inputs& in) {
   const Device device = context.device();
-  const DeviceArray<float> x(device, in.x), weight(device, in.weight), bias(device, in.bias), dy(device, in.dy);
+  const DeviceArray<float> x(device, in.x), weight(device, in.weight), bias(device, in.bias),
+      dy(device, in.dy);
   const DeviceArray<float> y(device, p.output_count()), dx(device, p.input_count());
   const DeviceArray<float> dweight(device, p.weight_count()), dbias(device, p.c_out);
   const auto workspace = [&](ConvPass pass) {
@@ -82,22 +83,23 @@ TEST(Conv3d, MatchesTheReference) {
     const Expected<float> naive = reference_run<float>(c.params, in);
     for (const Device device : test_devices()) {
       Context context(device);
-      expect_matches(concat(c.name, " on ", to_string(device), ": "), run(context, c.params, in), exact, naive);
+      expect_matches(concat(c.name, " on ", to_string(device), ": "), run(context, c.params, in), exact,
+                     naive);
     }
   }
 }
 
 // Several slabs of the bias gradient, both threads, on the CPU.
 TEST(Conv3d, LargerVolumesOnTheCpu) {
-  for (const Conv3dParams& p : {Conv3dParams{.n = 2, .d = 17, .h = 16, .w = 18, .c_in = 5, .c_out = 18},
-                                Conv3dParams{.n = 1,
-                                             .d = 16,
-                                             .h = 18,
-                                             .w = 20,
-                                             .c_in = 21,
-                                             .c_out = 3,
-                                             .kernel = {1, 1, 1},
-                                             .padding = {0, 0, 0}}}) {
+  for (const Conv3dParams& p :
+       {Conv3dParams{.n = 2, .d = 17, .h = 16, .w = 18, .c_in = 5, .c_out = 18}, Conv3dParams{.n = 1,
+                                                                                 .d = 16,
+                                                                                 .h = 18,
+                                                                                 .w = 20,
+                                                                                 .c_in = 21,
+                                                                                 .c_out = 3,
+                                                                                 .kernel = {1, 1, 1},
+                                                                                 .padding = {0, 0, 0}}}) {
     const Inputs in = random_inputs(p);
     Context context(Device{});
     expect_matches("cpu: ", run(context, p, in), reference_run<double>(p, in), reference_run<float>(p, in));
@@ -146,7 +148,8 @@ TEST(Conv3d, AccumulatesGradientsAndLeavesTheBiasAlone) {
       const DeviceArray<float> dweight(device, weight_before), dbias(device, bias_before);
       const DeviceArray<float> without_bias(device, weight_before);
       const DeviceWorkspace workspace(device, conv3d_workspace_bytes(context, p, ConvPass::backward_weight));
-      conv3d_backward_weight(context, p, x.get(), dy.get(), dweight.get(), dbias.get(), GradMode::accumulate, workspace);
+      conv3d_backward_weight(context, p, x.get(), dy.get(), dweight.get(), dbias.get(), GradMode::accumulate,
+                             workspace);
       conv3d_backward_weight(context, p, x.get(), dy.get(), without_bias.get(), nullptr, GradMode::accumulate,
                              workspace);
       expect_equal(where + "dweight", dweight.host(), exact.dweight);
@@ -200,8 +203,10 @@ TEST(Conv3d, ReferenceGradientsMatchNumericDifferences) {
                        .padding = {1, 0, 2}};
   const Inputs in = random_inputs(p);
   const Expected<double> analytic = reference_run<double>(p, in);
-  const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias), dy = widen(in.dy);
-  const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w, const std::vector<double>& b) {
+  const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias),
+                            dy = widen(in.dy);
+  const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w,
+                        const std::vector<double>& b) {
     std::vector<double> y(dy.size());
     reference::conv3d_forward(p, a.data(), w.data(), b.data(), y.data());
     double sum = 0;
@@ -211,18 +216,23 @@ TEST(Conv3d, ReferenceGradientsMatchNumericDifferences) {
     return sum;
   };
   expect_gradient("dx", x, analytic.dx, [&](const std::vector<double>& v) { return loss(v, weight, bias); });
-  expect_gradient("dweight", weight, analytic.dweight, [&](const std::vector<double>& v) { return loss(x, v, bias); });
-  expect_gradient("dbias", bias, analytic.dbias, [&](const std::vector<double>& v) { return loss(x, weight, v); });
+  expect_gradient("dweight", weight, analytic.dweight,
+                  [&](const std::vector<double>& v) { return loss(x, v, bias); });
+  expect_gradient("dbias", bias, analytic.dbias,
+                  [&](const std::vector<double>& v) { return loss(x, weight, v); });
 }
 
 TEST(Conv3d, RefusesWrongArguments) {
   const Conv3dParams good{.d = 2, .h = 2, .w = 2};
   EXPECT_NO_THROW(check_params(good, "test"));
   for (const auto change : std::vector<void (*)(Conv3dParams&)>{
-           [](Conv3dParams& p) { p.n = 0; }, [](Conv3dParams& p) { p.w = 0; }, [](Conv3dParams& p) { p.c_in = 0; },
-           [](Conv3dParams& p) { p.c_out = 0; }, [](Conv3dParams& p) { p.kernel[1] = 6; },
-           [](Conv3dParams& p) { p.kernel[2] = 0; }, [](Conv3dParams& p) { p.stride[0] = 0; },
-           [](Conv3dParams& p) { p.padding[0] = -1; }, [](Conv3dParams& p) { p.padding = {0, 0, 0}; }}) {
+           [](Conv3dParams& p) { p.n = 0; }, [](Conv3dParams& p) { p.w = 0; },
+           [](Conv3dParams& p) { p.c_in = 0; }, [](Conv3dParams& p) { p.c_out = 0; },
+           [](Conv3dParams& p) { p.kernel[1] = 6; }, [](Conv3dParams& p) { p.kernel[2] = 0; },
+           [](Conv3dParams& p) { p.stride[0] = 0; }, [](Conv3dParams& p) { p.padding[0] = -1; },
+           [](Conv3dParams& p) {
+             p.padding = {0, 0, 0};
+           }}) {
     Conv3dParams bad = good;
     change(bad);
     EXPECT_THROW(check_params(bad, "test"), ShapeError);
@@ -233,7 +243,8 @@ TEST(Conv3d, RefusesWrongArguments) {
     const DeviceArray<bf16> half(device, 64);
     const size_t bytes = conv3d_workspace_bytes(context, good, ConvPass::backward_weight);
     const DeviceWorkspace workspace(device, bytes);
-    EXPECT_THROW(conv3d_forward(context, good, value.get(), nullptr, nullptr, value.get(), workspace), ShapeError);
+    EXPECT_THROW(conv3d_forward(context, good, value.get(), nullptr, nullptr, value.get(), workspace),
+                 ShapeError);
     EXPECT_THROW(conv3d_backward_weight(context, good, half.get(), value.get(), value.get(), nullptr,
                                         GradMode::overwrite, workspace),
                  ShapeError);

@@ -36,7 +36,8 @@ struct Outputs {
 
 Outputs run(Context& context, const LinearParams& p, const Inputs& in, bool with_bias = true) {
   const Device device = context.device();
-  const DeviceArray<float> x(device, in.x), weight(device, in.weight), bias(device, in.bias), dy(device, in.dy);
+  const DeviceArray<float> x(device, in.x), weight(device, in.weight), bias(device, in.bias),
+      dy(device, in.dy);
   const DeviceArray<float> y(device, p.rows * p.out), pre(device, p.rows * p.out), dx(device, p.rows * p.in);
   const DeviceArray<float> dweight(device, p.out * p.in), dbias(device, p.out);
   const auto workspace = [&](LinearPass pass) {
@@ -45,8 +46,9 @@ Outputs run(Context& context, const LinearParams& p, const Inputs& in, bool with
   linear_forward(context, p, x.get(), weight.get(), with_bias ? ConstData(bias.get()) : nullptr, y.get(),
                  with_bias ? Data(pre.get()) : nullptr, *workspace(LinearPass::forward));
   linear_backward_data(context, p, dy.get(), weight.get(), dx.get(), *workspace(LinearPass::backward_data));
-  linear_backward_weight(context, p, x.get(), dy.get(), dweight.get(), with_bias ? Data(dbias.get()) : nullptr,
-                         GradMode::overwrite, *workspace(LinearPass::backward_weight));
+  linear_backward_weight(context, p, x.get(), dy.get(), dweight.get(),
+                         with_bias ? Data(dbias.get()) : nullptr, GradMode::overwrite,
+                         *workspace(LinearPass::backward_weight));
   return {y.host(), pre.host(), dx.host(), dweight.host(), dbias.host()};
 }
 
@@ -133,9 +135,10 @@ TEST(Linear, AccumulatesGradients) {
       Context context(device);
       const DeviceArray<float> x(device, in.x), dy(device, in.dy);
       const DeviceArray<float> dweight(device, weight_before), dbias(device, bias_before);
-      const DeviceWorkspace workspace(device, linear_workspace_bytes(context, c.params, LinearPass::backward_weight));
-      linear_backward_weight(context, c.params, x.get(), dy.get(), dweight.get(), dbias.get(), GradMode::accumulate,
-                             workspace);
+      const DeviceWorkspace workspace(device,
+                                      linear_workspace_bytes(context, c.params, LinearPass::backward_weight));
+      linear_backward_weight(context, c.params, x.get(), dy.get(), dweight.get(), dbias.get(),
+                             GradMode::accumulate, workspace);
       expect_equal(c.name + ": dweight", dweight.host(), exact.dweight);
       expect_equal(c.name + ": dbias", dbias.host(), exact.dbias);
     }
@@ -189,8 +192,10 @@ TEST(Linear, ReferenceGradientsMatchNumericDifferences) {
   const LinearParams p{.rows = 4, .in = 3, .out = 5};
   const Inputs in = random_inputs(p);
   const Expected<double> analytic = reference_run<double>(p, in);
-  const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias), dy = widen(in.dy);
-  const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w, const std::vector<double>& b) {
+  const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias),
+                            dy = widen(in.dy);
+  const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w,
+                        const std::vector<double>& b) {
     std::vector<double> y(dy.size());
     reference::linear_forward<double>(p, a.data(), w.data(), b.data(), y.data(), nullptr);
     double sum = 0;
@@ -200,23 +205,30 @@ TEST(Linear, ReferenceGradientsMatchNumericDifferences) {
     return sum;
   };
   expect_gradient("dx", x, analytic.dx, [&](const std::vector<double>& v) { return loss(v, weight, bias); });
-  expect_gradient("dweight", weight, analytic.dweight, [&](const std::vector<double>& v) { return loss(x, v, bias); });
-  expect_gradient("dbias", bias, analytic.dbias, [&](const std::vector<double>& v) { return loss(x, weight, v); });
+  expect_gradient("dweight", weight, analytic.dweight,
+                  [&](const std::vector<double>& v) { return loss(x, v, bias); });
+  expect_gradient("dbias", bias, analytic.dbias,
+                  [&](const std::vector<double>& v) { return loss(x, weight, v); });
 }
 
 TEST(Linear, RefusesWrongArguments) {
   Context context(Device{});
   float value = 0;
-  EXPECT_THROW(linear_workspace_bytes(context, {.rows = -1, .in = 1, .out = 1}, LinearPass::forward), ShapeError);
-  EXPECT_THROW(linear_workspace_bytes(context, {.rows = 1, .in = 0, .out = 1}, LinearPass::forward), ShapeError);
-  EXPECT_THROW(linear_workspace_bytes(context, {.rows = 1, .in = 1, .out = 1, .activation = Activation::leaky_relu},
-                                      LinearPass::forward),
+  EXPECT_THROW(linear_workspace_bytes(context, {.rows = -1, .in = 1, .out = 1}, LinearPass::forward),
                ShapeError);
-  EXPECT_THROW(linear_forward(context, {.rows = 1, .in = 1, .out = 1}, &value, nullptr, nullptr, &value, nullptr, {}),
+  EXPECT_THROW(linear_workspace_bytes(context, {.rows = 1, .in = 0, .out = 1}, LinearPass::forward),
                ShapeError);
+  EXPECT_THROW(
+      linear_workspace_bytes(context, {.rows = 1, .in = 1, .out = 1, .activation = Activation::leaky_relu},
+                             LinearPass::forward),
+      ShapeError);
+  EXPECT_THROW(
+      linear_forward(context, {.rows = 1, .in = 1, .out = 1}, &value, nullptr, nullptr, &value, nullptr, {}),
+      ShapeError);
   bf16 half{1.0f};
-  EXPECT_THROW(linear_forward(context, {.rows = 1, .in = 1, .out = 1}, &half, &value, nullptr, &value, nullptr, {}),
-               ShapeError);
+  EXPECT_THROW(
+      linear_forward(context, {.rows = 1, .in = 1, .out = 1}, &half, &value, nullptr, &value, nullptr, {}),
+      ShapeError);
   EXPECT_THROW(linear_backward_weight(context, {.rows = 1, .in = 1, .out = 1}, &value, &value, &value, &value,
                                       GradMode::overwrite, {}),
                ShapeError);

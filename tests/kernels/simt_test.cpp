@@ -452,6 +452,17 @@ VESAL_KERNEL void overrun_dynamic(int index) {
 
 VESAL_KERNEL void overrun_global(float* y, int64_t index) { y[index] = 1.0f; }
 
+#if VESAL_SIMT_ASAN
+VESAL_KERNEL void read_shared_past_end(float* y) {
+  VESAL_SHARED(float, array, [8]);
+  array[threadIdx.x] = 1.0f;
+  const float* p = array;
+  *y = p[blockDim.x];
+}
+
+VESAL_KERNEL void read_global_past_end(const float* x, float* y, int64_t n) { *y = x[n]; }
+#endif
+
 template <int kBytes>
 VESAL_KERNEL void use_static(int* y) {
   VESAL_SHARED(unsigned char, buffer, [kBytes]);
@@ -1071,7 +1082,15 @@ TEST_F(SimtTest, GlobalOverrun) {
   }
 }
 
-#if !VESAL_SIMT_ASAN
+#if VESAL_SIMT_ASAN
+TEST_F(SimtTest, ReadingPastTheEndTraps) {
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  const Array<float> x(7, 0.0f);
+  const Array<float> y(1);
+  EXPECT_DEATH(launch(kStream, {.block = 8}, read_shared_past_end, y), "use-after-poison");
+  EXPECT_DEATH(launch(kStream, {}, read_global_past_end, x, y, 7), "use-after-poison");
+}
+#else
 TEST_F(SimtTest, GuardsAreCheckedOnDemandAndWhenFreed) {
   auto* bytes = static_cast<unsigned char*>(allocate(13));
   auto* other = static_cast<unsigned char*>(allocate(8));

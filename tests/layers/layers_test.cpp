@@ -190,7 +190,7 @@ TEST_P(Layers, PoolsResizeAndArithmetic) {
 TEST_P(Layers, EdgeAttention) {
   const EdgeAttention block(builder, 5);
   check_gradients([&](const auto& x) { return block(context, x[0], {2, 1, 1}); }, {random_tensor({2, 4, 5, 3, 5}, 1)},
-                  2e-3);
+                  5e-4);
 }
 
 TEST_P(Layers, GraphOpsOnAFixedGraph) {
@@ -216,18 +216,20 @@ TEST_P(Layers, GraphOpsOnAFixedGraph) {
   }
 }
 
-TEST_P(Layers, GraphReasoningGivesBothBranchesTheMessage) {
-  // 1 x 1 x 2 nodes: whatever the features, both nodes are neighbours, so that the graph does not change under them.
+// The whole block's gradients are compared with PyTorch in double by tests/oracle: its ReLU after a norm over a few
+// interpolated nodes has too many kinks for float32 differences. Here: both branches receive the same message.
+TEST_P(Layers, GraphReasoningTreatsBothBranchesAlike) {
   for (const EdgeWeights weights : {EdgeWeights::symmetric, EdgeWeights::attention}) {
     store = ParameterStore();
-    GraphReasoningSettings settings{.channels = 6, .nodes_per_axis = 2, .weights = weights};
-    const GraphReasoning block(builder, settings);
-    check_gradients(
-        [&](const auto& x) {
-          const auto [a, b] = block(context, x[0], x[1]);
-          return concat_channels(context, a, b);
-        },
-        {random_tensor({2, 1, 2, 4, 6}, 1), random_tensor({2, 1, 2, 4, 6}, 2)}, 1e-3);
+    const GraphReasoning block(builder, {.channels = 6, .nodes_per_axis = 2, .weights = weights});
+    const Tensor x = random_tensor({2, 4, 3, 4, 6}, 1);
+    const auto [same_a, same_b] = block(context, x, x);
+    EXPECT_EQ(same_a.value().to_host<float>(context), same_b.value().to_host<float>(context));
+    EXPECT_NE(same_a.value().to_host<float>(context), x.to_host<float>(context));
+    const auto [a, b] = block(context, x, random_tensor({2, 4, 3, 4, 6}, 2));
+    EXPECT_NE(a.value().to_host<float>(context), same_a.value().to_host<float>(context));  // the edges have a say
+    EXPECT_EQ(a.shape(), x.shape());
+    EXPECT_EQ(b.shape(), x.shape());
   }
 }
 

@@ -37,6 +37,9 @@ class Reference:
     def __init__(self, parameters, config):
         self.p = parameters
         self.config = config
+        # The smallest relative gap between a chosen neighbour and the next one that was not. Below about 1e-6 float32 may
+        # choose differently; the seed in fusion_oracle.cpp was picked for a wide gap.
+        self.closest_choice = float("inf")
 
     # ---- building blocks
     def conv(self, name, x, stride=1):
@@ -150,7 +153,11 @@ class Reference:
         if k > 0:
             distance = ((z[:, None] - z[None]) ** 2).sum(-1)
             distance.fill_diagonal_(float("inf"))
-            nearest = distance.sort(dim=1, stable=True).indices[:, :k]
+            ordered = distance.sort(dim=1, stable=True)
+            nearest = ordered.indices[:, :k]
+            if k < m - 1:
+                last, next_one = ordered.values[:, k - 1], ordered.values[:, k]
+                self.closest_choice = min(self.closest_choice, ((next_one - last) / next_one).min().item())
             types.scatter_(1, nearest, 2)
             types = torch.maximum(types, types.t())
         coords = torch.stack(torch.meshgrid(*(torch.arange(s) for s in extent), indexing="ij"), -1).reshape(-1, 3)
@@ -174,9 +181,16 @@ class Reference:
         messages = []
         for sample in range(n):
             types = self.adjacency(tokens[sample].detach(), grid)
-            strength = torch.exp(self.p[name + ".edge_type"])[types.clamp(min=0)] * (types >= 0)
-            degree = strength.sum(1)
-            weights = strength / torch.sqrt(degree[:, None] * degree[None])
+            theta = self.p[name + ".edge_type"][types.clamp(min=0)]
+            if self.config["edge_weights"] == "symmetric":
+                strength = torch.exp(theta) * (types >= 0)
+                degree = strength.sum(1)
+                weights = strength / torch.sqrt(degree[:, None] * degree[None])
+            else:
+                source = tokens[sample] @ self.p[name + ".attention_source"].t()
+                target = tokens[sample] @ self.p[name + ".attention_target"].t()
+                scores = F.leaky_relu(source + target.t() + theta, 0.2)
+                weights = scores.masked_fill(types < 0, -float("inf")).softmax(1)
             messages.append(weights @ tokens[sample] - tokens[sample])
         h = F.relu(torch.stack(messages) @ self.p[name + ".message.weight"].t())
         h = h.movedim(-1, 1).reshape(z.shape)
@@ -291,7 +305,7 @@ def edge_loss(logits, targets):
 
 def main():
     tensors, metadata = read_safetensors(sys.argv[1])
-    config = {key: metadata[key] for key in ("embed_shifts", "merge_shifts")}
+    config = {key: metadata[key] for key in ("embed_shifts", "merge_shifts", "edge_weights")}
     config.update({key: int(metadata[key]) for key in ("window", "neighbours")})
     config.update({key: [int(v) for v in metadata[key].split(",")] for key in ("depths", "heads")})
     parameters = {name[6:]: torch.tensor(value, dtype=torch.float64, requires_grad=True)
@@ -300,7 +314,8 @@ def main():
     volume = torch.tensor(tensors["input.volume"], dtype=torch.float64)
     labels = torch.tensor(tensors["input.labels"].astype(np.int64))
 
-    segmentation, edges, deep, full = Reference(parameters, config).forward(volume, mask)
+    reference = Reference(parameters, config)
+    segmentation, edges, deep, full = reference.forward(volume, mask)
     targets = torch.stack([labels > 0, (labels == 1) | (labels == 3), labels == 3], 1).double()
     losses = {"segmentation": region_loss(segmentation, targets), "edge": edge_loss(edges, edge_targets(targets))}
     total = losses["segmentation"] + 0.1 * losses["edge"]
@@ -326,14 +341,17 @@ def main():
         compare("output." + name, tensors["output." + name], value.movedim(1, -1))
     for name, value in losses.items():
         compare("loss." + name, tensors["loss." + name], value.reshape(1))
-    # Gradients that are zero in exact arithmetic (a bias before an instance norm) are rounding noise on both sides, so
-    # the scale is at least a hundred-thousandth of the largest gradient of all.
+    # Small gradients are compared on the scale of 1e-4 of the largest one: with the limit 1e-3 that is one float32
+    # epsilon of the largest. Those that are zero in exact arithmetic (a bias before an instance norm, a sum over tens of
+    # thousands of voxels that cancels) are rounding noise alone: ten epsilons.
     largest = max(p.grad.abs().max().item() for p in parameters.values() if p.grad is not None)
     for name, parameter in parameters.items():
         expected = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        compare("grad." + name, tensors["grad." + name], expected,
-                max(expected.abs().max().item(), 1e-5 * largest))
-    print(f"{len(parameters)} parameters, largest relative error {worst:.2e}")
+        size = expected.abs().max().item()
+        floor = 1e-4 if size > 1e-9 * largest else 1e-3
+        compare("grad." + name, tensors["grad." + name], expected, max(size, floor * largest))
+    print(f"{len(parameters)} parameters, largest relative error {worst:.2e}, "
+          f"closest choice of a neighbour {reference.closest_choice:.1e}")
     for failure in failures[:20]:
         print("differs:", failure)
     sys.exit(1 if failures or worst != worst else 0)

@@ -1,5 +1,5 @@
 // Runs one training step of fusion-micro without an optimiser and writes everything that took part to a safetensors file,
-// for fusion.py to compute again: fusion_oracle DEVICE FILE.
+// for fusion.py to compute again: fusion_oracle DEVICE EDGE_WEIGHTS FILE.
 #include <cstdio>
 #include <cstring>
 
@@ -12,10 +12,12 @@ namespace {
 
 using namespace vesal;
 
-void dump(const char* device_name, const char* path) {
+void dump(const char* device_name, std::string_view edge_weights, const char* path) {
   DeviceContext context(parse_device(device_name));
-  const models::FusionConfig config = models::fusion_preset("fusion-micro");
-  models::Fusion model(context, config, 11);
+  models::FusionConfig config = models::fusion_preset("fusion-micro");
+  config.edge_weights =
+      edge_weights == "attention" ? layers::EdgeWeights::attention : layers::EdgeWeights::symmetric;
+  models::Fusion model(context, config, 21);
 
   // Parameters that start as zeros or ones would hide mistakes: move all of them a little.
   RandomStream random(5, 0, 0);
@@ -28,7 +30,7 @@ void dump(const char* device_name, const char* path) {
   }
 
   const std::vector<models::ModalityMask> masks{{1, 0, 1, 0}, {1, 1, 1, 1}};
-  const Shape extent{2, 16, 32, 16};
+  const Shape extent{2, 32, 32, 16};
   const int64_t voxels = element_count(extent);
   std::vector<float> volume(static_cast<size_t>(voxels * models::kModalities));
   std::vector<uint8_t> labels(static_cast<size_t>(voxels));
@@ -36,8 +38,8 @@ void dump(const char* device_name, const char* path) {
     value = random.normal();
   }
   for (int64_t i = 0; i < voxels; ++i) {
-    const int64_t x = i % 16, y = i / 16 % 32, z = i / 512 % 16;
-    const int64_t r = (x - 8) * (x - 8) + (y - 14) * (y - 14) + (z - 7) * (z - 7);
+    const int64_t x = i % 16, y = i / 16 % 32, z = i / 512 % 32;
+    const int64_t r = (x - 8) * (x - 8) + (y - 14) * (y - 14) + (z - 15) * (z - 15);
     labels[static_cast<size_t>(i)] = r < 9 ? 1 : r < 20 ? 3 : r < 40 ? 2 : 0;
   }
   Shape volume_shape = extent;
@@ -95,12 +97,12 @@ void dump(const char* device_name, const char* path) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: fusion_oracle cpu|simt|cuda FILE.safetensors\n");
+  if (argc != 4) {
+    std::fprintf(stderr, "usage: fusion_oracle cpu|simt|cuda symmetric|attention FILE.safetensors\n");
     return 2;
   }
   try {
-    dump(argv[1], argv[2]);
+    dump(argv[1], argv[2], argv[3]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "fusion_oracle: %s\n", error.what());
     return 1;

@@ -1,0 +1,43 @@
+// Sizes that the Sobel kernels are tested with: around a CUDA tile of 4 x 8 x 32 voxels and a host stretch of 256;
+// volumes thinner than the stencil. For the gate: channels around 1 to 32 lanes (CUDA), voxels around groups of 64 (host).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/sobel/sobel.hpp"
+
+namespace vesal::kernels {
+
+struct SobelCase {
+  std::string name;
+  SobelParams params;
+};
+
+inline const std::vector<SobelCase> kSobelCases = {
+    {"one_voxel", {1, 1, 1, 1}},
+    {"two_voxels", {2, 1, 1, 2}},
+    {"flat", {2, 1, 5, 6}},
+    {"line", {1, 7, 1, 1}},
+    {"anisotropic", {2, 3, 4, 5, {2.5f, 0.75f, 1.3f}}},
+    {"tile_minus_one", {1, 3, 7, 31}},
+    {"tile", {1, 4, 8, 32}},
+    {"tile_plus_one", {2, 5, 9, 33}},
+    {"stretch_minus_one", {1, 2, 1, 255}},
+    {"stretch", {1, 1, 2, 256}},
+    {"stretch_plus_one", {1, 2, 2, 257}},
+    {"two_stretches_plus_one", {1, 1, 2, 513}},
+};
+
+struct EdgeGateCase {
+  std::string name;
+  EdgeGateParams params;
+};
+
+inline const std::vector<EdgeGateCase> kEdgeGateCases = {
+    {"one", {1, 1}},        {"channels_2", {63, 2}},   {"channels_3", {64, 3}},   {"channels_4", {65, 4}},
+    {"channels_1", {257, 1}}, {"channels_15", {9, 15}}, {"channels_16", {8, 16}}, {"channels_17", {7, 17}},
+    {"channels_31", {33, 31}}, {"channels_32", {32, 32}}, {"channels_33", {31, 33}}, {"channels_65", {5, 65}},
+};
+
+}  // namespace vesal::kernels

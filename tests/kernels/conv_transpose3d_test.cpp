@@ -1,0 +1,246 @@
+// conv_transpose3d on every device against the reference, in all three passes.
+#include "kernels/conv_transpose3d/conv_transpose3d.hpp"
+
+#include "kernels/conv_transpose3d/conv_transpose3d_cases.hpp"
+#include "kernels/conv_transpose3d/conv_transpose3d_ref.hpp"
+#include "tests/kernels/harness.hpp"
+
+namespace vesal::kernels::testing {
+namespace {
+
+struct Inputs {
+  std::vector<float> x, weight, bias, dy;
+};
+
+Inputs random_inputs(const ConvTranspose3dParams& p) {
+  return {random_normal(p.input_count(), 1), random_normal(p.weight_count(), 2, 0.2f),
+          random_normal(p.c_out, 3), random_normal(p.output_count(), 4)};
+}
+
+Inputs integer_inputs(const ConvTranspose3dParams& p) {
+  return {random_integers(p.input_count(), 1), random_integers(p.weight_count(), 2),
+          random_integers(p.c_out, 3), random_integers(p.output_count(), 4)};
+}
+
+struct Outputs {
+  std::vector<float> y, dx, dweight, dbias;
+
+  std::vector<float> all() const {
+    std::vector<float> values;
+    for (const std::vector<float>* part : {&y, &dx, &dweight, &dbias}) {
+      values.insert(values.end(), part->begin(), part->end());
+    }
+    return values;
+  }
+};
+
+Outputs run(Context& context, const ConvTranspose3dParams& p, const Inputs& in) {
+  const Device device = context.device();
+  const DeviceArray<float> x(device, in.x), weight(device, in.weight), bias(device, in.bias),
+      dy(device, in.dy);
+  const DeviceArray<float> y(device, p.output_count()), dx(device, p.input_count());
+  const DeviceArray<float> dweight(device, p.weight_count()), dbias(device, p.c_out);
+  const auto workspace = [&](ConvPass pass) {
+    return std::make_unique<DeviceWorkspace>(device, conv_transpose3d_workspace_bytes(context, p, pass));
+  };
+  conv_transpose3d_forward(context, p, x.get(), weight.get(), bias.get(), y.get(),
+                           *workspace(ConvPass::forward));
+  conv_transpose3d_backward_data(context, p, dy.get(), weight.get(), dx.get(),
+                                 *workspace(ConvPass::backward_data));
+  conv_transpose3d_backward_weight(context, p, x.get(), dy.get(), dweight.get(), dbias.get(),
+                                   GradMode::overwrite, *workspace(ConvPass::backward_weight));
+  return {y.host(), dx.host(), dweight.host(), dbias.host()};
+}
+
+template <class T>
+struct Expected {
+  std::vector<T> y, dx, dweight, dbias;
+};
+
+template <class T>
+Expected<T> reference_run(const ConvTranspose3dParams& p, const Inputs& in, bool with_bias = true) {
+  const std::vector<T> x(in.x.begin(), in.x.end()), weight(in.weight.begin(), in.weight.end());
+  const std::vector<T> bias(in.bias.begin(), in.bias.end()), dy(in.dy.begin(), in.dy.end());
+  Expected<T> e{std::vector<T>(in.dy.size()), std::vector<T>(in.x.size()), std::vector<T>(in.weight.size()),
+                std::vector<T>(in.bias.size())};
+  reference::conv_transpose3d_forward(p, x.data(), weight.data(), with_bias ? bias.data() : nullptr,
+                                      e.y.data());
+  reference::conv_transpose3d_backward_data(p, dy.data(), weight.data(), e.dx.data());
+  reference::conv_transpose3d_backward_weight(p, x.data(), dy.data(), e.dweight.data(), e.dbias.data());
+  return e;
+}
+
+void expect_matches(const std::string& where, const Outputs& out, const Expected<double>& exact,
+                    const Expected<float>& naive) {
+  expect_close(where + "y", out.y, exact.y, naive.y);
+  expect_close(where + "dx", out.dx, exact.dx, naive.dx);
+  expect_close(where + "dweight", out.dweight, exact.dweight, naive.dweight);
+  expect_close(where + "dbias", out.dbias, exact.dbias, naive.dbias);
+}
+
+TEST(ConvTranspose3d, MatchesTheReference) {
+  for (const ConvTranspose3dCase& c : kConvTranspose3dCases) {
+    const Inputs in = random_inputs(c.params);
+    const Expected<double> exact = reference_run<double>(c.params, in);
+    const Expected<float> naive = reference_run<float>(c.params, in);
+    for (const Device device : test_devices()) {
+      Context context(device);
+      expect_matches(concat(c.name, " on ", to_string(device), ": "), run(context, c.params, in), exact,
+                     naive);
+    }
+  }
+}
+
+// Several blocks and partial sums of the patch path (the last block ragged), several slabs of the bias
+// gradient.
+TEST(ConvTranspose3d, LargerVolumesOnTheCpu) {
+  for (const ConvTranspose3dParams& p :
+       {ConvTranspose3dParams{.n = 2,
+       .d = 11,
+       .h = 12,
+       .w = 13,
+       .c_in = 9,
+       .c_out = 10,
+       .kernel = {2, 2, 2},
+       .stride = {2, 2, 2},
+       .padding = {0, 0, 0}},
+        ConvTranspose3dParams{.n = 1, .d = 8, .h = 9, .w = 10, .c_in = 18, .c_out = 6}}) {
+    const Inputs in = random_inputs(p);
+    Context context(Device{});
+    expect_matches("cpu: ", run(context, p, in), reference_run<double>(p, in), reference_run<float>(p, in));
+  }
+}
+
+TEST(ConvTranspose3d, IsExactForIntegersWithAndWithoutBias) {
+  for (const ConvTranspose3dCase& c : kConvTranspose3dCases) {
+    const ConvTranspose3dParams& p = c.params;
+    const Inputs in = integer_inputs(p);
+    const Expected<double> exact = reference_run<double>(p, in);
+    const Expected<double> plain = reference_run<double>(p, in, false);
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const std::string where = concat(c.name, " on ", to_string(device), ": ");
+      const Outputs out = run(context, p, in);
+      expect_equal(where + "y", out.y, exact.y);
+      expect_equal(where + "dx", out.dx, exact.dx);
+      expect_equal(where + "dweight", out.dweight, exact.dweight);
+      expect_equal(where + "dbias", out.dbias, exact.dbias);
+      const DeviceArray<float> x(device, in.x), weight(device, in.weight), y(device, p.output_count());
+      const DeviceWorkspace workspace(device,
+                                      conv_transpose3d_workspace_bytes(context, p, ConvPass::forward));
+      conv_transpose3d_forward(context, p, x.get(), weight.get(), nullptr, y.get(), workspace);
+      expect_equal(where + "y without bias", y.host(), plain.y);
+    }
+  }
+}
+
+TEST(ConvTranspose3d, AccumulatesGradientsAndLeavesTheBiasAlone) {
+  for (const ConvTranspose3dCase& c : kConvTranspose3dCases) {
+    const ConvTranspose3dParams& p = c.params;
+    const Inputs in = integer_inputs(p);
+    Expected<double> exact = reference_run<double>(p, in);
+    const std::vector<float> weight_before = random_integers(p.weight_count(), 5);
+    const std::vector<float> bias_before = random_integers(p.c_out, 6);
+    for (size_t i = 0; i < weight_before.size(); ++i) {
+      exact.dweight[i] += static_cast<double>(weight_before[i]);
+    }
+    for (size_t i = 0; i < bias_before.size(); ++i) {
+      exact.dbias[i] += static_cast<double>(bias_before[i]);
+    }
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const std::string where = concat(c.name, " on ", to_string(device), ": ");
+      const DeviceArray<float> x(device, in.x), dy(device, in.dy);
+      const DeviceArray<float> dweight(device, weight_before), dbias(device, bias_before);
+      const DeviceArray<float> without_bias(device, weight_before);
+      const DeviceWorkspace workspace(
+          device, conv_transpose3d_workspace_bytes(context, p, ConvPass::backward_weight));
+      conv_transpose3d_backward_weight(context, p, x.get(), dy.get(), dweight.get(), dbias.get(),
+                                       GradMode::accumulate, workspace);
+      conv_transpose3d_backward_weight(context, p, x.get(), dy.get(), without_bias.get(), nullptr,
+                                       GradMode::accumulate, workspace);
+      expect_equal(where + "dweight", dweight.host(), exact.dweight);
+      expect_equal(where + "dbias", dbias.host(), exact.dbias);
+      expect_equal(where + "dweight without dbias", without_bias.host(), exact.dweight);
+    }
+  }
+}
+
+TEST(ConvTranspose3d, RepeatsBitForBit) {
+  for (const ConvTranspose3dCase& c : kConvTranspose3dCases) {
+    const Inputs in = random_inputs(c.params);
+    for (const Device device : test_devices()) {
+      Context context(device);
+      expect_same_bits(concat(c.name, " on ", to_string(device)), device,
+                       [&] { return run(context, c.params, in).all(); });
+    }
+  }
+}
+
+TEST(ConvTranspose3d, ReferenceGradientsMatchNumericDifferences) {
+  const ConvTranspose3dParams p{.n = 2,
+                                .d = 2,
+                                .h = 2,
+                                .w = 3,
+                                .c_in = 2,
+                                .c_out = 3,
+                                .kernel = {3, 2, 4},
+                                .stride = {2, 1, 3},
+                                .padding = {1, 0, 2}};
+  const Inputs in = random_inputs(p);
+  const Expected<double> analytic = reference_run<double>(p, in);
+  const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias),
+                            dy = widen(in.dy);
+  const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w,
+                        const std::vector<double>& b) {
+    std::vector<double> y(dy.size());
+    reference::conv_transpose3d_forward(p, a.data(), w.data(), b.data(), y.data());
+    double sum = 0;
+    for (size_t i = 0; i < y.size(); ++i) {
+      sum += y[i] * dy[i];
+    }
+    return sum;
+  };
+  expect_gradient("dx", x, analytic.dx, [&](const std::vector<double>& v) { return loss(v, weight, bias); });
+  expect_gradient("dweight", weight, analytic.dweight,
+                  [&](const std::vector<double>& v) { return loss(x, v, bias); });
+  expect_gradient("dbias", bias, analytic.dbias,
+                  [&](const std::vector<double>& v) { return loss(x, weight, v); });
+}
+
+TEST(ConvTranspose3d, RefusesWrongArguments) {
+  const ConvTranspose3dParams good{.d = 2, .h = 2, .w = 2};
+  EXPECT_NO_THROW(check_params(good, "test"));
+  for (const auto change : std::vector<void (*)(ConvTranspose3dParams&)>{
+           [](ConvTranspose3dParams& p) { p.n = 0; }, [](ConvTranspose3dParams& p) { p.w = 0; },
+           [](ConvTranspose3dParams& p) { p.c_in = 0; }, [](ConvTranspose3dParams& p) { p.c_out = 0; },
+           [](ConvTranspose3dParams& p) { p.kernel[1] = 6; },
+           [](ConvTranspose3dParams& p) { p.kernel[2] = 0; },
+           [](ConvTranspose3dParams& p) { p.stride[0] = 0; },
+           [](ConvTranspose3dParams& p) { p.padding[0] = -1; },
+           [](ConvTranspose3dParams& p) { p.padding[2] = 4; },
+           [](ConvTranspose3dParams& p) { p.d = 1, p.kernel[0] = 2; }}) {
+    ConvTranspose3dParams bad = good;
+    change(bad);
+    EXPECT_THROW(check_params(bad, "test"), ShapeError);
+  }
+  for (const Device device : test_devices()) {
+    Context context(device);
+    const DeviceArray<float> value(device, 64);
+    const DeviceArray<bf16> half(device, 64);
+    const size_t bytes = conv_transpose3d_workspace_bytes(context, good, ConvPass::backward_weight);
+    const DeviceWorkspace workspace(device, bytes);
+    EXPECT_THROW(
+        conv_transpose3d_forward(context, good, value.get(), nullptr, nullptr, value.get(), workspace),
+        ShapeError);
+    EXPECT_THROW(conv_transpose3d_backward_weight(context, good, half.get(), value.get(), value.get(),
+                                                  nullptr, GradMode::overwrite, workspace),
+                 ShapeError);
+    EXPECT_THROW(conv_transpose3d_backward_weight(context, good, value.get(), value.get(), value.get(),
+                                                  nullptr, GradMode::overwrite, {}),
+                 ShapeError);
+  }
+}
+
+}  // namespace
+}  // namespace vesal::kernels::testing

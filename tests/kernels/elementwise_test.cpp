@@ -1,0 +1,361 @@
+// Elementwise functions on every device against their reference, and the vectorisable functions of vector_math.hpp over
+// dense sweeps of their domains.
+#include "kernels/elementwise/elementwise.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/elementwise/elementwise_cases.hpp"
+#include "kernels/elementwise/elementwise_ref.hpp"
+#include "kernels/vector_math.hpp"
+#include "tests/kernels/harness.hpp"
+
+namespace vesal::kernels::testing {
+namespace {
+
+const float kNan = std::numeric_limits<float>::quiet_NaN();
+const float kInfinity = std::numeric_limits<float>::infinity();
+
+// The largest error of f against `exact` in units in the last place of the exact value, over every `stride`-th float of
+// [low, high], negative numbers included.
+double worst_ulp(float low, float high, float (*f)(float), double (*exact)(double), uint32_t stride = 461) {
+  double worst = 0;
+  const auto sweep = [&](float from, float to, float sign) {
+    uint32_t first = 0;
+    uint32_t last = 0;
+    std::memcpy(&first, &from, 4);
+    std::memcpy(&last, &to, 4);
+    for (uint32_t bits = first; bits <= last; bits += stride) {
+      float x = 0;
+      std::memcpy(&x, &bits, 4);
+      x *= sign;
+      const double expected = exact(x);
+      const double ulp = std::ldexp(1.0, std::max(std::ilogb(expected == 0 ? 1e-300 : expected), -126) - 23);
+      const double error = std::abs(f(x) - expected) / ulp;
+      worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+    }
+  };
+  if (high > 0) {
+    sweep(std::max(low, 0.0f), high, 1.0f);
+  }
+  if (low < 0) {
+    sweep(std::max(-high, 0.0f), -low, -1.0f);
+  }
+  return worst;
+}
+
+TEST(VectorMath, ErrorsOverDenseSweeps) {
+  const double exp_error = worst_ulp(-103.0f, 88.7228f, vector_exp, [](double x) { return std::exp(x); });
+  const double erf_error = worst_ulp(-10.0f, 10.0f, vector_erf, [](double x) { return std::erf(x); });
+  const double tanh_error = worst_ulp(-20.0f, 20.0f, vector_tanh, [](double x) { return std::tanh(x); });
+  const double sigmoid_error =
+      worst_ulp(-103.0f, 100.0f, vector_sigmoid, [](double x) { return 1 / (1 + std::exp(-x)); });
+  const double log1p_error = worst_ulp(0.0f, 1.0f, vector_log1p_unit, [](double x) { return std::log1p(x); });
+  const double softplus_error = worst_ulp(-103.0f, 100.0f, vector_softplus, [](double x) {
+    return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x)));
+  });
+  EXPECT_LE(exp_error, 1.0);
+  EXPECT_LE(erf_error, 6.0);
+  EXPECT_LE(tanh_error, 5.0);
+  EXPECT_LE(sigmoid_error, 3.0);
+  EXPECT_LE(log1p_error, 2.0);
+  EXPECT_LE(softplus_error, 3.0);
+  RecordProperty("ulp", concat("exp ", exp_error, " erf ", erf_error, " tanh ", tanh_error, " sigmoid ", sigmoid_error,
+                               " log1p ", log1p_error, " softplus ", softplus_error));
+}
+
+TEST(VectorMath, EndsOfTheDomains) {
+  EXPECT_EQ(vector_exp(-kInfinity), 0.0f);
+  EXPECT_EQ(vector_exp(-104.5f), 0.0f);
+  EXPECT_GT(vector_exp(-100.0f), 0.0f);
+  EXPECT_EQ(vector_exp(0.0f), 1.0f);
+  EXPECT_EQ(vector_exp(88.75f), kInfinity);
+  EXPECT_EQ(vector_exp(kInfinity), kInfinity);
+  EXPECT_EQ(vector_erf(kInfinity), 1.0f);
+  EXPECT_EQ(vector_erf(-5.0f), -1.0f);
+  EXPECT_EQ(vector_erf(0.0f), 0.0f);
+  EXPECT_EQ(vector_tanh(kInfinity), 1.0f);
+  EXPECT_EQ(vector_tanh(-kInfinity), -1.0f);
+  EXPECT_EQ(vector_sigmoid(-kInfinity), 0.0f);
+  EXPECT_EQ(vector_sigmoid(kInfinity), 1.0f);
+  EXPECT_EQ(vector_sigmoid(0.0f), 0.5f);
+  EXPECT_EQ(vector_log1p_unit(0.0f), 0.0f);
+  EXPECT_EQ(vector_softplus(-kInfinity), 0.0f);
+  EXPECT_EQ(vector_softplus(kInfinity), kInfinity);
+  for (const auto f : {vector_exp, vector_erf, vector_tanh, vector_sigmoid, vector_log1p_unit, vector_softplus}) {
+    EXPECT_TRUE(std::isnan(f(kNan)));
+  }
+}
+
+constexpr Unary kKinds[] = {Unary::relu, Unary::leaky_relu, Unary::gelu, Unary::sigmoid};
+constexpr float kSlope = 0.1f;
+
+TEST(Unary, MatchesTheReference) {
+  for (const Device device : test_devices()) {
+    for (const ElementwiseCase& c : kElementwiseCases) {
+      for (const Unary kind : kKinds) {
+        const std::string what = concat(to_string(device), " ", c.name, " kind ", static_cast<int>(kind));
+        const std::vector<float> x = random_normal(c.count(), 1, 2.0f);
+        const std::vector<float> dy = random_normal(c.count(), 2);
+        const std::vector<double> wide_x = widen(x);
+        const std::vector<double> wide_dy = widen(dy);
+        std::vector<double> exact(x.size());
+        std::vector<float> naive(x.size());
+        reference::unary_forward<double>(kind, c.count(), wide_x.data(), exact.data(), kSlope);
+        reference::unary_forward<float>(kind, c.count(), x.data(), naive.data(), kSlope);
+        Context context(device);
+        const DeviceArray<float> in(device, x);
+        const DeviceArray<float> d(device, dy);
+        const auto forward = [&] {
+          const DeviceArray<float> y(device, c.count());
+          unary_forward(context, kind, c.count(), in.get(), y.get(), kSlope);
+          return y.host();
+        };
+        expect_close(what + " forward", forward(), exact, naive);
+        expect_same_bits(what + " forward", device, forward);
+        reference::unary_backward<double>(kind, c.count(), wide_x.data(), wide_dy.data(), exact.data(), kSlope);
+        reference::unary_backward<float>(kind, c.count(), x.data(), dy.data(), naive.data(), kSlope);
+        const auto backward = [&] {
+          const DeviceArray<float> dx(device, c.count());
+          unary_backward(context, kind, c.count(), in.get(), d.get(), dx.get(), kSlope);
+          return dx.host();
+        };
+        expect_close(what + " backward", backward(), exact, naive);
+        // In place: y over x, dx over dy.
+        const DeviceArray<float> y(device, x);
+        unary_forward(context, kind, c.count(), y.get(), y.get(), kSlope);
+        expect_equal(what + " in place", y.host(), forward());
+        const DeviceArray<float> dx(device, dy);
+        unary_backward(context, kind, c.count(), in.get(), dx.get(), dx.get(), kSlope);
+        expect_equal(what + " backward in place", dx.host(), backward());
+      }
+    }
+  }
+}
+
+TEST(Unary, ReferenceGradient) {
+  const std::vector<double> x = widen(random_normal(40, 3, 2.0f));
+  const std::vector<double> dy = widen(random_normal(40, 4));
+  for (const Unary kind : kKinds) {
+    std::vector<double> dx(x.size());
+    reference::unary_backward<double>(kind, 40, x.data(), dy.data(), dx.data(), kSlope);
+    expect_gradient(concat("kind ", static_cast<int>(kind)), x, dx, [&](const std::vector<double>& values) {
+      std::vector<double> y(values.size());
+      reference::unary_forward<double>(kind, 40, values.data(), y.data(), kSlope);
+      double loss = 0;
+      for (size_t i = 0; i < y.size(); ++i) {
+        loss += y[i] * dy[i];
+      }
+      return loss;
+    });
+  }
+}
+
+TEST(Unary, SpecialValues) {
+  for (const Device device : test_devices()) {
+    Context context(device);
+    const DeviceArray<float> x(device, std::vector<float>{0.0f, -0.0f, kNan, 1e30f, -1e30f});
+    const DeviceArray<float> ones(device, std::vector<float>(5, 1.0f));
+    const auto run = [&](Unary kind, bool backward) {
+      const DeviceArray<float> out(device, 5);
+      if (backward) {
+        unary_backward(context, kind, 5, x.get(), ones.get(), out.get(), kSlope);
+      } else {
+        unary_forward(context, kind, 5, x.get(), out.get(), kSlope);
+      }
+      return out.host();
+    };
+    EXPECT_EQ(run(Unary::relu, true)[0], 0.0f);
+    EXPECT_EQ(run(Unary::relu, true)[3], 1.0f);
+    EXPECT_EQ(run(Unary::leaky_relu, true)[0], kSlope);
+    EXPECT_EQ(run(Unary::leaky_relu, true)[1], kSlope);
+    EXPECT_EQ(run(Unary::gelu, true)[3], 1.0f);
+    EXPECT_EQ(run(Unary::gelu, true)[4], 0.0f);
+    EXPECT_EQ(run(Unary::gelu, false)[3], 1e30f);
+    EXPECT_EQ(run(Unary::sigmoid, false)[3], 1.0f);
+    EXPECT_EQ(run(Unary::sigmoid, false)[4], 0.0f);
+    EXPECT_EQ(run(Unary::sigmoid, true)[4], 0.0f);
+    for (const Unary kind : kKinds) {
+      EXPECT_TRUE(std::isnan(run(kind, false)[2])) << to_string(device) << " kind " << static_cast<int>(kind);
+    }
+  }
+}
+
+TEST(Elementwise, SumsAndProductsAreExactOnIntegers) {
+  for (const Device device : test_devices()) {
+    for (const ElementwiseCase& c : kElementwiseCases) {
+      const std::string what = to_string(device) + " " + c.name;
+      const int64_t count = c.count();
+      const std::vector<float> a = random_integers(count, 1);
+      const std::vector<float> b = random_integers(count, 2);
+      const std::vector<float> v = random_integers(c.n * c.channels, 3);
+      Context context(device);
+      const DeviceArray<float> da(device, a);
+      const DeviceArray<float> db(device, b);
+      const DeviceArray<float> dv(device, v);
+      std::vector<double> expected(a.size());
+      const auto run = [&](const std::function<void(float*)>& call) {
+        const DeviceArray<float> y(device, count);
+        call(y);
+        return y.host();
+      };
+      const auto expect = [&](const std::string& op, const std::function<double(size_t)>& value,
+                              const std::function<void(float*)>& call) {
+        for (size_t i = 0; i < expected.size(); ++i) {
+          expected[i] = value(i);
+        }
+        expect_equal(what + " " + op, run(call), expected);
+      };
+      expect("fill", [](size_t) { return 2.5; }, [&](float* y) { fill(context, count, 2.5f, y); });
+      expect("add", [&](size_t i) { return a[i] + b[i]; },
+             [&](float* y) { add(context, count, da.get(), db.get(), y); });
+      expect("multiply", [&](size_t i) { return a[i] * b[i]; },
+             [&](float* y) { multiply(context, count, da.get(), db.get(), y); });
+      expect("scale", [&](size_t i) { return 3 * a[i]; },  // y holds NaN and must not be read
+             [&](float* y) { scale_add(context, count, 3.0f, da.get(), 0.0f, y); });
+      expect("scale_add", [&](size_t i) { return 3 * a[i] - 2 * b[i]; }, [&](float* y) {
+        scale_add(context, count, 1.0f, db.get(), 0.0f, y);
+        scale_add(context, count, 3.0f, da.get(), -2.0f, y);
+      });
+      expect("add in place", [&](size_t i) { return 2 * (a[i] + b[i]); }, [&](float* y) {
+        add(context, count, da.get(), db.get(), y);
+        add(context, count, y, y, y);
+      });
+      std::vector<float> with_vector(a.size());
+      reference::add_sample_vector<float>(c.n, c.spatial, c.channels, a.data(), v.data(), with_vector.data());
+      expect("add_sample_vector", [&](size_t i) { return with_vector[i]; },
+             [&](float* y) { add_sample_vector(context, c.n, c.spatial, c.channels, da.get(), dv.get(), y); });
+    }
+  }
+}
+
+TEST(ScaledAdd, MatchesTheReference) {
+  for (const Device device : test_devices()) {
+    for (const ElementwiseCase& c : kElementwiseCases) {
+      for (const bool gated : {false, true}) {
+        const std::string what = concat(to_string(device), " ", c.name, gated ? " gated" : "");
+        const int64_t inner = c.inner();
+        const std::vector<float> a = random_normal(c.count(), 1);
+        std::vector<float> b = random_normal(c.count(), 2);
+        const std::vector<float> dy = random_normal(c.count(), 3);
+        const std::vector<float> scale{0.75f};
+        std::vector<float> gate = random_normal(c.n, 4);
+        if (c.n > 1) {
+          gate[1] = 0.0f;  // what it gates must not be read
+          if (gated) {
+            std::fill(b.begin() + inner, b.begin() + 2 * inner, kNan);
+          }
+        }
+        const auto gate_double = widen(gate);
+        const auto evaluate = [&](auto zero, auto& y, auto& db, auto& dscale) {
+          using T = decltype(zero);
+          const std::vector<T> wa(a.begin(), a.end());
+          const std::vector<T> wb(b.begin(), b.end());
+          const std::vector<T> wdy(dy.begin(), dy.end());
+          const std::vector<T> wg(gate.begin(), gate.end());
+          y.resize(a.size());
+          db.resize(a.size());
+          dscale.resize(1);
+          reference::scaled_add_forward<T>(c.n, inner, wa.data(), wb.data(), scale[0], gated ? wg.data() : nullptr,
+                                           y.data());
+          reference::scaled_add_backward<T>(c.n, inner, wb.data(), scale[0], gated ? wg.data() : nullptr, wdy.data(),
+                                            db.data(), dscale.data());
+        };
+        std::vector<double> y_exact, db_exact, dscale_exact;
+        std::vector<float> y_naive, db_naive, dscale_naive;
+        evaluate(0.0, y_exact, db_exact, dscale_exact);
+        evaluate(0.0f, y_naive, db_naive, dscale_naive);
+        // A sum's rounding is that of its terms' magnitudes; the naive sum may happen to be luckier than that.
+        double magnitude = 0;
+        for (size_t i = 0; i < b.size(); ++i) {
+          magnitude += std::isnan(b[i]) ? 0 : std::abs(static_cast<double>(b[i]) * dy[i]);
+        }
+        Context context(device);
+        const DeviceArray<float> da(device, a), db_in(device, b), ddy(device, dy), ds(device, scale), dg(device, gate);
+        const ConstData gate_data = gated ? ConstData(dg.get()) : ConstData();
+        const DeviceArray<float> y(device, c.count());
+        scaled_add_forward(context, c.n, inner, da.get(), db_in.get(), ds.get(), gate_data, y.get());
+        expect_close(what + " y", y.host(), y_exact, y_naive);
+        const auto backward = [&](const std::vector<float>* start) {
+          const DeviceWorkspace workspace(device, scaled_add_backward_workspace_bytes(context, c.n, inner));
+          const DeviceArray<float> db(device, c.count());
+          const DeviceArray<float> dscale(device, start ? *start : std::vector<float>{kNan});
+          scaled_add_backward(context, c.n, inner, db_in.get(), ds.get(), gate_data, ddy.get(), db.get(), dscale.get(),
+                              start ? GradMode::accumulate : GradMode::overwrite, workspace);
+          std::vector<float> all = db.host();
+          all.push_back(dscale.host()[0]);
+          return all;
+        };
+        std::vector<float> gradients = backward(nullptr);
+        const float dscale = gradients.back();
+        gradients.pop_back();
+        expect_close(what + " db", gradients, db_exact, db_naive);
+        EXPECT_LE(std::abs(dscale - dscale_exact[0]), std::max(8 * 0x1p-24 * magnitude, 1e-30)) << what;
+        const std::vector<float> start{2.0f};
+        EXPECT_NEAR(backward(&start).back(), 2.0f + dscale, 4 * 0x1p-23 * (2 + std::abs(dscale))) << what;
+        expect_same_bits(what, device, [&] { return backward(nullptr); });
+      }
+    }
+  }
+}
+
+TEST(ScaledAdd, ReferenceGradient) {
+  const std::vector<double> b = widen(random_normal(12, 1));
+  const std::vector<double> dy = widen(random_normal(12, 2));
+  const std::vector<double> gate{0.5, 0.0};
+  std::vector<double> db(12);
+  std::vector<double> dscale(1);
+  reference::scaled_add_backward<double>(2, 6, b.data(), 0.75, gate.data(), dy.data(), db.data(), dscale.data());
+  const auto loss = [&](const std::vector<double>& values, double scale) {
+    const std::vector<double> a(12, 0.0);
+    std::vector<double> y(12);
+    reference::scaled_add_forward<double>(2, 6, a.data(), values.data(), scale, gate.data(), y.data());
+    double total = 0;
+    for (size_t i = 0; i < y.size(); ++i) {
+      total += y[i] * dy[i];
+    }
+    return total;
+  };
+  expect_gradient("db", b, db, [&](const std::vector<double>& values) { return loss(values, 0.75); });
+  expect_gradient("dscale", {0.75}, dscale, [&](const std::vector<double>& scale) { return loss(b, scale[0]); });
+}
+
+TEST(GateSamples, SkipsWhatIsGatedOff) {
+  for (const Device device : test_devices()) {
+    for (const ElementwiseCase& c : kElementwiseCases) {
+      std::vector<float> x = random_integers(c.count(), 1);
+      std::vector<float> gate(static_cast<size_t>(c.n), 0.0f);
+      for (int64_t s = 0; s < c.n; s += 2) {
+        gate[static_cast<size_t>(s)] = 3.0f;
+      }
+      std::vector<double> expected(x.size());
+      const std::vector<double> wide_gate = widen(gate);
+      reference::gate_samples<double>(c.n, c.inner(), wide_gate.data(), widen(x).data(), expected.data());
+      for (size_t i = 0; i < x.size(); ++i) {
+        if (gate[i / static_cast<size_t>(c.inner())] == 0.0f) {
+          x[i] = kNan;
+        }
+      }
+      Context context(device);
+      const DeviceArray<float> dx(device, x), dg(device, gate), y(device, c.count());
+      gate_samples(context, c.n, c.inner(), dg.get(), dx.get(), y.get());
+      expect_equal(to_string(device) + " " + c.name, y.host(), expected);
+    }
+  }
+}
+
+TEST(Elementwise, WrongArgumentsThrow) {
+  Context context({DeviceType::cpu, 0});
+  std::vector<float> x(4);
+  EXPECT_THROW(add(context, -1, x.data(), x.data(), x.data()), ShapeError);
+  EXPECT_THROW(add(context, 4, x.data(), nullptr, x.data()), ShapeError);
+  EXPECT_THROW(unary_forward(context, Unary::relu, 4, ConstData(x.data(), DType::bf16), x.data()), ShapeError);
+  EXPECT_THROW(scaled_add_backward(context, 1, 4, x.data(), x.data(), nullptr, x.data(), x.data(), x.data(),
+                                   GradMode::overwrite, {}),
+               ShapeError);
+  EXPECT_NO_THROW(add(context, 0, nullptr, nullptr, nullptr));
+}
+
+}  // namespace
+}  // namespace vesal::kernels::testing

@@ -1,0 +1,138 @@
+// Layouts between memory and file, and loading: every difference named, nothing changed by a file that does
+// not fit.
+#include "weights_tools/parameters.hpp"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <limits>
+#include <numeric>
+
+#include "base/error.hpp"
+
+namespace vesal::weights {
+namespace {
+
+namespace fs = std::filesystem;
+using layers::ParameterLayout;
+
+class ParametersTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    file_ = fs::temp_directory_path() / ("vesal_parameters_" + std::to_string(::getpid()) + ".safetensors");
+  }
+  void TearDown() override { fs::remove(file_); }
+
+  Tensor counting(Shape shape, float first = 0) {
+    std::vector<float> values(static_cast<size_t>(element_count(shape)));
+    std::iota(values.begin(), values.end(), first);
+    return Tensor::from_host(context_, values, std::move(shape));
+  }
+
+  std::string refusal(const std::vector<NamedTensor>& tensors,
+                      std::span<const std::string_view> ignored = {}) {
+    try {
+      load_tensors(context_, SafetensorsFile(file_), tensors, ignored);
+      return "";
+    } catch (const FormatError& error) {
+      return error.what();
+    }
+  }
+
+  DeviceContext context_{Device{}};
+  fs::path file_;
+};
+
+TEST_F(ParametersTest, ConvolutionLayoutMatchesItsDefinition) {
+  const Shape memory_shape{2, 3, 1, 2, 5};  // [O, kd, kh, kw, I]
+  EXPECT_EQ(file_shape(memory_shape, ParameterLayout::convolution), (Shape{2, 5, 3, 1, 2}));
+  EXPECT_EQ(file_shape(memory_shape, ParameterLayout::plain), memory_shape);
+  std::vector<float> memory(60);
+  std::iota(memory.begin(), memory.end(), 0.0f);
+  const std::vector<float> file = to_file_order(memory, memory_shape, ParameterLayout::convolution);
+  for (int64_t o = 0; o < 2; ++o) {
+    for (int64_t d = 0; d < 3; ++d) {
+      for (int64_t w = 0; w < 2; ++w) {
+        for (int64_t i = 0; i < 5; ++i) {
+          EXPECT_EQ(file[static_cast<size_t>(((o * 5 + i) * 3 + d) * 2 + w)],
+                    memory[static_cast<size_t>(((o * 3 + d) * 2 + w) * 5 + i)]);
+        }
+      }
+    }
+  }
+  EXPECT_EQ(to_memory_order(file, memory_shape, ParameterLayout::convolution), memory);
+  EXPECT_EQ(to_file_order(memory, memory_shape, ParameterLayout::plain), memory);
+  EXPECT_THROW(file_shape({2, 3}, ParameterLayout::convolution), ShapeError);
+  EXPECT_THROW(to_memory_order(file, {2, 3, 1, 2, 4}, ParameterLayout::convolution), ShapeError);
+}
+
+TEST_F(ParametersTest, RoundTripThroughAFile) {
+  const std::vector<NamedTensor> written{
+      {"conv.weight", counting({4, 3, 3, 3, 2}), ParameterLayout::convolution},
+      {"norm.bias", counting({7}, 100)}};
+  write_tensors(context_, file_, written, {{"k", "v"}});
+  const SafetensorsFile file(file_);
+  EXPECT_EQ(file.find("conv.weight")->shape, (Shape{4, 2, 3, 3, 3}));
+  EXPECT_EQ(file.metadata(), (Metadata{{"k", "v"}}));
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<NamedTensor> read{
+      {"norm.bias", Tensor::from_host(context_, std::vector<float>(7, nan), {7})},
+      {"conv.weight", Tensor::from_host(context_, std::vector<float>(216, nan), {4, 3, 3, 3, 2}),
+       ParameterLayout::convolution}};
+  load_tensors(context_, file, read);
+  EXPECT_EQ(read[0].tensor.to_host<float>(context_), written[1].tensor.to_host<float>(context_));
+  EXPECT_EQ(read[1].tensor.to_host<float>(context_), written[0].tensor.to_host<float>(context_));
+}
+
+TEST_F(ParametersTest, NarrowTypesAreWidened) {
+  write_safetensors(file_,
+                    {{"x",
+                      DType::bf16,
+                      {2},
+                      [] {
+                        const bf16 values[2] = {bf16(1.5f), bf16(-8.0f)};
+                        const auto* bytes = reinterpret_cast<const std::byte*>(values);
+                        return std::vector<std::byte>(bytes, bytes + sizeof(values));
+                      }}},
+                    {});
+  const Tensor x = counting({2});
+  load_tensors(context_, SafetensorsFile(file_), {{{"x", x}}});
+  EXPECT_EQ(x.to_host<float>(context_), (std::vector<float>{1.5f, -8.0f}));
+}
+
+TEST_F(ParametersTest, EveryDifferenceIsCountedInOneLineAndNothingChanges) {
+  write_tensors(context_, file_,
+                {{"same", counting({3}, 50)},
+                 {"shape", counting({4})},
+                 {"extra\n1", counting({1})},
+                 {"optimizer.extra", counting({1})}},
+                {});
+  const Tensor same = counting({3});
+  const std::vector<NamedTensor> wanted{{"same", same},        {"shape", counting({2, 2})},
+                                        {"m1", counting({1})}, {"m2", counting({1})},
+                                        {"m3", counting({1})}, {"m4", counting({1})}};
+  const std::string_view ignored[] = {"optimizer."};
+  const std::string line = refusal(wanted, ignored);
+  EXPECT_NE(line.find("weights of another model"), std::string::npos) << line;
+  EXPECT_NE(line.find("4 tensors missing (m1, m2, m3, ...)"), std::string::npos) << line;
+  EXPECT_NE(line.find("1 unexpected (\"extra?1\")"), std::string::npos) << line;
+  EXPECT_NE(line.find("1 of another shape (shape: found [4], expected [2, 2])"), std::string::npos) << line;
+  EXPECT_EQ(line.find('\n'), std::string::npos) << line;
+  EXPECT_NE(refusal(wanted).find("2 unexpected"), std::string::npos);
+  EXPECT_EQ(same.to_host<float>(context_), (std::vector<float>{0, 1, 2}));
+}
+
+TEST_F(ParametersTest, NumbersThatAreNotFiniteAreRefusedAndNothingChanges) {
+  write_tensors(context_, file_,
+                {{"a", counting({3}, 7)},
+                 {"b", Tensor::from_host(
+                           context_, std::vector<float>{1, std::numeric_limits<float>::infinity()}, {2})}},
+                {});
+  const Tensor a = counting({3});
+  const std::string line = refusal({{"a", a}, {"b", counting({2})}});
+  EXPECT_NE(line.find("tensor b: found inf at position 1"), std::string::npos) << line;
+  EXPECT_EQ(a.to_host<float>(context_), (std::vector<float>{0, 1, 2}));
+}
+
+}  // namespace
+}  // namespace vesal::weights
