@@ -23,7 +23,7 @@ struct Blocks {
       : voxels(p.n * p.d * p.h * p.w),
         patch(p.taps() * p.c_out),
         block(std::clamp<int64_t>(96 * 1024 / (patch + p.c_in), 16, std::max<int64_t>(16, voxels))),
-        slabs(std::clamp<int64_t>(voxels / 1024, 1, 8)) {}
+        slabs(std::clamp<int64_t>(voxels / 128, 1, 8)) {}
 
   int64_t buffer_floats() const { return ceil_div(block * patch, 64) * 64; }
 };
