@@ -66,20 +66,25 @@ Grid make_grid(const ShiftedPatchParams& p) {
           p.eps};
 }
 
+// The directions of the copies: two bits a copy and axis, holding direction + 1, so that a kernel needs no indexed array.
 struct Directions {
   int shift;
-  int direction[9][3];
+  unsigned z, y, x;
 };
 
 Directions make_directions(const ShiftedPatchParams& p) {
-  Directions directions{};
-  directions.shift = p.shift;
+  Directions directions{p.shift, 0, 0, 0};
   for (int copy = 0; copy < p.copies(); ++copy) {
-    for (int axis = 0; axis < 3; ++axis) {
-      directions.direction[copy][axis] = shift_direction(p.shifts, copy)[static_cast<size_t>(axis)];
-    }
+    const std::array<int, 3> direction = shift_direction(p.shifts, copy);
+    directions.z |= static_cast<unsigned>(direction[0] + 1) << (2 * copy);
+    directions.y |= static_cast<unsigned>(direction[1] + 1) << (2 * copy);
+    directions.x |= static_cast<unsigned>(direction[2] + 1) << (2 * copy);
   }
   return directions;
+}
+
+VESAL_DEVICE int shift_along(int shift, unsigned packed, int copy) {
+  return shift * (static_cast<int>(packed >> (2 * copy) & 3u) - 1);
 }
 
 // A token's first voxel, and where the sample starts in x.
@@ -104,9 +109,9 @@ VESAL_DEVICE int64_t element_of(const Grid& g, const Directions& directions, con
   const int uz = place.z + offset / (g.patch * g.patch);
   const int uy = place.y + offset / g.patch % g.patch;
   const int ux = place.x + offset % g.patch;
-  const int vz = uz + directions.shift * directions.direction[copy][0];
-  const int vy = uy + directions.shift * directions.direction[copy][1];
-  const int vx = ux + directions.shift * directions.direction[copy][2];
+  const int vz = uz + shift_along(directions.shift, directions.z, copy);
+  const int vy = uy + shift_along(directions.shift, directions.y, copy);
+  const int vx = ux + shift_along(directions.shift, directions.x, copy);
   if (uz >= g.d || uy >= g.h || ux >= g.w || vz < 0 || vz >= g.d || vy < 0 || vy >= g.h || vx < 0 || vx >= g.w) {
     return -1;
   }
@@ -203,7 +208,7 @@ VESAL_DEVICE void clear(float (&acc)[4][4]) {
 }
 
 // Block (token tile, output tile, sample): y.
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads)
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
     forward_kernel(Grid g, Directions directions, const float* VESAL_RESTRICT x, const uint8_t* VESAL_RESTRICT mask,
                    const float* VESAL_RESTRICT gamma, const float* VESAL_RESTRICT beta,
                    const float* VESAL_RESTRICT weight, const float* VESAL_RESTRICT bias,
@@ -328,7 +333,7 @@ VESAL_KERNEL void group_sums_kernel(Grid g, int chunks, const uint8_t* VESAL_RES
 
 // Block (feature tile, output tile, group x chunk): partial products D^T X over a chunk of the tokens of all samples,
 // [chunks][groups][outs][features]. Tile rows are features, columns outputs, depth tokens.
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads)
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
     weight_partial_kernel(Grid g, Directions directions, int chunks, const float* VESAL_RESTRICT x,
                           const uint8_t* VESAL_RESTRICT mask, const float* VESAL_RESTRICT mean,
                           const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy,
@@ -466,7 +471,7 @@ VESAL_DEVICE void multiply_dy(const Grid& g, int copy, int columns, int64_t samp
 
 // Block (token tile, 1, sample x group): of each token's row of gradients, mean and mean of the product with the
 // normalised features: moments [2][groups, samples x tokens].
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads)
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
     moments_kernel(Grid g, Directions directions, const float* VESAL_RESTRICT x, const uint8_t* VESAL_RESTRICT mask,
                    const float* VESAL_RESTRICT gamma, const float* VESAL_RESTRICT weight,
                    const float* VESAL_RESTRICT mean, const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy,
@@ -525,7 +530,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads)
 }
 
 // Block (token tile, column tile, sample x group): adds the gradients of one copy's features to dx.
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads)
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
     dx_kernel(Grid g, Directions directions, int copy, const float* VESAL_RESTRICT x, const uint8_t* VESAL_RESTRICT mask,
               const float* VESAL_RESTRICT gamma, const float* VESAL_RESTRICT weight, const float* VESAL_RESTRICT mean,
               const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy, const float* VESAL_RESTRICT moments,

@@ -1,0 +1,347 @@
+// Shifted patch tokenization on every device against double-precision loops, its gradients against numeric differences,
+// and what tolerances cannot show: bit-equal repeats, independence of the thread count, and that an absent group is
+// never read.
+#include "kernels/shifted_patch/shifted_patch.hpp"
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "base/parallel.hpp"
+#include "kernels/shifted_patch/shifted_patch_cases.hpp"
+#include "kernels/shifted_patch/shifted_patch_ref.hpp"
+#include "tests/kernels/harness.hpp"
+
+namespace vesal::kernels::testing {
+namespace {
+
+struct Inputs {
+  std::vector<float> x, gamma, beta, weight, bias, missing, dy;
+  std::vector<uint8_t> mask;
+};
+
+Inputs make_inputs(const ShiftedPatchCase& c, uint64_t seed) {
+  const ShiftedPatchParams& p = c.params;
+  Inputs inputs;
+  inputs.x = random_normal(p.n * p.d * p.h * p.w * p.groups * p.channels, seed);
+  inputs.gamma = random_normal(p.groups * p.features(), seed + 1);
+  inputs.beta = random_normal(p.groups * p.features(), seed + 2);
+  inputs.weight = random_normal(p.groups * p.out * p.features(), seed + 3);
+  inputs.bias = random_normal(p.groups * p.out, seed + 4);
+  inputs.missing = random_normal(c.mask.empty() ? 0 : p.groups * p.out, seed + 5);
+  inputs.dy = random_normal(p.tokens() * p.out, seed + 6);
+  inputs.mask = c.mask;
+  return inputs;
+}
+
+template <class T>
+struct Outputs {
+  std::vector<T> y, mean, rstd, dx, dgamma, dbeta, dweight, dbias, dmissing;
+};
+
+// Name and member of each output.
+template <class T>
+std::vector<std::pair<const char*, std::vector<T> Outputs<T>::*>> parts() {
+  using O = Outputs<T>;
+  return {{"y", &O::y},           {"mean", &O::mean},   {"rstd", &O::rstd},       {"dx", &O::dx},
+          {"dgamma", &O::dgamma}, {"dbeta", &O::dbeta}, {"dweight", &O::dweight}, {"dbias", &O::dbias},
+          {"dmissing", &O::dmissing}};
+}
+
+template <class T>
+std::vector<T> convert(const std::vector<float>& values) {
+  return std::vector<T>(values.begin(), values.end());
+}
+
+// What an absent group's entries of mean and rstd are set to here: nobody writes them.
+constexpr float kUntouched = -77.0f;
+
+template <class T>
+Outputs<T> run_reference(const ShiftedPatchParams& p, const Inputs& in) {
+  const std::vector<T> x = convert<T>(in.x);
+  const std::vector<T> gamma = convert<T>(in.gamma);
+  const std::vector<T> beta = convert<T>(in.beta);
+  const std::vector<T> weight = convert<T>(in.weight);
+  const std::vector<T> bias = convert<T>(in.bias);
+  const std::vector<T> missing = convert<T>(in.missing);
+  const std::vector<T> dy = convert<T>(in.dy);
+  const uint8_t* mask = in.mask.empty() ? nullptr : in.mask.data();
+  Outputs<T> r;
+  r.y.resize(dy.size());
+  r.mean.assign(static_cast<size_t>(p.groups * p.tokens()), T(kUntouched));
+  r.rstd = r.mean;
+  r.dx.resize(x.size());
+  r.dgamma.resize(gamma.size());
+  r.dbeta.resize(beta.size());
+  r.dweight.resize(weight.size());
+  r.dbias.resize(bias.size());
+  r.dmissing.resize(missing.size());
+  reference::shifted_patch_forward<T>(p, x.data(), mask, gamma.data(), beta.data(), weight.data(), bias.data(),
+                                      missing.data(), r.y.data(), r.mean.data(), r.rstd.data());
+  reference::shifted_patch_backward<T>(p, x.data(), mask, gamma.data(), beta.data(), weight.data(), dy.data(),
+                                       r.dx.data(), r.dgamma.data(), r.dbeta.data(), r.dweight.data(), r.dbias.data(),
+                                       mask == nullptr ? nullptr : r.dmissing.data());
+  return r;
+}
+
+// Both passes on a device. In accumulate mode the parameters' gradients start as `before`, else as NaN.
+Outputs<float> run_device(Device device, const ShiftedPatchParams& p, const Inputs& in,
+                          GradMode mode = GradMode::overwrite, float before = std::numeric_limits<float>::quiet_NaN()) {
+  Context context(device);
+  const auto start = [&](const std::vector<float>& like) { return std::vector<float>(like.size(), before); };
+  const DeviceArray<float> x(device, in.x), gamma(device, in.gamma), beta(device, in.beta), weight(device, in.weight);
+  const DeviceArray<float> bias(device, in.bias), missing(device, in.missing), dy(device, in.dy);
+  const DeviceArray<uint8_t> mask(device, in.mask);
+  const bool masked = !in.mask.empty();
+  const std::vector<float> untouched(static_cast<size_t>(p.groups * p.tokens()), kUntouched);
+  const DeviceArray<float> mean(device, untouched), rstd(device, untouched);
+  const DeviceArray<float> y(device, p.tokens() * p.out);
+  const DeviceArray<float> dx(device, static_cast<int64_t>(in.x.size()));
+  const DeviceArray<float> dgamma(device, start(in.gamma)), dbeta(device, start(in.beta));
+  const DeviceArray<float> dweight(device, start(in.weight)), dbias(device, start(in.bias));
+  const DeviceArray<float> dmissing(device, start(in.missing));
+  const uint8_t* mask_pointer = masked ? mask.get() : nullptr;
+  const float* missing_pointer = masked ? missing.get() : nullptr;
+  float* dmissing_pointer = masked ? dmissing.get() : nullptr;
+  {
+    const DeviceWorkspace workspace(device, shifted_patch_workspace_bytes(context, p, ShiftedPatchPass::forward));
+    shifted_patch_forward(context, p, x.get(), mask_pointer, gamma.get(), beta.get(), weight.get(), bias.get(),
+                          missing_pointer, y.get(), mean.get(), rstd.get(), workspace);
+  }
+  const DeviceWorkspace workspace(device, shifted_patch_workspace_bytes(context, p, ShiftedPatchPass::backward));
+  shifted_patch_backward(context, p, x.get(), mask_pointer, gamma.get(), beta.get(), weight.get(), mean.get(),
+                         rstd.get(), dy.get(), dx.get(), dgamma.get(), dbeta.get(), dweight.get(), dbias.get(),
+                         dmissing_pointer, mode, workspace);
+  return {y.host(),     mean.host(),    rstd.host(),  dx.host(),      dgamma.host(),
+          dbeta.host(), dweight.host(), dbias.host(), dmissing.host()};
+}
+
+std::vector<float> joined(const Outputs<float>& r) {
+  std::vector<float> all;
+  for (const auto& [name, part] : parts<float>()) {
+    all.insert(all.end(), (r.*part).begin(), (r.*part).end());
+  }
+  return all;
+}
+
+const ShiftedPatchCase& find_case(const std::string& name) {
+  for (const ShiftedPatchCase& c : kShiftedPatchCases) {
+    if (c.name == name) {
+      return c;
+    }
+  }
+  throw UsageError(concat("no case ", name));
+}
+
+TEST(ShiftedPatch, DirectionsAreTheContractsOnes) {
+  using Triple = std::array<int, 3>;
+  EXPECT_EQ(shift_direction(ShiftSet::corner8, 0), (Triple{0, 0, 0}));
+  EXPECT_EQ(shift_direction(ShiftSet::corner8, 1), (Triple{-1, -1, -1}));
+  EXPECT_EQ(shift_direction(ShiftSet::corner8, 2), (Triple{-1, -1, 1}));
+  EXPECT_EQ(shift_direction(ShiftSet::corner8, 4), (Triple{-1, 1, 1}));
+  EXPECT_EQ(shift_direction(ShiftSet::corner8, 5), (Triple{1, -1, -1}));
+  EXPECT_EQ(shift_direction(ShiftSet::corner8, 8), (Triple{1, 1, 1}));
+  EXPECT_EQ(shift_direction(ShiftSet::face6, 1), (Triple{-1, 0, 0}));
+  EXPECT_EQ(shift_direction(ShiftSet::face6, 4), (Triple{0, 1, 0}));
+  EXPECT_EQ(shift_direction(ShiftSet::face6, 6), (Triple{0, 0, 1}));
+  EXPECT_EQ(shift_direction(ShiftSet::tetra4, 1), (Triple{-1, -1, -1}));
+  EXPECT_EQ(shift_direction(ShiftSet::tetra4, 2), (Triple{1, -1, 1}));
+  EXPECT_EQ(shift_direction(ShiftSet::tetra4, 3), (Triple{1, 1, -1}));
+  EXPECT_EQ(shift_direction(ShiftSet::tetra4, 4), (Triple{-1, 1, 1}));
+}
+
+TEST(ShiftedPatch, MatchesReference) {
+  uint64_t seed = 100;
+  for (const ShiftedPatchCase& c : kShiftedPatchCases) {
+    const Inputs inputs = make_inputs(c, seed += 10);
+    const Outputs<double> exact = run_reference<double>(c.params, inputs);
+    const Outputs<float> naive = run_reference<float>(c.params, inputs);
+    for (const Device device : test_devices()) {
+      const Outputs<float> actual = run_device(device, c.params, inputs);
+      for (size_t i = 0; i < parts<float>().size(); ++i) {
+        const auto& [name, part] = parts<float>()[i];
+        expect_close(c.name + " on " + to_string(device) + ": " + name, actual.*part, exact.*(parts<double>()[i].second),
+                     naive.*part);
+      }
+    }
+  }
+}
+
+TEST(ShiftedPatch, AnalyticGradientsMatchNumericOnes) {
+  const std::vector<ShiftedPatchCase> tiny{
+      {"two samples, masked", {.n = 2, .d = 2, .h = 2, .w = 3, .groups = 2, .out = 3}, {1, 0, 1, 1}},
+      {"odd, tetra4", {.d = 3, .h = 2, .w = 3, .channels = 2, .out = 2, .shifts = ShiftSet::tetra4}, {}},
+  };
+  for (const ShiftedPatchCase& c : tiny) {
+    const ShiftedPatchParams& p = c.params;
+    const Inputs inputs = make_inputs(c, 7);
+    const Outputs<double> analytic = run_reference<double>(p, inputs);
+    // Inputs and their gradients, in the same order.
+    std::vector<std::vector<double>> values{widen(inputs.x),      widen(inputs.gamma), widen(inputs.beta),
+                                            widen(inputs.weight), widen(inputs.bias),  widen(inputs.missing)};
+    const std::vector<const std::vector<double>*> gradients{&analytic.dx,      &analytic.dgamma, &analytic.dbeta,
+                                                            &analytic.dweight, &analytic.dbias,  &analytic.dmissing};
+    for (size_t which = 0; which < values.size(); ++which) {
+      const auto loss = [&](const std::vector<double>& changed) {
+        std::vector<std::vector<double>> v = values;
+        v[which] = changed;
+        std::vector<double> y(inputs.dy.size());
+        std::vector<double> mean(static_cast<size_t>(p.groups * p.tokens()));
+        std::vector<double> rstd(mean.size());
+        reference::shifted_patch_forward<double>(p, v[0].data(), c.mask.empty() ? nullptr : c.mask.data(), v[1].data(),
+                                                 v[2].data(), v[3].data(), v[4].data(), v[5].data(), y.data(),
+                                                 mean.data(), rstd.data());
+        double sum = 0;
+        for (size_t i = 0; i < y.size(); ++i) {
+          sum += y[i] * static_cast<double>(inputs.dy[i]);
+        }
+        return sum;
+      };
+      expect_gradient(concat(c.name, ", input ", which), values[which], *gradients[which], loss);
+    }
+  }
+}
+
+TEST(ShiftedPatch, AccumulatesWhereAsked) {
+  const ShiftedPatchCase& c = find_case("batch with other groups absent in each sample");
+  const Inputs inputs = make_inputs(c, 55);
+  for (const Device device : test_devices()) {
+    const Outputs<float> fresh = run_device(device, c.params, inputs);
+    const Outputs<float> added = run_device(device, c.params, inputs, GradMode::accumulate, 3.0f);
+    expect_equal("dx is overwritten in either mode", added.dx, fresh.dx);
+    for (const auto part : {&Outputs<float>::dgamma, &Outputs<float>::dbeta, &Outputs<float>::dweight,
+                            &Outputs<float>::dbias, &Outputs<float>::dmissing}) {
+      for (size_t i = 0; i < (fresh.*part).size(); ++i) {
+        ASSERT_EQ((added.*part)[i], 3.0f + (fresh.*part)[i]) << "on " << to_string(device) << ", element " << i;
+      }
+    }
+  }
+}
+
+TEST(ShiftedPatch, GivesTheSameBitsEachTime) {
+  for (const char* name : {"embedding, two of four absent", "merge, tetra4, odd extents", "65 tokens",
+                           "patch 1, shift 3: reaching past several tokens"}) {
+    const ShiftedPatchCase& c = find_case(name);
+    const Inputs inputs = make_inputs(c, 21);
+    for (const Device device : test_devices()) {
+      expect_same_bits(std::string(name) + " on " + to_string(device), device,
+                       [&] { return joined(run_device(device, c.params, inputs)); });
+    }
+  }
+}
+
+// Large enough for several slices of tokens on the CPU and several chunks on a GPU; integer-valued where that is exact.
+TEST(ShiftedPatch, DoesNotDependOnTheNumberOfThreadsAndHandlesSeveralSlices) {
+  const ShiftedPatchCase c{
+      "", {.n = 2, .d = 12, .h = 16, .w = 24, .groups = 2, .channels = 12, .out = 6}, {1, 1, 0, 1}};
+  const Inputs inputs = make_inputs(c, 22);
+  const Device cpu{DeviceType::cpu, 0};
+  const int threads = thread_count();
+  set_thread_count(1);
+  const Outputs<float> one = run_device(cpu, c.params, inputs);
+  set_thread_count(3);
+  const Outputs<float> three = run_device(cpu, c.params, inputs);
+  set_thread_count(threads);
+  expect_equal("one thread and three", joined(three), joined(one));
+  const Outputs<double> exact = run_reference<double>(c.params, inputs);
+  const Outputs<float> naive = run_reference<float>(c.params, inputs);
+  for (size_t i = 0; i < parts<float>().size(); ++i) {
+    const auto& [name, part] = parts<float>()[i];
+    expect_close(name, one.*part, exact.*(parts<double>()[i].second), naive.*part);
+  }
+}
+
+// What an absent group holds leaves no trace: NaN in its voxels changes no bit of the output or of any gradient.
+TEST(ShiftedPatch, AbsentGroupsAreNeverRead) {
+  for (const char* name : {"embedding, two of four absent", "batch with other groups absent in each sample"}) {
+    const ShiftedPatchCase& c = find_case(name);
+    const ShiftedPatchParams& p = c.params;
+    const Inputs inputs = make_inputs(c, 23);
+    for (const float content : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 5.0f}) {
+      Inputs changed = inputs;
+      const int64_t voxels = p.d * p.h * p.w;
+      for (int64_t i = 0; i < static_cast<int64_t>(changed.x.size()); ++i) {
+        const int64_t sample = i / (voxels * p.groups * p.channels);
+        const int64_t group = i / p.channels % p.groups;
+        if (c.mask[static_cast<size_t>(sample * p.groups + group)] == 0) {
+          changed.x[static_cast<size_t>(i)] = content;
+        }
+      }
+      for (const Device device : test_devices()) {
+        const Outputs<float> clean = run_device(device, p, inputs);
+        const Outputs<float> actual = run_device(device, p, changed);
+        expect_equal(concat(name, ", ", content, " in absent groups on ", to_string(device)), joined(actual),
+                     joined(clean));
+        for (int64_t i = 0; i < static_cast<int64_t>(actual.dx.size()); ++i) {
+          const int64_t at = i / (voxels * p.groups * p.channels) * p.groups + i / p.channels % p.groups;
+          if (c.mask[static_cast<size_t>(at)] == 0) {
+            ASSERT_EQ(actual.dx[static_cast<size_t>(i)], 0.0f) << "gradient of an absent group's voxel";
+          }
+        }
+      }
+    }
+  }
+}
+
+// Inference needs no statistics and an input layer no dx: neither changes what else is computed.
+TEST(ShiftedPatch, StatisticsAndInputGradientAreOptional) {
+  const ShiftedPatchCase& c = find_case("embedding, no mask");
+  const ShiftedPatchParams& p = c.params;
+  const Inputs in = make_inputs(c, 24);
+  for (const Device device : test_devices()) {
+    const Outputs<float> full = run_device(device, p, in);
+    Context context(device);
+    const DeviceArray<float> x(device, in.x), gamma(device, in.gamma), beta(device, in.beta), weight(device, in.weight);
+    const DeviceArray<float> bias(device, in.bias), dy(device, in.dy);
+    const DeviceArray<float> mean(device, full.mean), rstd(device, full.rstd);
+    const DeviceArray<float> y(device, p.tokens() * p.out);
+    const DeviceWorkspace forward(device, shifted_patch_workspace_bytes(context, p, ShiftedPatchPass::forward));
+    shifted_patch_forward(context, p, x.get(), nullptr, gamma.get(), beta.get(), weight.get(), bias.get(), nullptr,
+                          y.get(), nullptr, nullptr, forward);
+    expect_equal("y without statistics", y.host(), full.y);
+    const DeviceArray<float> dgamma(device, gamma.size()), dbeta(device, beta.size()), dweight(device, weight.size());
+    const DeviceArray<float> dbias(device, bias.size());
+    // Without a mask no group is absent, so a gradient of the missing-tokens is all zeros.
+    const DeviceArray<float> dmissing(device, bias.size());
+    const DeviceWorkspace backward(device, shifted_patch_workspace_bytes(context, p, ShiftedPatchPass::backward));
+    shifted_patch_backward(context, p, x.get(), nullptr, gamma.get(), beta.get(), weight.get(), mean.get(), rstd.get(),
+                           dy.get(), nullptr, dgamma.get(), dbeta.get(), dweight.get(), dbias.get(), dmissing.get(),
+                           GradMode::overwrite, backward);
+    expect_equal("dgamma without dx", dgamma.host(), full.dgamma);
+    expect_equal("dweight without dx", dweight.host(), full.dweight);
+    expect_equal("dmissing without mask", dmissing.host(), std::vector<float>(static_cast<size_t>(bias.size()), 0.0f));
+  }
+}
+
+TEST(ShiftedPatch, RejectsWrongArguments) {
+  Context context(Device{DeviceType::cpu, 0});
+  float x = 0;
+  const uint8_t mask = 1;
+  const ShiftedPatchParams good{};
+  std::vector<float> scratch(shifted_patch_workspace_bytes(context, good, ShiftedPatchPass::forward) / sizeof(float));
+  const Workspace workspace{scratch.data(), scratch.size() * sizeof(float)};
+  EXPECT_THROW(shifted_patch_workspace_bytes(context, {.d = 0}, ShiftedPatchPass::forward), ShapeError);
+  EXPECT_THROW(shifted_patch_workspace_bytes(context, {.patch = 0}, ShiftedPatchPass::forward), ShapeError);
+  EXPECT_THROW(shifted_patch_workspace_bytes(context, {.shift = -1}, ShiftedPatchPass::backward), ShapeError);
+  EXPECT_THROW(
+      shifted_patch_workspace_bytes(context, {.channels = int64_t{1} << 40, .out = 1 << 20}, ShiftedPatchPass::forward),
+      ShapeError);
+  EXPECT_THROW(shifted_patch_forward(context, good, &x, nullptr, &x, &x, &x, &x, nullptr, &x, nullptr, nullptr,
+                                     Workspace{}),
+               ShapeError)
+      << "no workspace";
+  EXPECT_THROW(
+      shifted_patch_forward(context, good, &x, &mask, &x, &x, &x, &x, nullptr, &x, nullptr, nullptr, workspace),
+      ShapeError)
+      << "a mask without missing-tokens";
+  EXPECT_THROW(shifted_patch_forward(context, good, &x, nullptr, &x, &x, &x, &x, nullptr, &x, &x, nullptr, workspace),
+               ShapeError)
+      << "mean without rstd";
+  EXPECT_THROW(shifted_patch_backward(context, good, &x, nullptr, &x, &x, &x, nullptr, nullptr, &x, &x, &x, &x, &x, &x,
+                                      nullptr, GradMode::overwrite, workspace),
+               ShapeError)
+      << "no statistics";
+}
+
+}  // namespace
+}  // namespace vesal::kernels::testing
