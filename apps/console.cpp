@@ -75,7 +75,9 @@ std::string duration_text(double seconds) {
 }
 
 ProgressBar::ProgressBar(std::string label)
-    : label_(std::move(label)), terminal_(isatty(STDOUT_FILENO) != 0), start_(std::chrono::steady_clock::now()) {}
+    : label_(std::move(label)),
+      terminal_(isatty(STDOUT_FILENO) != 0),
+      start_(std::chrono::steady_clock::now()) {}
 
 ProgressBar::~ProgressBar() { finish(); }
 
@@ -101,8 +103,8 @@ void ProgressBar::update(int64_t done, int64_t total, std::string_view detail, d
   const int percent = total > 0 ? static_cast<int>(100 * done / total) : 100;
   const std::string count = concat(done, "/", total);
   if (!terminal_) {
-    std::cout << label_ << "  " << count << " (" << percent << " %)" << (detail.empty() ? "" : "  ") << detail << "  "
-              << time << std::endl;
+    std::cout << label_ << "  " << count << " (" << percent << " %)" << (detail.empty() ? "" : "  ") << detail
+              << "  " << time << std::endl;
     return;
   }
   const int room = terminal_width() - 1;

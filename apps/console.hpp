@@ -1,4 +1,5 @@
-// What all subcommands share: exit codes, one-line errors, Ctrl-C, the progress bar, and the choice of a device.
+// What all subcommands share: exit codes, one-line errors, Ctrl-C, the progress bar, and the choice of a
+// device.
 #pragma once
 
 #include <atomic>
@@ -23,7 +24,8 @@ constexpr int kExitInterrupted = 130;
 const std::atomic<bool>& stop_requested();
 void install_signal_handlers();
 
-// One line on stderr: "vesal COMMAND: message"; line breaks and control characters in the message become spaces.
+// One line on stderr: "vesal COMMAND: message"; line breaks and control characters in the message become
+// spaces.
 void print_error(std::string_view command, std::string_view message);
 // The same for something that does not stop the work: "vesal COMMAND: note: message".
 void print_note(std::string_view command, std::string_view message);
@@ -31,7 +33,8 @@ void print_note(std::string_view command, std::string_view message);
 // "4:05", "1:02:33".
 std::string duration_text(double seconds);
 
-// Work done so far, on standard output: on a terminal one line that is redrawn, elsewhere a line now and then.
+// Work done so far, on standard output: on a terminal one line that is redrawn, elsewhere a line now and
+// then.
 class ProgressBar {
  public:
   explicit ProgressBar(std::string label);
@@ -39,7 +42,8 @@ class ProgressBar {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  // `detail` stands behind the bar: "loss 0.412  Dice 0.83". A negative `seconds_left` is estimated from the pace.
+  // `detail` stands behind the bar: "loss 0.412  Dice 0.83". A negative `seconds_left` is estimated from the
+  // pace.
   void update(int64_t done, int64_t total, std::string_view detail = {}, double seconds_left = -1);
   // Prints a whole line without harming the bar.
   void line(std::string_view text);

@@ -1,10 +1,11 @@
-// vesal doctor: what this build is made of, what it finds on this machine, and whether it computes rightly here.
-#include <CLI/Version.hpp>
+// vesal doctor: what this build is made of, what it finds on this machine, and whether it computes rightly
+// here.
 #include <nifti2_io.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <png.h>
 #include <zlib.h>
 
+#include <CLI/Version.hpp>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -80,7 +81,8 @@ void print_libraries() {
 
 // Prints a table; returns how many families failed.
 int64_t check_device(Device device) {
-  std::cout << "\nself-check on " << to_string(device) << ": every op family, forward and backward, against double-precision loops\n";
+  std::cout << "\nself-check on " << to_string(device)
+            << ": every op family, forward and backward, against double-precision loops\n";
   DeviceContext context(device);
   int64_t failed = 0;
   for (const layers::SelfCheckResult& result : layers::self_check(context)) {
@@ -112,7 +114,8 @@ int run(const Options& options) {
   row("threads", concat(thread_count(), " in use, ", available_threads(),
                         " available (affinity, cgroup quota and OMP_NUM_THREADS)"));
   char memory[96];
-  std::snprintf(memory, sizeof memory, "%.1f GB, %.1f GB available", memory_gb("MemTotal"), memory_gb("MemAvailable"));
+  std::snprintf(memory, sizeof memory, "%.1f GB, %.1f GB available", memory_gb("MemTotal"),
+                memory_gb("MemAvailable"));
   row("memory", memory);
   row("deterministic", deterministic() ? "on: same seed, same bits" : "off");
   for (const Device device : devices) {
@@ -130,8 +133,9 @@ int run(const Options& options) {
     failed += check_device(device);
   }
   if (failed > 0) {
-    print_error("doctor", concat("self-check: found ", failed, failed == 1 ? " op family" : " op families",
-                                 " with wrong results, expected none; do not trust results of this build here"));
+    print_error("doctor",
+                concat("self-check: found ", failed, failed == 1 ? " op family" : " op families",
+                       " with wrong results, expected none; do not trust results of this build here"));
     return kExitFailure;
   }
   std::cout << "\nall well" << std::endl;
@@ -145,9 +149,11 @@ Command make_doctor(CLI::App& program) {
   CLI::App* app = program.add_subcommand("doctor");
   app->description(
       "Show devices and libraries, and check that all computes rightly here.\n\n"
-      "Shows this build, the machine's devices, and the libraries' versions, and runs every op family once on every\n"
+      "Shows this build, the machine's devices, and the libraries' versions, and runs every op family once "
+      "on every\n"
       "device against plain double-precision loops. Exit code 0: all well, 1: something computes wrongly.");
-  app->add_option("--device", options->device, "This device only: auto, cpu, cuda, cuda:N or simt [all present]")
+  app->add_option("--device", options->device,
+                  "This device only: auto, cpu, cuda, cuda:N or simt [all present]")
       ->group("What")
       ->type_name("NAME");
   app->add_flag("--no-check", options->no_check, "Show versions and devices only")->group("What");

@@ -27,9 +27,7 @@ struct Options {
 };
 
 // The folder's own name, also with a slash at its end.
-std::string folder_name(const fs::path& path) {
-  return fs::weakly_canonical(path).filename().string();
-}
+std::string folder_name(const fs::path& path) { return fs::weakly_canonical(path).filename().string(); }
 
 int run(const Options& options) {
   if (options.threads > 0) {
@@ -54,7 +52,8 @@ int run(const Options& options) {
                         folder_name(predictions), ", expected different names with --out");
       for (const char* const name : {"summary.json", "metrics.csv"}) {
         std::error_code error;
-        check<IoError>(options.overwrite || !fs::exists(outs.back() / name, error), (outs.back() / name).string(),
+        check<IoError>(options.overwrite || !fs::exists(outs.back() / name, error),
+                       (outs.back() / name).string(),
                        ": found an existing file, expected none (--overwrite replaces it)");
       }
     }
@@ -63,7 +62,9 @@ int run(const Options& options) {
   std::vector<training::Evaluation> evaluations;
   for (const std::string& predictions : options.predictions) {
     ProgressBar bar(several ? "scoring " + folder_name(predictions) : "scoring");
-    settings.progress = [&](int64_t done, int64_t total, const std::string& name) { bar.update(done, total, name); };
+    settings.progress = [&](int64_t done, int64_t total, const std::string& name) {
+      bar.update(done, total, name);
+    };
     evaluations.push_back(training::evaluate(predictions, options.labels, settings));
   }
   int64_t failures = 0;
@@ -76,8 +77,10 @@ int run(const Options& options) {
       std::error_code error;
       fs::create_directories(outs[i], error);
       check<IoError>(!error, outs[i].string(), ": cannot be made: ", error.message());
-      training::write_text_file(outs[i] / "summary.json", training::summary_json(evaluation), options.overwrite);
-      training::write_text_file(outs[i] / "metrics.csv", training::metrics_csv(evaluation), options.overwrite);
+      training::write_text_file(outs[i] / "summary.json", training::summary_json(evaluation),
+                                options.overwrite);
+      training::write_text_file(outs[i] / "metrics.csv", training::metrics_csv(evaluation),
+                                options.overwrite);
     }
   }
   std::cout << '\n';
@@ -96,8 +99,8 @@ int run(const Options& options) {
         }
       }
     }
-    print_error("evaluate", concat(failures, " of ", cases, " cases could not be scored and count as Dice 0; the first: ",
-                                   first));
+    print_error("evaluate", concat(failures, " of ", cases,
+                                   " cases could not be scored and count as Dice 0; the first: ", first));
     return failures == cases ? kExitFailure : kExitSomeFailed;
   }
   return kExitOk;
@@ -110,10 +113,13 @@ Command make_evaluate(CLI::App& program) {
   CLI::App* app = program.add_subcommand("evaluate");
   app->description(
       "Score predictions against labels: Dice, IoU, HD95, volumes.\n\n"
-      "Scores label maps: Dice, IoU, HD95 (mm) and volumes of the regions WT (whole tumour), TC (tumour core) and ET\n"
+      "Scores label maps: Dice, IoU, HD95 (mm) and volumes of the regions WT (whole tumour), TC (tumour "
+      "core) and ET\n"
       "(enhancing tumour). A label without a prediction is a failure: it is named and counts as Dice 0.\n"
-      "Empty regions follow BraTS: empty in both, Dice 1 and HD95 0; in one only, Dice 0 and HD95 373.13 mm.");
-  app->add_option("--predictions", options->predictions, "Folder of CASE.nii.gz; several folders are compared")
+      "Empty regions follow BraTS: empty in both, Dice 1 and HD95 0; in one only, Dice 0 and HD95 373.13 "
+      "mm.");
+  app->add_option("--predictions", options->predictions,
+                  "Folder of CASE.nii.gz; several folders are compared")
       ->required()
       ->group("Input")
       ->type_name("DIR...");
@@ -125,12 +131,15 @@ Command make_evaluate(CLI::App& program) {
                   "Numbers in the labels: brats2023 (3 = ET) or brats2021 (4 = ET) [brats2023]")
       ->group("Input")
       ->type_name("NAME");
-  app->add_option("--prediction-scheme", options->prediction_scheme, "The same for the predictions [as the labels]")
+  app->add_option("--prediction-scheme", options->prediction_scheme,
+                  "The same for the predictions [as the labels]")
       ->group("Input")
       ->type_name("NAME");
-  app->add_flag("--only-predicted", options->only_predicted, "Leave out labels without a prediction, and say how many")
+  app->add_flag("--only-predicted", options->only_predicted,
+                "Leave out labels without a prediction, and say how many")
       ->group("Input");
-  app->add_option("--out", options->out, "Folder for summary.json (nnU-Net's form) and metrics.csv; several: a folder each")
+  app->add_option("--out", options->out,
+                  "Folder for summary.json (nnU-Net's form) and metrics.csv; several: a folder each")
       ->group("Output")
       ->type_name("DIR");
   app->add_flag("--overwrite", options->overwrite, "Replace files that exist")->group("Output");

@@ -1,4 +1,7 @@
 // The `vesal` program: picks the subcommand, and turns every error into one line on stderr and an exit code.
+#include <unistd.h>
+
+#include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <memory>
@@ -36,7 +39,9 @@ std::string parse_message(const CLI::ParseError& error, const CLI::App& app) {
       }
     }
     const std::string hint = nearest(word, known);
-    const std::string kind = option ? "an unknown option" : known.empty() ? "an argument too many" : "an unknown command";
+    const std::string kind = option          ? "an unknown option"
+                             : known.empty() ? "an argument too many"
+                                             : "an unknown command";
     return concat(word, ": found ", kind, hint.empty() ? "" : ", expected perhaps ", hint);
   }
   static constexpr std::string_view kConvert = "Could not convert: ";
@@ -57,8 +62,8 @@ std::string parse_message(const CLI::ParseError& error, const CLI::App& app) {
   }
   static constexpr std::string_view kExcludes = " excludes ";
   if (const size_t excludes = text.find(kExcludes); excludes != std::string::npos) {
-    return concat(text.substr(0, excludes), ": found together with ", text.substr(excludes + kExcludes.size()),
-                  ", expected one of them");
+    return concat(text.substr(0, excludes), ": found together with ",
+                  text.substr(excludes + kExcludes.size()), ", expected one of them");
   }
   static constexpr std::string_view kRequired = " is required";
   if (text.ends_with(kRequired)) {
@@ -67,7 +72,8 @@ std::string parse_message(const CLI::ParseError& error, const CLI::App& app) {
   return text;
 }
 
-// CLI11's help without the noise: options show their argument's name only, and a command its description's first line.
+// CLI11's help without the noise: options show their argument's name only, and a command its description's
+// first line.
 class Help : public CLI::Formatter {
  public:
   std::string make_option_opts(const CLI::Option* option) const override {
@@ -80,7 +86,8 @@ class Help : public CLI::Formatter {
   std::string make_subcommand(const CLI::App* command) const override {
     const std::string description = command->get_description();
     std::ostringstream out;
-    CLI::detail::format_help(out, command->get_name(), description.substr(0, description.find('\n')), get_column_width());
+    CLI::detail::format_help(out, command->get_name(), description.substr(0, description.find('\n')),
+                             get_column_width());
     return out.str();
   }
   std::string make_help(const CLI::App* app, std::string name, CLI::AppFormatMode mode) const override {
@@ -92,9 +99,21 @@ class Help : public CLI::Formatter {
   }
 };
 
+// GNU's OpenMP lets waiting threads spin for milliseconds. Where processors are shared with other work, as on
+// most servers and in containers, that slows a training step several times; sleeping costs nothing measurable
+// elsewhere. The library reads its environment once, when it is loaded, so the program starts itself again
+// with the setting, unless the user has made a choice.
+void start_with_sleeping_threads(char** argv) {
+  if (std::getenv("OMP_WAIT_POLICY") == nullptr && std::getenv("GOMP_SPINCOUNT") == nullptr &&
+      setenv("OMP_WAIT_POLICY", "passive", 0) == 0) {
+    execv("/proc/self/exe", argv);  // returns only where that is not possible, and then nothing is lost
+  }
+}
+
 int run(int argc, char** argv) {
   CLI::App program(
-      "Vesal trains and runs 3D multimodal medical segmentation networks, also when some modalities are missing.");
+      "Vesal trains and runs 3D multimodal medical segmentation networks, also when some modalities are "
+      "missing.");
   program.name("vesal");
   const auto help = std::make_shared<Help>();
   help->column_width(28);
@@ -135,7 +154,8 @@ int run(int argc, char** argv) {
     const Command* command = chosen();
     const CLI::App& app = command != nullptr ? *command->app : program;
     const std::string name = command != nullptr ? command->app->get_name() : "";
-    print_error(name, concat(parse_message(error, app), " (see: vesal ", name, name.empty() ? "" : " ", "--help)"));
+    print_error(name,
+                concat(parse_message(error, app), " (see: vesal ", name, name.empty() ? "" : " ", "--help)"));
     return kExitUsage;
   }
   const Command* command = chosen();
@@ -154,7 +174,8 @@ int run(int argc, char** argv) {
     print_error(name, error.what());
     return kExitInterrupted;
   } catch (const std::bad_alloc&) {
-    print_error(name, "memory: the system has no more to give; a smaller --patch or fewer --threads needs less");
+    print_error(name,
+                "memory: the system has no more to give; a smaller --patch or fewer --threads needs less");
     return kExitFailure;
   } catch (const std::exception& error) {
     print_error(name, error.what());
@@ -164,4 +185,7 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) { return run(argc, argv); }
+int main(int argc, char** argv) {
+  start_with_sleeping_threads(argv);
+  return run(argc, argv);
+}

@@ -1,4 +1,6 @@
 // vesal phantom: synthetic four-modality brain-tumour cases.
+#include "imaging/phantom.hpp"
+
 #include <filesystem>
 #include <iostream>
 #include <memory>
@@ -7,7 +9,6 @@
 #include "apps/console.hpp"
 #include "base/error.hpp"
 #include "base/parallel.hpp"
-#include "imaging/phantom.hpp"
 #include "training/interrupted.hpp"
 
 namespace vesal::apps {
@@ -50,7 +51,8 @@ int run(const Options& options) {
 
   ProgressBar bar("phantoms");
   for (int64_t i = 0; i < options.cases; ++i) {
-    check<training::InterruptedError>(!stop_requested().load(), "interrupted after ", i, " of ", options.cases, " cases");
+    check<training::InterruptedError>(!stop_requested().load(), "interrupted after ", i, " of ",
+                                      options.cases, " cases");
     const fs::path folder = out / imaging::phantom_name(options.first + i);
     const bool existed = fs::exists(folder, error);
     try {
@@ -66,8 +68,9 @@ int run(const Options& options) {
   bar.finish();
   std::cout << options.cases << (options.cases == 1 ? " case" : " cases") << " in " << out.string()
             << " (label scheme brats2023, " << to_string(phantom.size) << " voxels of "
-            << 192.0 / static_cast<double>(phantom.size.x) << " x " << 192.0 / static_cast<double>(phantom.size.y)
-            << " x " << 192.0 / static_cast<double>(phantom.size.z) << " mm)" << std::endl;
+            << 192.0 / static_cast<double>(phantom.size.x) << " x "
+            << 192.0 / static_cast<double>(phantom.size.y) << " x "
+            << 192.0 / static_cast<double>(phantom.size.z) << " mm)" << std::endl;
   return kExitOk;
 }
 
@@ -78,12 +81,20 @@ Command make_phantom(CLI::App& program) {
   CLI::App* app = program.add_subcommand("phantom");
   app->description(
       "Make synthetic cases to try everything on.\n\n"
-      "Makes synthetic brain-tumour cases named and stored like BraTS: t1n, t1c, t2w, t2f and seg, with grey and white\n"
-      "matter, ventricles, a bias field, Rician noise, and a tumour of oedema, enhancing rim and necrotic core.\n"
+      "Makes synthetic brain-tumour cases named and stored like BraTS: t1n, t1c, t2w, t2f and seg, with grey "
+      "and white\n"
+      "matter, ventricles, a bias field, Rician noise, and a tumour of oedema, enhancing rim and necrotic "
+      "core.\n"
       "The same seed gives the same bytes.");
-  app->add_option("--out", options->out, "Folder for the cases, one folder each")->required()->group("Output")->type_name("DIR");
+  app->add_option("--out", options->out, "Folder for the cases, one folder each")
+      ->required()
+      ->group("Output")
+      ->type_name("DIR");
   app->add_flag("--overwrite", options->overwrite, "Replace cases that exist")->group("Output");
-  app->add_option("--cases", options->cases, "How many [1]")->check(CLI::Range(int64_t{1}, int64_t{99999}))->group("Content")->type_name("N");
+  app->add_option("--cases", options->cases, "How many [1]")
+      ->check(CLI::Range(int64_t{1}, int64_t{99999}))
+      ->group("Content")
+      ->type_name("N");
   app->add_option("--seed", options->seed, "Another seed, other cases [0]")->group("Content")->type_name("S");
   app->add_option("--first", options->first, "Number of the first case [0]: the same seed continues there")
       ->check(CLI::Range(int64_t{0}, int64_t{99999}))
@@ -105,7 +116,8 @@ Command make_phantom(CLI::App& program) {
   app->footer(
       "Examples:\n"
       "  vesal phantom --out data --cases 20 --seed 1\n"
-      "  vesal phantom --out data --cases 4 --size 128 128 128 --anatomy /usr/share/mricron/templates/ch2bet.nii.gz");
+      "  vesal phantom --out data --cases 4 --size 128 128 128 --anatomy "
+      "/usr/share/mricron/templates/ch2bet.nii.gz");
   return {app, [options] { return run(*options); }};
 }
 

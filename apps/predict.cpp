@@ -50,7 +50,7 @@ struct Job {
 // What is asked for, checked before any work is done.
 struct Plan {
   std::vector<Job> jobs;
-  fs::path folder;           // made where it is not there
+  fs::path folder;  // made where it is not there
   fs::path statistics;
   fs::path report;
 };
@@ -60,9 +60,10 @@ Plan make_plan(const Options& options) {
   for (const std::string& file : options.files) {
     by_file = by_file || !file.empty();
   }
-  check<UsageError>(by_file != !options.input.empty(), by_file ? "--input: found together with --t1n, --t1c, --t2w or --t2f"
-                                                               : "--input: found nothing",
-                    ", expected either --input or single files");
+  check<UsageError>(
+      by_file != !options.input.empty(),
+      by_file ? "--input: found together with --t1n, --t1c, --t2w or --t2f" : "--input: found nothing",
+      ", expected either --input or single files");
   Plan plan;
   const fs::path out = options.out;
   if (by_file) {
@@ -70,8 +71,9 @@ Plan make_plan(const Options& options) {
     for (size_t i = 0; i < options.files.size(); ++i) {
       job.files.images[i] = options.files[i];
       std::error_code error;
-      check<IoError>(options.files[i].empty() || fs::is_regular_file(options.files[i], error), options.files[i],
-                     ": found no such file, expected the ", imaging::name_of(imaging::kModalities[i]), " volume");
+      check<IoError>(options.files[i].empty() || fs::is_regular_file(options.files[i], error),
+                     options.files[i], ": found no such file, expected the ",
+                     imaging::name_of(imaging::kModalities[i]), " volume");
     }
     job.paths = training::prediction_paths(out, options.save_probabilities);
     job.files.name = job.paths.picture.stem().string();
@@ -106,8 +108,10 @@ Plan make_plan(const Options& options) {
   return plan;
 }
 
-// The largest case by its headers, for the memory plan; cases that cannot be read are reported when their turn comes.
-std::optional<training::MemoryPlan> plan_for_largest(const std::vector<Job>& jobs, const training::PredictionOptions& options,
+// The largest case by its headers, for the memory plan; cases that cannot be read are reported when their
+// turn comes.
+std::optional<training::MemoryPlan> plan_for_largest(const std::vector<Job>& jobs,
+                                                     const training::PredictionOptions& options,
                                                      int64_t network_bytes) {
   std::optional<training::MemoryPlan> largest;
   for (const Job& job : jobs) {
@@ -132,8 +136,8 @@ std::optional<training::MemoryPlan> plan_for_largest(const std::vector<Job>& job
       spacing[axis] = spacing[axis] > 0 ? spacing[axis] : geometry->spacing_mm[axis];
     }
     const training::MemoryPlan plan =
-        training::plan_memory(geometry->size, imaging::geometry_for_spacing(*geometry, spacing).size, modalities,
-                              options.tiles, network_bytes);
+        training::plan_memory(geometry->size, imaging::geometry_for_spacing(*geometry, spacing).size,
+                              modalities, options.tiles, network_bytes);
     if (!largest || plan.host_bytes() > largest->host_bytes()) {
       largest = plan;
     }
@@ -159,23 +163,24 @@ int run(const Options& options) {
   const auto seen_in_training = [&](size_t i) { return loaded.info.modalities[i]; };
   imaging::ModalityMask usable{};
   for (size_t i = 0; i < usable.size(); ++i) {
-    check<UsageError>(options.modalities.empty() || !prediction.use[i] || seen_in_training(i), "--modalities: found ",
-                      imaging::name_of(imaging::kModalities[i]), ", expected some of ",
-                      imaging::to_string(loaded.info.modalities), ", which ", loaded.file.string(), " was trained on");
+    check<UsageError>(options.modalities.empty() || !prediction.use[i] || seen_in_training(i),
+                      "--modalities: found ", imaging::name_of(imaging::kModalities[i]),
+                      ", expected some of ", imaging::to_string(loaded.info.modalities), ", which ",
+                      loaded.file.string(), " was trained on");
     usable[i] = prediction.use[i] && seen_in_training(i);
   }
   prediction.use = usable;
   prediction.spacing_mm = options.spacing.empty() ? loaded.info.spacing_mm : to_vector(options.spacing);
-  prediction.scheme =
-      options.label_scheme.empty() ? loaded.info.label_scheme : imaging::parse_label_scheme(options.label_scheme);
+  prediction.scheme = options.label_scheme.empty() ? loaded.info.label_scheme
+                                                   : imaging::parse_label_scheme(options.label_scheme);
   prediction.tiles.patch = options.patch.empty() ? loaded.info.patch : to_size(options.patch);
   prediction.tiles.overlap = options.overlap;
   prediction.tiles.stop = &stop_requested();
 
   const int64_t network_bytes =
       training::measure_network_bytes(context, *loaded.network, prediction.tiles.patch);
-  std::cout << loaded.info.network.preset << " after " << loaded.info.step << " steps, from " << loaded.file.string()
-            << ", on " << device_api::describe(context.device()) << '\n';
+  std::cout << loaded.info.network.preset << " after " << loaded.info.step << " steps, from "
+            << loaded.file.string() << ", on " << device_api::describe(context.device()) << '\n';
   const std::optional<training::MemoryPlan> memory = plan_for_largest(plan.jobs, prediction, network_bytes);
   if (memory) {
     std::cout << memory->line(prediction.tiles.patch, context.device());
@@ -188,8 +193,8 @@ int run(const Options& options) {
   // The folder is made only where its parent is there, so that a mistyped path does not grow a tree.
   std::error_code error;
   const bool made_folder = fs::create_directory(plan.folder, error);
-  check<IoError>(!error && fs::is_directory(plan.folder), plan.folder.string(), ": cannot be made: ",
-                 error ? error.message() : "a file is in its place");
+  check<IoError>(!error && fs::is_directory(plan.folder), plan.folder.string(),
+                 ": cannot be made: ", error ? error.message() : "a file is in its place");
 
   const imaging::ModalityMask asked = prediction.use;
   Json statistics = Json::object();
@@ -207,7 +212,8 @@ int run(const Options& options) {
       if (!options.modalities.empty()) {
         for (size_t i = 0; i < asked.size(); ++i) {
           check<UsageError>(!asked[i] || !job.files.images[i].empty(), job.files.name, ": found no ",
-                            imaging::name_of(imaging::kModalities[i]), ", which --modalities asks for; the case has ",
+                            imaging::name_of(imaging::kModalities[i]),
+                            ", which --modalities asks for; the case has ",
                             imaging::to_string(job.files.present()));
         }
       }
@@ -275,12 +281,16 @@ int run(const Options& options) {
         {"peak_network_bytes", context.allocator().statistics().peak_bytes},
         {"peak_resident_bytes", static_cast<int64_t>(usage.ru_maxrss) * 1024},
         {"cases", cases}};
-    const Json with_axes{{"axes",
-                          "bounding_box_voxels: start and size in voxels of the input file, in its own i j k order, "
-                          "counted from 0; centroid_mm: RAS+ millimetres; intensity: as stored in the input"},
-                         {"cases", statistics}};
-    training::write_text_file(plan.statistics, with_axes.dump(2, ' ', false, Json::error_handler_t::replace) + "\n", options.overwrite);
-    training::write_text_file(plan.report, report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n", options.overwrite);
+    const Json with_axes{
+        {"axes",
+         "bounding_box_voxels: start and size in voxels of the input file, in its own i j k order, "
+         "counted from 0; centroid_mm: RAS+ millimetres; intensity: as stored in the input"},
+        {"cases", statistics}};
+    training::write_text_file(plan.statistics,
+                              with_axes.dump(2, ' ', false, Json::error_handler_t::replace) + "\n",
+                              options.overwrite);
+    training::write_text_file(plan.report, report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n",
+                              options.overwrite);
   } else if (made_folder) {
     fs::remove(plan.folder, error);  // nothing came of it
   }
@@ -302,8 +312,10 @@ Command make_predict(CLI::App& program) {
   CLI::App* app = program.add_subcommand("predict");
   app->description(
       "Segment cases with trained weights.\n\n"
-      "Segments cases: one label map a case on the input's own grid, an overlay picture, statistics.json (volumes,\n"
-      "bounding boxes) and run.json. Modalities may be missing; absent ones have no influence on the result.\n"
+      "Segments cases: one label map a case on the input's own grid, an overlay picture, statistics.json "
+      "(volumes,\n"
+      "bounding boxes) and run.json. Modalities may be missing; absent ones have no influence on the "
+      "result.\n"
       "A case that cannot be read is reported, and the others go on.");
   app->add_option("--weights", options->weights, "A training run (its best.safetensors, else last) or a file")
       ->required()
@@ -314,21 +326,25 @@ Command make_predict(CLI::App& program) {
       ->type_name("DIR");
   for (const imaging::Modality modality : imaging::kModalities) {
     const std::string name(imaging::name_of(modality));
-    app->add_option("--" + name, options->files[static_cast<size_t>(modality)], "The " + name + " volume of a single case")
+    app->add_option("--" + name, options->files[static_cast<size_t>(modality)],
+                    "The " + name + " volume of a single case")
         ->group("Input")
         ->type_name("FILE");
   }
   app->add_option("--modalities", options->modalities, "Use these only, e.g. t1n,t1c [all that a case has]")
       ->group("Input")
       ->type_name("LIST");
-  app->add_option("--out", options->out, "Folder for the results; for single files the label map, FILE.nii.gz")
+  app->add_option("--out", options->out,
+                  "Folder for the results; for single files the label map, FILE.nii.gz")
       ->required()
       ->group("Output")
       ->type_name("OUT");
-  app->add_option("--label-scheme", options->label_scheme, "Write labels as brats2023 or brats2021 [as trained]")
+  app->add_option("--label-scheme", options->label_scheme,
+                  "Write labels as brats2023 or brats2021 [as trained]")
       ->group("Output")
       ->type_name("NAME");
-  app->add_flag("--save-probabilities", options->save_probabilities, "Also CASE-{wt,tc,et}-probability.nii.gz")
+  app->add_flag("--save-probabilities", options->save_probabilities,
+                "Also CASE-{wt,tc,et}-probability.nii.gz")
       ->group("Output");
   app->add_flag("--overwrite", options->overwrite, "Replace files that exist")->group("Output");
   app->add_option("--overlap", options->overlap, "Share that neighbouring tiles have in common [0.5]")
@@ -345,7 +361,8 @@ Command make_predict(CLI::App& program) {
       ->check(CLI::Range(0.1, 20.0))
       ->group("Sliding window")
       ->type_name("X Y Z");
-  app->add_option("--device", options->device, "auto, cpu, cuda, cuda:N or simt (emulated kernels, slow) [auto]")
+  app->add_option("--device", options->device,
+                  "auto, cpu, cuda, cuda:N or simt (emulated kernels, slow) [auto]")
       ->group("General")
       ->type_name("NAME");
   app->add_option("--threads", options->threads, "Processor threads [all]")
@@ -356,7 +373,8 @@ Command make_predict(CLI::App& program) {
       "Examples:\n"
       "  vesal predict --weights run --input data/test --out predictions\n"
       "  vesal predict --weights run --input data/test --out without-flair --modalities t1n,t1c,t2w\n"
-      "  vesal predict --weights run/best.safetensors --t1c t1c.nii.gz --t2f flair.nii.gz --out tumour.nii.gz");
+      "  vesal predict --weights run/best.safetensors --t1c t1c.nii.gz --t2f flair.nii.gz --out "
+      "tumour.nii.gz");
   return {app, [options] { return run(*options); }};
 }
 

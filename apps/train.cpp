@@ -65,7 +65,8 @@ class Screen : public training::ProgressSink {
       bar_ = std::make_unique<ProgressBar>("training");
     }
     // A mean over the last steps moves less than the loss of one.
-    smooth_ = record.step == first_step_ || first_step_ == 0 ? record.loss : 0.95 * smooth_ + 0.05 * record.loss;
+    smooth_ =
+        record.step == first_step_ || first_step_ == 0 ? record.loss : 0.95 * smooth_ + 0.05 * record.loss;
     first_step_ = first_step_ == 0 ? record.step : first_step_;
     char text[96];
     if (has_dice_) {
@@ -80,8 +81,8 @@ class Screen : public training::ProgressSink {
     has_dice_ = true;
     char text[160];
     std::snprintf(text, sizeof text, "step %lld  validation Dice: WT %.3f  TC %.3f  ET %.3f  mean %.3f%s",
-                  static_cast<long long>(record.step), record.dice[0], record.dice[1], record.dice[2], record.mean,
-                  record.best ? "  (best)" : "");
+                  static_cast<long long>(record.step), record.dice[0], record.dice[1], record.dice[2],
+                  record.mean, record.best ? "  (best)" : "");
     show_line(text);
   }
   void end() {
@@ -161,23 +162,27 @@ int run(const Options& options, const CLI::App& app) {
   const training::TrainResult result = training::train(settings, screen, &stop_requested());
   screen.end();
   if (result.interrupted) {
-    const std::string kept =
-        result.checkpoint.empty()
-            ? std::string("nothing was written")
-            : concat(result.checkpoint.string(), " is complete; --resume with the same --data and --out continues");
-    print_error("train", concat("interrupted after step ", result.step, " of ", result.total_steps, "; ", kept));
+    const std::string kept = result.checkpoint.empty()
+                                 ? std::string("nothing was written")
+                                 : concat(result.checkpoint.string(),
+                                          " is complete; --resume with the same --data and --out continues");
+    print_error("train",
+                concat("interrupted after step ", result.step, " of ", result.total_steps, "; ", kept));
     return kExitInterrupted;
   }
   char stall[32];
-  std::snprintf(stall, sizeof stall, "%.1f %%", 100.0 * result.stall_seconds / std::max(result.seconds, 1e-9));
-  std::cout << "done: " << result.step << " steps in " << duration_text(result.seconds) << ", waiting for data " << stall;
+  std::snprintf(stall, sizeof stall, "%.1f %%",
+                100.0 * result.stall_seconds / std::max(result.seconds, 1e-9));
+  std::cout << "done: " << result.step << " steps in " << duration_text(result.seconds)
+            << ", waiting for data " << stall;
   if (result.best_step > 0) {
     char best[64];
     std::snprintf(best, sizeof best, ", best mean Dice %.3f at step %lld", result.best_score,
                   static_cast<long long>(result.best_step));
     std::cout << best;
   }
-  std::cout << "\nnext: vesal predict --weights " << options.out << " --input CASES --out PREDICTIONS" << std::endl;
+  std::cout << "\nnext: vesal predict --weights " << options.out << " --input CASES --out PREDICTIONS"
+            << std::endl;
   return kExitOk;
 }
 
@@ -188,12 +193,17 @@ Command make_train(CLI::App& program) {
   CLI::App* app = program.add_subcommand("train");
   app->description(
       "Train a network on a folder of cases.\n\n"
-      "Trains a network on a folder with one folder per case (t1n, t1c, t2w, t2f volumes and seg; names of all years of\n"
-      "BraTS). RUN gets last.safetensors (weights and all that --resume needs), best.safetensors (best mean Dice in\n"
+      "Trains a network on a folder with one folder per case (t1n, t1c, t2w, t2f volumes and seg; names of "
+      "all years of\n"
+      "BraTS). RUN gets last.safetensors (weights and all that --resume needs), best.safetensors (best mean "
+      "Dice in\n"
       "validation), log.jsonl and progress.png. Ctrl-C writes a checkpoint; --resume continues bit for bit.");
 
   const char* group = "Files";
-  app->add_option("--data", options->data, "Folder with one folder per case")->required()->group(group)->type_name("DIR");
+  app->add_option("--data", options->data, "Folder with one folder per case")
+      ->required()
+      ->group(group)
+      ->type_name("DIR");
   app->add_option("--out", options->out, "Folder of this run")->required()->group(group)->type_name("RUN");
   app->add_flag("--resume", options->resume, "Continue the run in RUN with what it recorded")->group(group);
   app->add_option("--label-scheme", options->label_scheme,
@@ -217,11 +227,13 @@ Command make_train(CLI::App& program) {
       ->type_name("X Y Z");
 
   group = "How long";
-  CLI::Option* steps = app->add_option("--steps", options->steps, "End at this step [2000]; not with --minutes")
-                           ->check(CLI::Range(int64_t{1}, int64_t{100000000}))
-                           ->group(group)
-                           ->type_name("N");
-  app->add_option("--minutes", options->minutes, "As many steps as fit: measured once, then fixed and recorded")
+  CLI::Option* steps =
+      app->add_option("--steps", options->steps, "End at this step [2000]; not with --minutes")
+          ->check(CLI::Range(int64_t{1}, int64_t{100000000}))
+          ->group(group)
+          ->type_name("N");
+  app->add_option("--minutes", options->minutes,
+                  "As many steps as fit: measured once, then fixed and recorded")
       ->check(CLI::Range(0.05, 1e6))
       ->excludes(steps)
       ->group(group)
@@ -237,11 +249,12 @@ Command make_train(CLI::App& program) {
       ->check(CLI::Range(int64_t{1}, int64_t{1024}))
       ->group(group)
       ->type_name("B");
-  app->add_option("--lr", options->lr, "Peak learning rate of AdamW [0.001]")
+  app->add_option("--lr", options->lr, "Peak learning rate of AdamW [0.003]")
       ->check(CLI::Range(1e-9, 10.0))
       ->group(group)
       ->type_name("F");
-  app->add_option("--warmup-steps", options->warmup_steps, "Steps of linear warm-up [5 % of the schedule, at most 100]")
+  app->add_option("--warmup-steps", options->warmup_steps,
+                  "Steps of linear warm-up [5 % of the schedule, at most 100]")
       ->check(CLI::Range(int64_t{0}, int64_t{100000000}))
       ->group(group)
       ->type_name("N");
@@ -262,20 +275,28 @@ Command make_train(CLI::App& program) {
       ->group(group)
       ->type_name("F");
   app->add_flag("--no-augment", options->no_augment, "No flips and intensity changes")->group(group);
-  app->add_flag("--no-modality-dropout", options->no_modality_dropout, "Always show all modalities that a case has")->group(group);
-  app->add_flag("--no-deep-supervision", options->no_deep_supervision, "Loss at full resolution only")->group(group);
-  app->add_option("--seed", options->seed, "Of weights, split and augmentation [0]")->group(group)->type_name("S");
+  app->add_flag("--no-modality-dropout", options->no_modality_dropout,
+                "Always show all modalities that a case has")
+      ->group(group);
+  app->add_flag("--no-deep-supervision", options->no_deep_supervision, "Loss at full resolution only")
+      ->group(group);
+  app->add_option("--seed", options->seed, "Of weights, split and augmentation [0]")
+      ->group(group)
+      ->type_name("S");
 
   group = "Validation";
-  CLI::Option* fraction = app->add_option("--val-fraction", options->val_fraction, "Share of the cases to validate on [0.2]; not with --split")
+  CLI::Option* fraction = app->add_option("--val-fraction", options->val_fraction,
+                                          "Share of the cases to validate on [0.2]; not with --split")
                               ->check(CLI::Range(0.0, 0.95))
                               ->group(group)
                               ->type_name("F");
-  app->add_option("--split", options->split, "{\"train\": [...], \"val\": [...]} or nnU-Net's splits_final.json")
+  app->add_option("--split", options->split,
+                  "{\"train\": [...], \"val\": [...]} or nnU-Net's splits_final.json")
       ->excludes(fraction)
       ->group(group)
       ->type_name("FILE");
-  app->add_option("--val-every", options->val_every, "Steps between validations and checkpoints [a tenth of the schedule]")
+  app->add_option("--val-every", options->val_every,
+                  "Steps between validations and checkpoints [a tenth of the schedule]")
       ->check(CLI::Range(int64_t{1}, int64_t{100000000}))
       ->group(group)
       ->type_name("N");
@@ -288,14 +309,16 @@ Command make_train(CLI::App& program) {
       ->type_name("F");
 
   group = "General";
-  app->add_option("--device", options->device, "auto, cpu, cuda, cuda:N or simt (emulated kernels, slow) [auto]")
+  app->add_option("--device", options->device,
+                  "auto, cpu, cuda, cuda:N or simt (emulated kernels, slow) [auto]")
       ->group(group)
       ->type_name("NAME");
   app->add_option("--threads", options->threads, "Processor threads [all]")
       ->check(CLI::Range(1, 4096))
       ->group(group)
       ->type_name("T");
-  app->add_option("--loader-threads", options->loader_threads, "Threads that cut and augment crops; no influence on results [1]")
+  app->add_option("--loader-threads", options->loader_threads,
+                  "Threads that cut and augment crops; no influence on results [1]")
       ->check(CLI::Range(1, 256))
       ->group(group)
       ->type_name("T");

@@ -20,7 +20,10 @@ set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib)
 find_program(VESAL_CCACHE ccache)
 if(VESAL_CCACHE)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${VESAL_CCACHE})
-  set(CMAKE_CUDA_COMPILER_LAUNCHER ${VESAL_CCACHE})
+endif()
+set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CURRENT_LIST_DIR}/ptxas_log.sh ${VESAL_CCACHE})
+if(NOT VESAL_CCACHE)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CURRENT_LIST_DIR}/ptxas_log.sh)
 endif()
 
 # Flags that every host translation unit gets. Contraction is off so that the emulator and the references round as

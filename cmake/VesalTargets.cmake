@@ -44,7 +44,7 @@ function(vesal_kernel_family name)
     target_include_directories(kernels_${name}_cuda PUBLIC $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}>)
     target_compile_definitions(kernels_${name}_cuda PRIVATE VESAL_BACKEND=cuda)
     target_compile_options(kernels_${name}_cuda PRIVATE
-      $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo -Xptxas=-v --resource-usage>)
+      $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo -Xptxas=-v>)
     set_property(GLOBAL APPEND PROPERTY VESAL_KERNEL_OBJECTS kernels_${name}_cuda)
   endif()
 endfunction()

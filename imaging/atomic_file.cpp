@@ -37,7 +37,8 @@ void AtomicFile::write(const void* bytes, size_t count) {
     if (written < 0 && errno == EINTR) {
       continue;
     }
-    check<IoError>(written > 0, path_.string(), ": writing failed: ", std::strerror(written < 0 ? errno : ENOSPC));
+    check<IoError>(written > 0, path_.string(),
+                   ": writing failed: ", std::strerror(written < 0 ? errno : ENOSPC));
     next += written;
     count -= static_cast<size_t>(written);
   }
@@ -49,11 +50,13 @@ void AtomicFile::commit() {
   if (closed != 0 || ::rename(temporary_.c_str(), path_.c_str()) != 0) {
     const int error = errno;
     ::unlink(temporary_.c_str());
-    throw IoError(concat(path_.string(), ": ", closed != 0 ? "closing" : "renaming", " failed: ",
-                         std::strerror(error)));
+    throw IoError(concat(path_.string(), ": ", closed != 0 ? "closing" : "renaming",
+                         " failed: ", std::strerror(error)));
   }
-  // The new name itself reaches the disk with its folder; where folders cannot be synced there is nothing to add.
-  const std::filesystem::path folder = path_.has_parent_path() ? path_.parent_path() : std::filesystem::path(".");
+  // The new name itself reaches the disk with its folder; where folders cannot be synced there is nothing to
+  // add.
+  const std::filesystem::path folder =
+      path_.has_parent_path() ? path_.parent_path() : std::filesystem::path(".");
   if (const int handle = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); handle >= 0) {
     ::fsync(handle);
     ::close(handle);

@@ -1,6 +1,6 @@
-// A file that appears under its final name only when it is complete: it is written under a temporary name in the same
-// folder, fsynced and renamed by commit(); without commit() nothing is left behind. Every write is checked, so a full
-// disk is an IoError and never a short file.
+// A file that appears under its final name only when it is complete: it is written under a temporary name in
+// the same folder, fsynced and renamed by commit(); without commit() nothing is left behind. Every write is
+// checked, so a full disk is an IoError and never a short file.
 #pragma once
 
 #include <cstddef>

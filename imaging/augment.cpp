@@ -45,7 +45,8 @@ bool draw_foreground(const LabelMap& labels, RandomStream& random, Size3& voxel)
   for (const uint8_t label : labels.data) {
     ++occurrences[label];
   }
-  const int64_t kinds = std::count_if(occurrences.begin() + 1, occurrences.end(), [](int64_t n) { return n > 0; });
+  const int64_t kinds =
+      std::count_if(occurrences.begin() + 1, occurrences.end(), [](int64_t n) { return n > 0; });
   if (kinds == 0) {
     return false;
   }
@@ -69,7 +70,8 @@ Size3 draw_start(const PreparedCase& source, const AugmentOptions& options, Rand
   const Size3 n = source.size();
   const bool wants_foreground = random.bernoulli(options.foreground_probability);
   Size3 centre;
-  const bool centred = wants_foreground && !source.labels.empty() && draw_foreground(source.labels, random, centre);
+  const bool centred =
+      wants_foreground && !source.labels.empty() && draw_foreground(source.labels, random, centre);
   Size3 start;
   for (int axis = 0; axis < 3; ++axis) {
     const int64_t room = n[axis] - options.patch[axis];
@@ -92,8 +94,9 @@ PatchMap draw_map(const PreparedCase& source, const AugmentOptions& options, Ran
     map.whole = false;
     std::array<double, 3> radians{};
     for (double& angle : radians) {
-      angle = static_cast<double>(random.uniform(-options.max_rotation_degrees, options.max_rotation_degrees)) *
-              std::numbers::pi / 180.0;
+      angle =
+          static_cast<double>(random.uniform(-options.max_rotation_degrees, options.max_rotation_degrees)) *
+          std::numbers::pi / 180.0;
     }
     const double zoom = static_cast<double>(random.uniform(options.min_zoom, options.max_zoom));
     // Rotation happens in mm, so that it stays one where voxels are not cubes.
@@ -119,12 +122,14 @@ PatchMap draw_map(const PreparedCase& source, const AugmentOptions& options, Ran
   }
   for (int axis = 0; axis < 3; ++axis) {
     const auto& row = turn[static_cast<size_t>(axis)];
-    map.offset[axis] = static_cast<double>(start[axis]) + half[axis] - (row[0] * half.x + row[1] * half.y + row[2] * half.z);
+    map.offset[axis] =
+        static_cast<double>(start[axis]) + half[axis] - (row[0] * half.x + row[1] * half.y + row[2] * half.z);
   }
   return map;
 }
 
-void sample_patch(const PreparedCase& source, const PatchMap& map, Sample& sample, std::vector<uint8_t>& head) {
+void sample_patch(const PreparedCase& source, const PatchMap& map, Sample& sample,
+                  std::vector<uint8_t>& head) {
   const Size3 n = source.size();
   const Size3 patch = sample.size;
   const bool labelled = !source.labels.empty();
@@ -198,11 +203,13 @@ void blur_channel(Sample& sample, size_t channel, float sigma) {
   std::vector<float> weights;
   double total = 0;
   for (int64_t i = -radius; i <= radius; ++i) {
-    total += std::exp(-0.5 * static_cast<double>(i * i) / (static_cast<double>(sigma) * static_cast<double>(sigma)));
+    total += std::exp(-0.5 * static_cast<double>(i * i) /
+                      (static_cast<double>(sigma) * static_cast<double>(sigma)));
   }
   for (int64_t i = -radius; i <= radius; ++i) {
-    weights.push_back(static_cast<float>(
-        std::exp(-0.5 * static_cast<double>(i * i) / (static_cast<double>(sigma) * static_cast<double>(sigma))) / total));
+    weights.push_back(static_cast<float>(std::exp(-0.5 * static_cast<double>(i * i) /
+                                                  (static_cast<double>(sigma) * static_cast<double>(sigma))) /
+                                         total));
   }
   const Size3 n = sample.size;
   std::vector<float> from(static_cast<size_t>(n.voxels()));
@@ -222,7 +229,8 @@ void blur_channel(Sample& sample, size_t channel, float sigma) {
             float sum = 0;
             for (int64_t i = -radius; i <= radius; ++i) {
               const int64_t other = std::clamp<int64_t>(position + i, 0, n[axis] - 1);
-              sum += weights[static_cast<size_t>(i + radius)] * from[static_cast<size_t>(at + (other - position) * stride)];
+              sum += weights[static_cast<size_t>(i + radius)] *
+                     from[static_cast<size_t>(at + (other - position) * stride)];
             }
             to[static_cast<size_t>(at)] = sum;
           }
@@ -236,8 +244,8 @@ void blur_channel(Sample& sample, size_t channel, float sigma) {
   }
 }
 
-void alter_intensities(Sample& sample, size_t channel, const std::vector<uint8_t>& head, const AugmentOptions& options,
-                       RandomStream& random) {
+void alter_intensities(Sample& sample, size_t channel, const std::vector<uint8_t>& head,
+                       const AugmentOptions& options, RandomStream& random) {
   const auto for_head = [&](const auto& change) {
     for (size_t i = 0; i < head.size(); ++i) {
       if (head[i] != 0) {
@@ -275,7 +283,8 @@ void alter_intensities(Sample& sample, size_t channel, const std::vector<uint8_t
     });
     const float range = high - low;
     if (range > 1e-6f) {
-      for_head([&](float& v) { v = low + range * std::pow(std::clamp((v - low) / range, 0.0f, 1.0f), gamma); });
+      for_head(
+          [&](float& v) { v = low + range * std::pow(std::clamp((v - low) / range, 0.0f, 1.0f), gamma); });
     }
   }
 }

@@ -1,8 +1,8 @@
-// Random training patches from a prepared case. All randomness comes from the RandomStream that is passed, in a fixed
-// order, so a sample depends on (seed, step, op) and the options only.
+// Random training patches from a prepared case. All randomness comes from the RandomStream that is passed, in
+// a fixed order, so a sample depends on (seed, step, op) and the options only.
 //
-// Rotation, scaling and flips are one affine map from patch to volume, sampled directly from the volume (trilinear for
-// images, nearest for labels): no border of a previously cropped patch ever shows.
+// Rotation, scaling and flips are one affine map from patch to volume, sampled directly from the volume
+// (trilinear for images, nearest for labels): no border of a previously cropped patch ever shows.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ namespace vesal::imaging {
 
 struct AugmentOptions {
   Size3 patch{96, 96, 96};
-  // Share of patches centred on a foreground voxel (a label drawn evenly among those present, then one of its voxels);
-  // the others lie anywhere in the volume. Ignored without labels.
+  // Share of patches centred on a foreground voxel (a label drawn evenly among those present, then one of its
+  // voxels); the others lie anywhere in the volume. Ignored without labels.
   float foreground_probability = 0.5f;
 
   std::array<float, 3> flip_probability{0.5f, 0.5f, 0.5f};  // X Y Z
@@ -50,8 +50,8 @@ struct Sample {
   std::vector<uint8_t> labels;  // [D, H, W]; internal labels, empty without a label file
 };
 
-// Where the volume is smaller than the patch it is centred and padded with 0. Intensity changes apply inside the head
-// only: outside stays exactly 0, as after preprocessing.
+// Where the volume is smaller than the patch it is centred and padded with 0. Intensity changes apply inside
+// the head only: outside stays exactly 0, as after preprocessing.
 Sample draw_sample(const PreparedCase& source, const AugmentOptions& options, RandomStream& random);
 
 }  // namespace vesal::imaging

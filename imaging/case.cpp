@@ -12,7 +12,8 @@ namespace {
 constexpr std::string_view kKnownModalities =
     "t1n (t1, t1w, t1native), t1c (t1ce, t1gd, t1ct, ct1), t2w (t2), t2f (flair, fla, t2flair)";
 constexpr std::string_view kExpectedFiles =
-    "expected files like CASE-t1n.nii.gz, CASE-t1c.nii.gz, CASE-t2w.nii.gz, CASE-t2f.nii.gz (or _t1, _t1ce, _t2, _flair)";
+    "expected files like CASE-t1n.nii.gz, CASE-t1c.nii.gz, CASE-t2w.nii.gz, CASE-t2f.nii.gz (or _t1, _t1ce, "
+    "_t2, _flair)";
 
 std::string lower(std::string_view text) {
   std::string result(text);
@@ -45,9 +46,11 @@ bool collect(const std::filesystem::path& folder, CaseFiles& files) {
   }
   check<IoError>(!error, folder.string(), ": cannot be listed: ", error.message());
   std::sort(paths.begin(), paths.end());
-  const auto claim = [](std::filesystem::path& slot, const std::filesystem::path& path, std::string_view what) {
-    check<FormatError>(slot.empty(), path.parent_path().string(), ": both ", slot.filename().string(), " and ",
-                       path.filename().string(), " claim to be ", what, "; expected one file for it");
+  const auto claim = [](std::filesystem::path& slot, const std::filesystem::path& path,
+                        std::string_view what) {
+    check<FormatError>(slot.empty(), path.parent_path().string(), ": both ", slot.filename().string(),
+                       " and ", path.filename().string(), " claim to be ", what,
+                       "; expected one file for it");
     slot = path;
   };
   for (const auto& path : paths) {
@@ -73,7 +76,8 @@ std::string folder_name(const std::filesystem::path& folder) {
 
 void require_folder(const std::filesystem::path& folder) {
   check<IoError>(std::filesystem::exists(folder), folder.string(), ": no such folder; ", kExpectedFiles);
-  check<IoError>(std::filesystem::is_directory(folder), folder.string(), ": is not a folder; ", kExpectedFiles);
+  check<IoError>(std::filesystem::is_directory(folder), folder.string(), ": is not a folder; ",
+                 kExpectedFiles);
 }
 
 const std::array<uint8_t, 4>& scheme_values(LabelScheme scheme) {
@@ -92,17 +96,19 @@ std::string_view name_of(Modality modality) {
 
 std::optional<Modality> find_modality(std::string_view name) {
   static const std::map<std::string, Modality, std::less<>> known{
-      {"t1n", Modality::t1n},  {"t1", Modality::t1n},    {"t1w", Modality::t1n},  {"t1native", Modality::t1n},
-      {"t1c", Modality::t1c},  {"t1ce", Modality::t1c},  {"t1gd", Modality::t1c}, {"t1ct", Modality::t1c},
-      {"ct1", Modality::t1c},  {"t2w", Modality::t2w},   {"t2", Modality::t2w},   {"t2f", Modality::t2f},
-      {"flair", Modality::t2f}, {"fla", Modality::t2f}, {"t2flair", Modality::t2f}};
+      {"t1n", Modality::t1n},      {"t1", Modality::t1n},   {"t1w", Modality::t1n},
+      {"t1native", Modality::t1n}, {"t1c", Modality::t1c},  {"t1ce", Modality::t1c},
+      {"t1gd", Modality::t1c},     {"t1ct", Modality::t1c}, {"ct1", Modality::t1c},
+      {"t2w", Modality::t2w},      {"t2", Modality::t2w},   {"t2f", Modality::t2f},
+      {"flair", Modality::t2f},    {"fla", Modality::t2f},  {"t2flair", Modality::t2f}};
   const auto found = known.find(lower(name));
   return found == known.end() ? std::nullopt : std::optional(found->second);
 }
 
 Modality parse_modality(std::string_view name) {
   const auto modality = find_modality(name);
-  check<UsageError>(modality.has_value(), "modality \"", name, "\" is not known; expected one of ", kKnownModalities);
+  check<UsageError>(modality.has_value(), "modality \"", name, "\" is not known; expected one of ",
+                    kKnownModalities);
   return *modality;
 }
 
@@ -151,7 +157,8 @@ CaseFiles find_case(const std::filesystem::path& folder) {
   require_folder(folder);
   CaseFiles files;
   files.name = folder_name(folder);
-  check<FormatError>(collect(folder, files), folder.string(), ": no image of a known modality; ", kExpectedFiles);
+  check<FormatError>(collect(folder, files), folder.string(), ": no image of a known modality; ",
+                     kExpectedFiles);
   return files;
 }
 
@@ -210,8 +217,9 @@ LabelMap labels_from_scheme(const Image& values, LabelScheme scheme, const std::
       ++not_finite;
       continue;
     }
-    const auto found = std::find_if(allowed.begin(), allowed.end(),
-                                    [&](uint8_t candidate) { return static_cast<float>(candidate) == value; });
+    const auto found = std::find_if(allowed.begin(), allowed.end(), [&](uint8_t candidate) {
+      return static_cast<float>(candidate) == value;
+    });
     if (found == allowed.end()) {
       ++outside[value];
     } else {
@@ -222,7 +230,8 @@ LabelMap labels_from_scheme(const Image& values, LabelScheme scheme, const std::
   if (outside.empty()) {
     return labels;
   }
-  const LabelScheme other = scheme == LabelScheme::brats2021 ? LabelScheme::brats2023 : LabelScheme::brats2021;
+  const LabelScheme other =
+      scheme == LabelScheme::brats2021 ? LabelScheme::brats2023 : LabelScheme::brats2021;
   const auto& fits = scheme_values(other);
   const bool other_fits = std::all_of(values.data.begin(), values.data.end(), [&](float value) {
     return std::any_of(fits.begin(), fits.end(), [&](uint8_t v) { return static_cast<float>(v) == value; });
@@ -230,7 +239,8 @@ LabelMap labels_from_scheme(const Image& values, LabelScheme scheme, const std::
   const auto& [value, occurrences] = *outside.begin();
   throw FormatError(concat(path.string(), ": label ", value, " (", occurrences, " voxels",
                            outside.size() > 1 ? concat(", and ", outside.size() - 1, " more values") : "",
-                           ") is not of scheme ", name_of(scheme), ", which allows 0, 1, 2, ", int{allowed[3]},
+                           ") is not of scheme ", name_of(scheme), ", which allows 0, 1, 2, ",
+                           int{allowed[3]},
                            other_fits ? concat("; all labels fit scheme ", name_of(other)) : ""));
 }
 
@@ -286,20 +296,20 @@ Case load_case(const CaseFiles& files, const LoadOptions& options) {
       result.header = std::move(image.header);
     } else {
       const std::string difference = geometry_difference(result.geometry, image.volume.geometry);
-      check<FormatError>(difference.empty(), path.string(), ": not on the grid of ", first.string(), ": ", difference,
-                         "; expected co-registered modalities on one grid");
+      check<FormatError>(difference.empty(), path.string(), ": not on the grid of ", first.string(), ": ",
+                         difference, "; expected co-registered modalities on one grid");
       image.volume.geometry = result.geometry;
     }
     result.images[m] = std::move(image.volume);
     result.present[m] = true;
   }
-  check<UsageError>(!first.empty(), "case ", files.name, ": none of the wanted modalities ", to_string(options.use),
-                    " is there; found ", to_string(files.present()));
+  check<UsageError>(!first.empty(), "case ", files.name, ": none of the wanted modalities ",
+                    to_string(options.use), " is there; found ", to_string(files.present()));
   if (options.read_labels && !files.labels.empty()) {
     const NiftiImage image = read_nifti(files.labels);
     const std::string difference = geometry_difference(result.geometry, image.volume.geometry);
-    check<FormatError>(difference.empty(), files.labels.string(), ": not on the grid of ", first.string(), ": ",
-                       difference, "; expected labels on the images' grid");
+    check<FormatError>(difference.empty(), files.labels.string(), ": not on the grid of ", first.string(),
+                       ": ", difference, "; expected labels on the images' grid");
     result.labels = labels_from_scheme(image.volume, options.scheme, files.labels);
     result.labels.geometry = result.geometry;
   }

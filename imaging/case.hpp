@@ -1,4 +1,5 @@
-// A case: up to four co-registered modalities and a label file, found by name in a folder and read with every check.
+// A case: up to four co-registered modalities and a label file, found by name in a folder and read with every
+// check.
 //
 // Modalities are known by name, never by position; the channel order is t1n, t1c, t2w, t2f. Labels inside are
 // 1 = NCR (necrotic core), 2 = ED (oedema), 3 = ET (enhancing tumour).
@@ -38,25 +39,27 @@ std::string to_string(const ModalityMask& mask);
 int count(const ModalityMask& mask);
 
 struct CaseFiles {
-  std::string name;  // the folder's name
+  std::string name;                                          // the folder's name
   std::array<std::filesystem::path, kModalityCount> images;  // empty: not there
   std::filesystem::path labels;                              // empty: not there
 
   ModalityMask present() const;
 };
 
-// The files of one case by the part of their names after the last '-' or '_' (or the whole of it): names of all years
-// of BraTS (BraTS-GLI-00000-000-t1n.nii.gz, BraTS2021_00000_t1ce.nii.gz, BraTS20_Training_001_flair.nii) and plain
-// t1.nii.gz; `seg` is the label file. Files with other endings are left alone. Throws IoError for a missing folder,
-// FormatError when two files claim one modality or when none is there.
+// The files of one case by the part of their names after the last '-' or '_' (or the whole of it): names of
+// all years of BraTS (BraTS-GLI-00000-000-t1n.nii.gz, BraTS2021_00000_t1ce.nii.gz,
+// BraTS20_Training_001_flair.nii) and plain t1.nii.gz; `seg` is the label file. Files with other endings are
+// left alone. Throws IoError for a missing folder, FormatError when two files claim one modality or when none
+// is there.
 CaseFiles find_case(const std::filesystem::path& folder);
 
-// The cases of a data set: `folder` itself when images lie in it, else its subfolders that hold images, sorted by name.
-// Throws IoError for a missing folder and FormatError, saying what was expected, when there is no case.
+// The cases of a data set: `folder` itself when images lie in it, else its subfolders that hold images,
+// sorted by name. Throws IoError for a missing folder and FormatError, saying what was expected, when there
+// is no case.
 std::vector<CaseFiles> list_cases(const std::filesystem::path& folder);
 
-// How a data set numbers its labels. brats2021 (2017 to 2021): 1 NCR, 2 ED, 4 ET. brats2023: 1 NCR, 2 ED, 3 ET.
-// The 2024 post-treatment scheme, whose 4 is the resection cavity, is deliberately not among them.
+// How a data set numbers its labels. brats2021 (2017 to 2021): 1 NCR, 2 ED, 4 ET. brats2023: 1 NCR, 2 ED, 3
+// ET. The 2024 post-treatment scheme, whose 4 is the resection cavity, is deliberately not among them.
 enum class LabelScheme { brats2021, brats2023 };
 std::string_view name_of(LabelScheme scheme);
 LabelScheme parse_label_scheme(std::string_view name);  // throws UsageError
@@ -65,8 +68,8 @@ constexpr uint8_t kLabelNcr = 1;
 constexpr uint8_t kLabelEd = 2;
 constexpr uint8_t kLabelEt = 3;
 
-// A label file's values to internal labels. A value outside the scheme is a FormatError that names the file, the value,
-// how often it occurs, what is allowed, and the other scheme where that one would fit.
+// A label file's values to internal labels. A value outside the scheme is a FormatError that names the file,
+// the value, how often it occurs, what is allowed, and the other scheme where that one would fit.
 LabelMap labels_from_scheme(const Image& values, LabelScheme scheme, const std::filesystem::path& path);
 // Internal labels to a scheme's numbers.
 LabelMap labels_to_scheme(const LabelMap& labels, LabelScheme scheme);
@@ -90,8 +93,8 @@ constexpr bool in_region(uint8_t label, Region region) {
 // 1 where the label belongs to the region, else 0.
 LabelMap region_mask(const LabelMap& labels, Region region);
 
-// The label of one voxel from its three region probabilities: WT paints 2, then TC paints 1, then ET paints 3, each
-// where its probability is >= threshold.
+// The label of one voxel from its three region probabilities: WT paints 2, then TC paints 1, then ET paints
+// 3, each where its probability is >= threshold.
 constexpr uint8_t label_of_regions(float wt, float tc, float et, float threshold = 0.5f) {
   uint8_t label = wt >= threshold ? kLabelEd : uint8_t{0};
   label = tc >= threshold ? kLabelNcr : label;
@@ -116,8 +119,8 @@ struct LoadOptions {
   LabelScheme scheme = LabelScheme::brats2023;
 };
 
-// Reads a case. All files lie on one grid (FormatError naming both files and what differs), images are finite and not
-// all zero. Throws UsageError when none of the wanted modalities is there.
+// Reads a case. All files lie on one grid (FormatError naming both files and what differs), images are finite
+// and not all zero. Throws UsageError when none of the wanted modalities is there.
 Case load_case(const CaseFiles& files, const LoadOptions& options = {});
 
 }  // namespace vesal::imaging

@@ -103,7 +103,8 @@ Components connected_components(const LabelMap& mask) {
       }
       const Run& run = runs[static_cast<size_t>(r)];
       result.voxels[static_cast<size_t>(label - 1)] += run.end - run.begin;
-      std::fill(result.labels.begin() + row * n.x + run.begin, result.labels.begin() + row * n.x + run.end, label);
+      std::fill(result.labels.begin() + row * n.x + run.begin, result.labels.begin() + row * n.x + run.end,
+                label);
     }
   }
   return result;

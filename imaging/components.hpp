@@ -17,8 +17,8 @@ struct Components {
 // 26-connected components of the nonzero voxels (they touch by face, edge or corner).
 Components connected_components(const LabelMap& mask);
 
-// Sets to 0 the voxels of every component (of nonzero voxels) that has fewer than `min_voxels`; returns how many
-// components went.
+// Sets to 0 the voxels of every component (of nonzero voxels) that has fewer than `min_voxels`; returns how
+// many components went.
 int64_t remove_small_components(LabelMap& labels, int64_t min_voxels);
 // Keeps the largest component only (the first on a tie).
 void keep_largest_component(LabelMap& labels);

@@ -112,7 +112,8 @@ constexpr Glyph kUnknown{0b11111, 0b10001, 0b10001, 0b10001, 0b10001, 0b10001, 0
 
 const Glyph& glyph_of(char character) {
   const int index = static_cast<unsigned char>(character) - kFirst;
-  return index >= 0 && index < static_cast<int>(kGlyphs.size()) ? kGlyphs[static_cast<std::size_t>(index)] : kUnknown;
+  return index >= 0 && index < static_cast<int>(kGlyphs.size()) ? kGlyphs[static_cast<std::size_t>(index)]
+                                                                : kUnknown;
 }
 
 int drop_of(char character) {

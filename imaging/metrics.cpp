@@ -18,8 +18,8 @@ struct Line {
   explicit Line(int64_t n)
       : values(static_cast<size_t>(n)), site(static_cast<size_t>(n)), bound(static_cast<size_t>(n) + 1) {}
   std::vector<double> values;
-  std::vector<int64_t> site;   // parabolas of the lower envelope
-  std::vector<double> bound;   // where each takes over, in steps
+  std::vector<int64_t> site;  // parabolas of the lower envelope
+  std::vector<double> bound;  // where each takes over, in steps
 };
 
 // out[q] = min over p of f[p] + (step * (q - p))^2, in place on n values `stride` apart.
@@ -111,8 +111,8 @@ double hd95(const LabelMap& prediction, const LabelMap& reference) {
 }  // namespace
 
 std::vector<double> squared_distance_mm2(std::span<const uint8_t> feature, Size3 size, Vector3 spacing_mm) {
-  check<ShapeError>(static_cast<int64_t>(feature.size()) == size.voxels(), "squared_distance_mm2: ", feature.size(),
-                    " voxels, expected ", to_string(size));
+  check<ShapeError>(static_cast<int64_t>(feature.size()) == size.voxels(),
+                    "squared_distance_mm2: ", feature.size(), " voxels, expected ", to_string(size));
   std::vector<double> field(feature.size());
   for (size_t i = 0; i < feature.size(); ++i) {
     field[i] = feature[i] != 0 ? 0.0 : kInfinity;
@@ -141,7 +141,8 @@ std::vector<double> squared_distance_mm2(std::span<const uint8_t> feature, Size3
 }
 
 double percentile(std::vector<double> values, double q) {
-  check<UsageError>(!values.empty() && q >= 0 && q <= 100, "percentile: ", q, " of ", values.size(), " values");
+  check<UsageError>(!values.empty() && q >= 0 && q <= 100, "percentile: ", q, " of ", values.size(),
+                    " values");
   const double position = q / 100.0 * static_cast<double>(values.size() - 1);
   const size_t below = static_cast<size_t>(position);
   const auto low = values.begin() + static_cast<std::ptrdiff_t>(below);

@@ -1,12 +1,14 @@
 // Agreement of two masks: overlap, surface distance, volumes.
 //
-// HD95 follows medpy, which BraTS' older evaluations used: a mask's surface is the set of its voxels that have a face
-// neighbour outside it (outside the grid counts as outside); the distances of each surface voxel to the other surface,
-// in mm between voxel centres, are pooled from both sides, and the 95th percentile is taken with linear interpolation.
-// (Taking the larger of two one-sided percentiles, as others do, gives other numbers.)
+// HD95 follows medpy, which BraTS' older evaluations used: a mask's surface is the set of its voxels that
+// have a face neighbour outside it (outside the grid counts as outside); the distances of each surface voxel
+// to the other surface, in mm between voxel centres, are pooled from both sides, and the 95th percentile is
+// taken with linear interpolation. (Taking the larger of two one-sided percentiles, as others do, gives other
+// numbers.)
 //
-// Empty masks follow BraTS: both empty: Dice 1, IoU 1, HD95 0; one empty: Dice 0, IoU 0, HD95 373.13 mm, the diagonal
-// of the 240 x 240 x 155 grid at 1 mm. The flags say when this rule applied, so that no mean hides it.
+// Empty masks follow BraTS: both empty: Dice 1, IoU 1, HD95 0; one empty: Dice 0, IoU 0, HD95 373.13 mm, the
+// diagonal of the 240 x 240 x 155 grid at 1 mm. The flags say when this rule applied, so that no mean hides
+// it.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +45,9 @@ MaskMetrics compare_masks(const LabelMap& prediction, const LabelMap& reference)
 // WT, TC, ET of two maps of internal labels, in that order.
 std::array<MaskMetrics, kRegionCount> compare_regions(const LabelMap& prediction, const LabelMap& reference);
 
-// For each voxel the squared distance in mm^2 to the nearest nonzero voxel of `feature` (infinity without one), exact:
-// Felzenszwalb & Huttenlocher, "Distance transforms of sampled functions", Theory of Computing 2012, axis by axis.
+// For each voxel the squared distance in mm^2 to the nearest nonzero voxel of `feature` (infinity without
+// one), exact: Felzenszwalb & Huttenlocher, "Distance transforms of sampled functions", Theory of Computing
+// 2012, axis by axis.
 std::vector<double> squared_distance_mm2(std::span<const uint8_t> feature, Size3 size, Vector3 spacing_mm);
 
 // The q-th percentile (0..100) with linear interpolation between order statistics, as numpy's default.

@@ -20,7 +20,8 @@
 namespace vesal::imaging {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "files are written in host byte order, little-endian");
+static_assert(std::endian::native == std::endian::little,
+              "files are written in host byte order, little-endian");
 static_assert(sizeof(nifti_1_header) == 348 && sizeof(nifti_2_header) == 540);
 
 constexpr int64_t kExtenderBytes = 4;
@@ -35,7 +36,8 @@ class Input {
     std::error_code error;
     const auto status = std::filesystem::status(path, error);
     check<IoError>(!error && std::filesystem::exists(status), path.string(), ": no such file");
-    check<IoError>(!std::filesystem::is_directory(status), path.string(), ": is a folder, expected a NIfTI file");
+    check<IoError>(!std::filesystem::is_directory(status), path.string(),
+                   ": is a folder, expected a NIfTI file");
     file_bytes_ = static_cast<int64_t>(std::filesystem::file_size(path, error));
     check<IoError>(!error, path.string(), ": size cannot be read: ", error.message());
     file_ = gzopen(path.c_str(), "rb");
@@ -56,10 +58,11 @@ class Input {
       int code = Z_OK;
       const char* message = gzerror(file_, &code);
       check<IoError>(code != Z_ERRNO, path_.string(), ": reading failed: ", std::strerror(errno));
-      check<FormatError>(code != Z_BUF_ERROR, path_.string(), ": gzip stream ends too early after ", position_ + done + std::max(got, 0),
-                         " bytes of content: the file is truncated");
+      check<FormatError>(code != Z_BUF_ERROR, path_.string(), ": gzip stream ends too early after ",
+                         position_ + done + std::max(got, 0), " bytes of content: the file is truncated");
       check<FormatError>(got >= 0 && (code == Z_OK || code == Z_STREAM_END), path_.string(),
-                         ": gzip stream is damaged after ", position_ + done, " bytes of content: ", without_name(message));
+                         ": gzip stream is damaged after ", position_ + done,
+                         " bytes of content: ", without_name(message));
       if (got == 0) {
         break;
       }
@@ -124,8 +127,10 @@ Fields fields_of(const Header& h) {
   f.inter = static_cast<double>(h.scl_inter);
   f.qform_code = h.qform_code;
   f.sform_code = h.sform_code;
-  f.quaternion = {static_cast<double>(h.quatern_b), static_cast<double>(h.quatern_c), static_cast<double>(h.quatern_d)};
-  f.qoffset = {static_cast<double>(h.qoffset_x), static_cast<double>(h.qoffset_y), static_cast<double>(h.qoffset_z)};
+  f.quaternion = {static_cast<double>(h.quatern_b), static_cast<double>(h.quatern_c),
+                  static_cast<double>(h.quatern_d)};
+  f.qoffset = {static_cast<double>(h.qoffset_x), static_cast<double>(h.qoffset_y),
+               static_cast<double>(h.qoffset_z)};
   for (size_t i = 0; i < 4; ++i) {
     f.sform[0][i] = static_cast<double>(h.srow_x[i]);
     f.sform[1][i] = static_cast<double>(h.srow_y[i]);
@@ -169,8 +174,8 @@ std::string dims_text(const Fields& f) {
 void check_dims(const Fields& f, const std::string& name) {
   check<FormatError>(f.dim[0] >= 1 && f.dim[0] <= 7, name, ": dim[0] is ", f.dim[0], ", expected 3");
   for (int64_t i = 1; i <= f.dim[0]; ++i) {
-    check<FormatError>(f.dim[static_cast<size_t>(i)] >= 1, name, ": dim[", i, "] is ", f.dim[static_cast<size_t>(i)],
-                       ", expected at least 1");
+    check<FormatError>(f.dim[static_cast<size_t>(i)] >= 1, name, ": dim[", i, "] is ",
+                       f.dim[static_cast<size_t>(i)], ", expected at least 1");
   }
   check<FormatError>(f.dim[0] >= 3 && f.dim[3] > 1, name, ": dim is ", dims_text(f),
                      ", a 2D image; expected a 3D volume");
@@ -197,8 +202,8 @@ Affine stored_affine(const Fields& f, const std::string& name) {
     }
   } else {
     for (size_t i = 1; i <= 3; ++i) {
-      check<FormatError>(std::isfinite(f.pixdim[i]) && f.pixdim[i] != 0, name, ": pixdim[", i, "] is ", f.pixdim[i],
-                         ", expected a voxel size in mm");
+      check<FormatError>(std::isfinite(f.pixdim[i]) && f.pixdim[i] != 0, name, ": pixdim[", i, "] is ",
+                         f.pixdim[i], ", expected a voxel size in mm");
     }
     if (f.qform_code > 0) {
       source = "qform (quatern_b, quatern_c, quatern_d)";
@@ -227,25 +232,27 @@ Affine stored_affine(const Fields& f, const std::string& name) {
   const double determinant = a[0][0] * (a[1][1] * a[2][2] - a[1][2] * a[2][1]) -
                              a[0][1] * (a[1][0] * a[2][2] - a[1][2] * a[2][0]) +
                              a[0][2] * (a[1][0] * a[2][1] - a[1][1] * a[2][0]);
-  check<FormatError>(finite && std::abs(determinant) > 1e-6 * spacing.x * spacing.y * spacing.z, name, ": ", source,
-                     " is singular or not finite (determinant ", determinant,
+  check<FormatError>(finite && std::abs(determinant) > 1e-6 * spacing.x * spacing.y * spacing.z, name, ": ",
+                     source, " is singular or not finite (determinant ", determinant,
                      "), expected three independent axes");
   return affine;
 }
 
-// Which canonical axis each stored axis runs along, as nibabel decides: columns of the rotation nearest to the affine,
-// the clearest column first, each taking the free axis on which it is largest.
+// Which canonical axis each stored axis runs along, as nibabel decides: columns of the rotation nearest to
+// the affine, the clearest column first, each taking the free axis on which it is largest.
 void match_axes(const Affine& stored, NiftiHeader& header) {
   const Vector3 spacing = spacing_of(stored);
   nifti_dmat33 directions{};
   for (int row = 0; row < 3; ++row) {
     for (int column = 0; column < 3; ++column) {
-      directions.m[row][column] = stored[static_cast<size_t>(row)][static_cast<size_t>(column)] / spacing[column];
+      directions.m[row][column] =
+          stored[static_cast<size_t>(row)][static_cast<size_t>(column)] / spacing[column];
     }
   }
   const nifti_dmat33 rotation = nifti_dmat33_polar(directions);
   const auto largest = [&](int column) {
-    return std::max({std::abs(rotation.m[0][column]), std::abs(rotation.m[1][column]), std::abs(rotation.m[2][column])});
+    return std::max(
+        {std::abs(rotation.m[0][column]), std::abs(rotation.m[1][column]), std::abs(rotation.m[2][column])});
   };
   std::array<int, 3> order{0, 1, 2};
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return largest(a) > largest(b); });
@@ -304,16 +311,16 @@ Parsed parse_header(Input& input) {
   header.bytes.resize(sizeof(nifti_1_header));
   int64_t got = input.read(header.bytes.data(), static_cast<int64_t>(header.bytes.size()));
   check<FormatError>(got > 0, name, ": is empty, expected a NIfTI file");
-  check<FormatError>(got == static_cast<int64_t>(header.bytes.size()), name, ": not a NIfTI file: it has ", got,
-                     " bytes, a header has ", header.bytes.size());
+  check<FormatError>(got == static_cast<int64_t>(header.bytes.size()), name, ": not a NIfTI file: it has ",
+                     got, " bytes, a header has ", header.bytes.size());
   int32_t header_size = 0;
   std::memcpy(&header_size, header.bytes.data(), 4);
   int32_t swapped_size = header_size;
   nifti_swap_4bytes(1, &swapped_size);
   parsed.swapped = swapped_size == 348 || swapped_size == 540;
   const int32_t real_size = parsed.swapped ? swapped_size : header_size;
-  check<FormatError>(real_size == 348 || real_size == 540, name, ": not a NIfTI file: sizeof_hdr is ", header_size,
-                     ", expected 348 (NIfTI-1) or 540 (NIfTI-2)");
+  check<FormatError>(real_size == 348 || real_size == 540, name, ": not a NIfTI file: sizeof_hdr is ",
+                     header_size, ", expected 348 (NIfTI-1) or 540 (NIfTI-2)");
   header.version = real_size == 348 ? 1 : 2;
   if (header.version == 2) {
     const int64_t rest = static_cast<int64_t>(sizeof(nifti_2_header) - sizeof(nifti_1_header));
@@ -327,14 +334,16 @@ Parsed parse_header(Input& input) {
   if (header.version == 1) {
     nifti_1_header h;
     std::memcpy(&h, header.bytes.data(), sizeof(h));
-    check<FormatError>(magic_is(h.magic, '1'), name, ": not a NIfTI file: magic is missing (Analyze 7.5 has no orientation and is not read)");
+    check<FormatError>(
+        magic_is(h.magic, '1'), name,
+        ": not a NIfTI file: magic is missing (Analyze 7.5 has no orientation and is not read)");
     if (parsed.swapped) {
       nifti_swap_as_nifti1(&h);
       std::memcpy(header.bytes.data(), &h, sizeof(h));
     }
     parsed.fields = fields_of(h);
-    check<FormatError>(std::isfinite(h.vox_offset) && std::abs(h.vox_offset) < 0x1p31f, name, ": vox_offset is ",
-                       h.vox_offset, ", expected at least 352");
+    check<FormatError>(std::isfinite(h.vox_offset) && std::abs(h.vox_offset) < 0x1p31f, name,
+                       ": vox_offset is ", h.vox_offset, ", expected at least 352");
     parsed.fields.offset = static_cast<int64_t>(h.vox_offset);
   } else {
     nifti_2_header h;
@@ -363,7 +372,8 @@ Parsed parse_header(Input& input) {
   }
   // Some writers leave vox_offset 0 in single files; the voxels then follow the header.
   f.offset = f.offset == 0 ? header_end : f.offset;
-  check<FormatError>(f.offset >= header_end, name, ": vox_offset is ", f.offset, ", expected at least ", header_end);
+  check<FormatError>(f.offset >= header_end, name, ": vox_offset is ", f.offset, ", expected at least ",
+                     header_end);
   std::array<char, 4> extender{};
   if (input.read(extender.data(), kExtenderBytes) == kExtenderBytes && extender[0] != 0) {
     while (input.position() + 16 <= f.offset) {
@@ -375,17 +385,19 @@ Parsed parse_header(Input& input) {
       const int64_t size = sizes[0];
       check<FormatError>(size >= 16 && size % 16 == 0 && size <= kMaxExtensionBytes &&
                              input.position() - 8 + size <= f.offset,
-                         name, ": esize of an extension is ", size, ", expected a multiple of 16 that ends before byte ",
-                         f.offset);
+                         name, ": esize of an extension is ", size,
+                         ", expected a multiple of 16 that ends before byte ", f.offset);
       NiftiHeader::Extension extension{sizes[1], std::vector<std::byte>(static_cast<size_t>(size - 8))};
-      check<FormatError>(input.read(extension.bytes.data(), size - 8) == size - 8, name, ": extension is truncated");
+      check<FormatError>(input.read(extension.bytes.data(), size - 8) == size - 8, name,
+                         ": extension is truncated");
       header.extensions.push_back(std::move(extension));
     }
   }
   return parsed;
 }
 
-// Where voxel (i, j, k) of the stored order lies in the canonical volume: start + i * step[0] + j * step[1] + ...
+// Where voxel (i, j, k) of the stored order lies in the canonical volume: start + i * step[0] + j * step[1] +
+// ...
 struct Mapping {
   int64_t start = 0;
   std::array<int64_t, 3> step{};
@@ -409,7 +421,9 @@ void convert_voxels(const std::byte* raw, const NiftiHeader& header, double slop
   const Size3 n = header.stored_size;
   const Mapping map = mapping_of(header);
   const bool scaled = slope != 1.0 || inter != 0.0;
-  parallel_for(n.z, 1, [&](int64_t begin, int64_t end) {
+  // A thread is worth its start from some ten thousand voxels on.
+  const int64_t grain = 1 + (1 << 16) / std::max<int64_t>(1, n.x * n.y);
+  parallel_for(n.z, grain, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       for (int64_t j = 0; j < n.y; ++j) {
         const std::byte* row = raw + static_cast<size_t>((k * n.y + j) * n.x) * sizeof(T);
@@ -469,12 +483,15 @@ void read_voxels(Input& input, const Parsed& parsed, Image& volume) {
   const NiftiHeader& header = parsed.header;
   const int width = voxel_bytes(f.datatype);
   // Before anything is allocated: can this file hold so much?
-  const double wanted = static_cast<double>(header.stored_size.x) * static_cast<double>(header.stored_size.y) *
+  const double wanted = static_cast<double>(header.stored_size.x) *
+                        static_cast<double>(header.stored_size.y) *
                         static_cast<double>(header.stored_size.z) * width;
   const int64_t ratio = input.compressed() ? kMaxGzipRatio : 1;
-  check<FormatError>(wanted + static_cast<double>(f.offset) <= static_cast<double>(input.file_bytes()) * static_cast<double>(ratio),
-                     name, ": dim is ", dims_text(f), " of ", nifti_datatype_to_string(f.datatype), ", ", wanted,
-                     " bytes, more than this file of ", input.file_bytes(), " bytes can hold: truncated or a wrong header");
+  check<FormatError>(wanted + static_cast<double>(f.offset) <=
+                         static_cast<double>(input.file_bytes()) * static_cast<double>(ratio),
+                     name, ": dim is ", dims_text(f), " of ", nifti_datatype_to_string(f.datatype), ", ",
+                     wanted, " bytes, more than this file of ", input.file_bytes(),
+                     " bytes can hold: truncated or a wrong header");
   const int64_t count = header.stored_size.voxels();
   const int64_t bytes = checked_mul(count, width);
   while (input.position() < f.offset) {
@@ -484,23 +501,26 @@ void read_voxels(Input& input, const Parsed& parsed, Image& volume) {
   }
   std::vector<std::byte> raw(static_cast<size_t>(bytes));
   const int64_t got = input.read(raw.data(), bytes);
-  check<FormatError>(got == bytes, name, ": voxel data is truncated: found ", got, " bytes, expected ", bytes);
+  check<FormatError>(got == bytes, name, ": voxel data is truncated: found ", got, " bytes, expected ",
+                     bytes);
   input.drain();
   if (parsed.swapped && width > 1) {
     nifti_swap_Nbytes(count, width, raw.data());
   }
   const bool scaled = f.slope != 0 && std::isfinite(f.slope) && std::isfinite(f.inter);
   volume = Image(header.geometry);
-  convert_any(f.datatype, raw.data(), header, scaled ? f.slope : 1.0, scaled ? f.inter : 0.0, volume.data.data());
+  convert_any(f.datatype, raw.data(), header, scaled ? f.slope : 1.0, scaled ? f.inter : 0.0,
+              volume.data.data());
 }
 
 // Deflates into an AtomicFile, or passes bytes through. The gzip header carries no time and no name.
 class Output {
  public:
-  Output(const std::filesystem::path& path, bool compressed) : file_(path), path_(path), compressed_(compressed) {
+  Output(const std::filesystem::path& path, bool compressed)
+      : file_(path), path_(path), compressed_(compressed) {
     if (compressed_) {
-      check<IoError>(deflateInit2(&stream_, 4, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY) == Z_OK, path.string(),
-                     ": zlib cannot start");
+      check<IoError>(deflateInit2(&stream_, 4, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY) == Z_OK,
+                     path.string(), ": zlib cannot start");
       buffer_.resize(1 << 18);
     }
   }
@@ -558,7 +578,8 @@ class Output {
 bool is_compressed_name(const std::filesystem::path& path) {
   const std::string name = path.filename().string();
   const bool packed = name.ends_with(".nii.gz");
-  check<UsageError>(packed || name.ends_with(".nii"), path.string(), ": output name must end in .nii or .nii.gz");
+  check<UsageError>(packed || name.ends_with(".nii"), path.string(),
+                    ": output name must end in .nii or .nii.gz");
   return packed;
 }
 
@@ -579,8 +600,8 @@ void adapt(Header& h, int datatype, int bits, bool labels, int64_t offset) {
 }
 
 template <class From, class To, class Convert>
-void write_volume(const std::filesystem::path& path, const Volume<From>& volume, const NiftiHeader& header, int datatype,
-                  bool labels, const Convert& convert) {
+void write_volume(const std::filesystem::path& path, const Volume<From>& volume, const NiftiHeader& header,
+                  int datatype, bool labels, const Convert& convert) {
   check<ShapeError>(volume.size() == header.geometry.size &&
                         static_cast<int64_t>(volume.data.size()) == volume.size().voxels(),
                     path.string(), ": volume has ", to_string(volume.size()), " voxels, the header ",
@@ -657,8 +678,8 @@ void require_finite(const Image& volume, const std::filesystem::path& path) {
   if (bad > 0) {
     const Size3 n = volume.size();
     throw FormatError(concat(path.string(), ": ", bad, " of ", volume.data.size(),
-                             " voxels are NaN or infinite, first at RAS voxel ", first % n.x, " ", first / n.x % n.y,
-                             " ", first / (n.x * n.y), "; expected finite intensities"));
+                             " voxels are NaN or infinite, first at RAS voxel ", first % n.x, " ",
+                             first / n.x % n.y, " ", first / (n.x * n.y), "; expected finite intensities"));
   }
 }
 
@@ -683,8 +704,9 @@ NiftiHeader make_nifti_header(const Geometry& canonical, const std::string& orie
     header.stored_size[static_cast<int>(column)] = canonical.size[header.axis[column]];
   }
   for (int axis = 0; axis < 3; ++axis) {
-    check<ShapeError>(canonical.size[axis] >= 1 && canonical.size[axis] <= std::numeric_limits<int16_t>::max(),
-                      "NIfTI-1 header: size ", to_string(canonical.size), " does not fit in 1 to 32767");
+    check<ShapeError>(
+        canonical.size[axis] >= 1 && canonical.size[axis] <= std::numeric_limits<int16_t>::max(),
+        "NIfTI-1 header: size ", to_string(canonical.size), " does not fit in 1 to 32767");
   }
   nifti_1_header h{};
   h.sizeof_hdr = 348;
@@ -743,7 +765,8 @@ void write_like(const std::filesystem::path& path, const LabelMap& labels, const
   write_volume<uint8_t, uint8_t>(path, labels, header, DT_UINT8, true, [](uint8_t value) { return value; });
 }
 
-void write_like(const std::filesystem::path& path, const Image& volume, const NiftiHeader& header, VoxelType type) {
+void write_like(const std::filesystem::path& path, const Image& volume, const NiftiHeader& header,
+                VoxelType type) {
   if (type == VoxelType::float32) {
     write_volume<float, float>(path, volume, header, DT_FLOAT32, false, [](float value) { return value; });
     return;

@@ -34,7 +34,8 @@ constexpr uint64_t kVoxelNoise = uint64_t{1} << 63;
 class SmoothNoise {
  public:
   SmoothNoise(uint64_t seed, uint64_t index, uint64_t purpose, double wavelength_mm)
-      : wavelength_(wavelength_mm), cells_(static_cast<int64_t>(std::ceil(2.0 * kReach / wavelength_mm)) + 2) {
+      : wavelength_(wavelength_mm),
+        cells_(static_cast<int64_t>(std::ceil(2.0 * kReach / wavelength_mm)) + 2) {
     RandomStream random(seed, index, kNoiseFields + purpose);
     lattice_.resize(static_cast<size_t>(cells_ * cells_ * cells_));
     for (float& value : lattice_) {
@@ -46,7 +47,8 @@ class SmoothNoise {
     std::array<int64_t, 3> cell{};
     std::array<double, 3> t{};
     for (size_t axis = 0; axis < 3; ++axis) {
-      const double at = std::clamp((p[static_cast<int>(axis)] + kReach) / wavelength_, 0.0, static_cast<double>(cells_ - 2));
+      const double at = std::clamp((p[static_cast<int>(axis)] + kReach) / wavelength_, 0.0,
+                                   static_cast<double>(cells_ - 2));
       cell[axis] = std::min(static_cast<int64_t>(at), cells_ - 2);
       const double u = at - static_cast<double>(cell[axis]);
       t[axis] = u * u * (3.0 - 2.0 * u);
@@ -57,8 +59,8 @@ class SmoothNoise {
       const int64_t dy = (corner >> 1) & 1;
       const int64_t dz = corner >> 2;
       const double weight = (dx ? t[0] : 1 - t[0]) * (dy ? t[1] : 1 - t[1]) * (dz ? t[2] : 1 - t[2]);
-      sum += weight * static_cast<double>(
-                          lattice_[static_cast<size_t>(((cell[2] + dz) * cells_ + cell[1] + dy) * cells_ + cell[0] + dx)]);
+      sum += weight * static_cast<double>(lattice_[static_cast<size_t>(
+                          ((cell[2] + dz) * cells_ + cell[1] + dy) * cells_ + cell[0] + dx)]);
     }
     return sum;
   }
@@ -76,10 +78,12 @@ double ellipsoid(const Vector3& p, const Vector3& centre, const Vector3& radii) 
 }
 
 Geometry phantom_geometry(Size3 size) {
-  check<UsageError>(size.x >= 16 && size.y >= 16 && size.z >= 16 && size.x <= 512 && size.y <= 512 && size.z <= 512,
-                    "phantom size ", to_string(size), ": expected 16 to 512 voxels on each axis");
-  return make_geometry(size, {kFieldOfView / static_cast<double>(size.x), kFieldOfView / static_cast<double>(size.y),
-                              kFieldOfView / static_cast<double>(size.z)});
+  check<UsageError>(
+      size.x >= 16 && size.y >= 16 && size.z >= 16 && size.x <= 512 && size.y <= 512 && size.z <= 512,
+      "phantom size ", to_string(size), ": expected 16 to 512 voxels on each axis");
+  return make_geometry(
+      size, {kFieldOfView / static_cast<double>(size.x), kFieldOfView / static_cast<double>(size.y),
+             kFieldOfView / static_cast<double>(size.z)});
 }
 
 // body(flat index, position in mm) for every voxel.
@@ -90,18 +94,22 @@ void for_each_voxel(const Geometry& geometry, const Body& body) {
     for (int64_t z = begin; z < end; ++z) {
       for (int64_t y = 0; y < n.y; ++y) {
         for (int64_t x = 0; x < n.x; ++x) {
-          body((z * n.y + y) * n.x + x, apply(geometry.affine, {static_cast<double>(x), static_cast<double>(y),
-                                                                static_cast<double>(z)}));
+          body((z * n.y + y) * n.x + x,
+               apply(geometry.affine,
+                     {static_cast<double>(x), static_cast<double>(y), static_cast<double>(z)}));
         }
       }
     }
   });
 }
 
-// The built-in head: cerebrum with folded cortex, deep grey matter, ventricles, fissure, cerebellum and brain stem.
+// The built-in head: cerebrum with folded cortex, deep grey matter, ventricles, fissure, cerebellum and brain
+// stem.
 LabelMap built_in_tissue(uint64_t seed, uint64_t index, const Geometry& geometry) {
   RandomStream random(seed, index, kHeadShape);
-  const auto jitter = [&](double share) { return 1.0 + static_cast<double>(random.uniform(-1.0f, 1.0f)) * share; };
+  const auto jitter = [&](double share) {
+    return 1.0 + static_cast<double>(random.uniform(-1.0f, 1.0f)) * share;
+  };
   const double size = jitter(0.05);
   const Vector3 cerebrum{66 * size * jitter(0.03), 82 * size * jitter(0.03), 60 * size * jitter(0.03)};
   const double underside = 44 * size;
@@ -116,7 +124,9 @@ LabelMap built_in_tissue(uint64_t seed, uint64_t index, const Geometry& geometry
 
   LabelMap tissue(geometry);
   for_each_voxel(geometry, [&](int64_t at, Vector3 p) {
-    const auto set = [&](Tissue value) { tissue.data[static_cast<size_t>(at)] = static_cast<uint8_t>(value); };
+    const auto set = [&](Tissue value) {
+      tissue.data[static_cast<size_t>(at)] = static_cast<uint8_t>(value);
+    };
     p.x -= asymmetry * p.y / 80.0;
     const Vector3 centre{0, 0, 8};
     const Vector3 radii{cerebrum.x, cerebrum.y, p.z < centre.z ? underside : cerebrum.z};
@@ -125,7 +135,8 @@ LabelMap built_in_tissue(uint64_t seed, uint64_t index, const Geometry& geometry
     const double side = std::abs(p.x);
 
     // Below and behind the cerebrum.
-    const double cerebellum = ellipsoid({side - 20, p.y, p.z}, {0, -50, -38}, {27, 27, 23}) + 0.05 * outline(p);
+    const double cerebellum =
+        ellipsoid({side - 20, p.y, p.z}, {0, -50, -38}, {27, 27, 23}) + 0.05 * outline(p);
     const double stem = ellipsoid(p, {0, -22, -52}, {12, 13, 30});
     if (depth < 0) {
       if (stem < 1) {
@@ -141,7 +152,8 @@ LabelMap built_in_tissue(uint64_t seed, uint64_t index, const Geometry& geometry
 
     // Ventricles: a pair of bent horns and the thin third one between.
     const double bend = 7.0 + 0.10 * std::abs(p.y - 4) + 0.0016 * p.y * p.y;
-    const double horn = ellipsoid({side, p.y, p.z - 0.0035 * p.y * p.y}, {bend, -4, 14}, {4.6 * ventricle, 31, 7.5 * ventricle}) +
+    const double horn = ellipsoid({side, p.y, p.z - 0.0035 * p.y * p.y}, {bend, -4, 14},
+                                  {4.6 * ventricle, 31, 7.5 * ventricle}) +
                         0.12 * thickness(p);
     const double third = ellipsoid(p, {0, -4, 0}, {1.8 * ventricle, 12, 9});
     if (horn < 1 || third < 1) {
@@ -154,8 +166,9 @@ LabelMap built_in_tissue(uint64_t seed, uint64_t index, const Geometry& geometry
       return set(Tissue::grey);
     }
 
-    // The pial surface: the outside, the fissure between the halves, and sulci, zero levels of smooth noise that reach
-    // fold_depth inwards; the halves stay joined in the middle. The distance to it decides between CSF, cortex and white matter.
+    // The pial surface: the outside, the fissure between the halves, and sulci, zero levels of smooth noise
+    // that reach fold_depth inwards; the halves stay joined in the middle. The distance to it decides between
+    // CSF, cortex and white matter.
     const double wall = std::abs(folds(p) + 0.4 * fine_folds(p)) * 13.0;
     const double sulcus = wall + std::max(0.0, depth - fold_depth) * 0.9;
     const double bridge = ellipsoid({0, p.y, p.z}, {0, -4, 6}, {1, 44, 22}) + 0.06 * outline(p);
@@ -194,7 +207,8 @@ Blob draw_blob(RandomStream& random, Vector3 centre, double radius, double stret
     Vector3 v;
     double length = 0;
     do {
-      v = {static_cast<double>(random.normal()), static_cast<double>(random.normal()), static_cast<double>(random.normal())};
+      v = {static_cast<double>(random.normal()), static_cast<double>(random.normal()),
+           static_cast<double>(random.normal())};
       length = std::hypot(v.x, v.y, v.z);
     } while (length < 1e-3);
     return Vector3{v.x / length, v.y / length, v.z / length};
@@ -233,10 +247,12 @@ Vector3 draw_place(RandomStream& random, const LabelMap& tissue) {
   const Size3 n = tissue.size();
   for (const bool strict : {true, false}) {
     for (int64_t i = 0; i < static_cast<int64_t>(tissue.data.size()); ++i) {
-      const Vector3 p = apply(tissue.geometry.affine, {static_cast<double>(i % n.x), static_cast<double>(i / n.x % n.y),
-                                                       static_cast<double>(i / (n.x * n.y))});
+      const Vector3 p =
+          apply(tissue.geometry.affine, {static_cast<double>(i % n.x), static_cast<double>(i / n.x % n.y),
+                                         static_cast<double>(i / (n.x * n.y))});
       const bool white = tissue.data[static_cast<size_t>(i)] == static_cast<uint8_t>(Tissue::white);
-      const bool inside = std::abs(p.x) > 14 && std::abs(p.x) < 50 && std::abs(p.y) < 58 && p.z > -18 && p.z < 48;
+      const bool inside =
+          std::abs(p.x) > 14 && std::abs(p.x) < 50 && std::abs(p.y) < 58 && p.z > -18 && p.z < 48;
       if (white && (inside || !strict)) {
         places.push_back(i);
       }
@@ -262,12 +278,15 @@ std::vector<Lesion> draw_lesions(const PhantomOptions& options, uint64_t index, 
   for (int i = 0; i < lesions; ++i) {
     // A second focus is small and solid.
     const bool satellite = i > 0;
-    const double outer = std::max(satellite ? static_cast<double>(shape.uniform(9, 15)) : static_cast<double>(shape.uniform(17, 35)), 3.5 * voxel);
+    const double outer = std::max(
+        satellite ? static_cast<double>(shape.uniform(9, 15)) : static_cast<double>(shape.uniform(17, 35)),
+        3.5 * voxel);
     const double inner = outer * static_cast<double>(shape.uniform(0.48f, 0.68f));
     const double rim = std::max({4.0, 1.4 * voxel, inner * static_cast<double>(shape.uniform(0.22f, 0.5f))});
     const Vector3 centre = draw_place(place, tissue);
     const auto shifted = [&](double reach) {
-      return Vector3{centre.x + reach * static_cast<double>(shape.uniform(-1, 1)), centre.y + reach * static_cast<double>(shape.uniform(-1, 1)),
+      return Vector3{centre.x + reach * static_cast<double>(shape.uniform(-1, 1)),
+                     centre.y + reach * static_cast<double>(shape.uniform(-1, 1)),
                      centre.z + reach * static_cast<double>(shape.uniform(-1, 1))};
     };
     Lesion lesion;
@@ -301,9 +320,11 @@ void paint_lesions(const std::vector<Lesion>& lesions, uint64_t seed, uint64_t i
       const double core = lesion.core(p) + 0.22 * core_warp(p);
       if (core < 1) {
         const double scale = lesion.necrosis.radius;
-        const bool necrotic = !lesion.enhances ||
-                              (scale > 0 && lesion.core(p) * lesion.core.radius / scale + 0.22 * core_warp(p) * lesion.core.radius / scale +
-                                                    0.25 * necrosis_warp(p) < 1);
+        const bool necrotic =
+            !lesion.enhances ||
+            (scale > 0 && lesion.core(p) * lesion.core.radius / scale +
+                                  0.22 * core_warp(p) * lesion.core.radius / scale + 0.25 * necrosis_warp(p) <
+                              1);
         label = necrotic ? kLabelNcr : (label == kLabelNcr ? label : kLabelEt);
       } else if (label == 0 && kind != Tissue::csf) {
         // Fluid spreads along white matter and stops at the cortex.
@@ -386,9 +407,11 @@ Image render(const PhantomOptions& options, uint64_t index, Modality modality, c
     // Rician noise: the magnitude of a complex signal with Gaussian noise in both parts.
     const double radius = sigma * std::sqrt(-2.0 * std::log(static_cast<double>(uniform_from_bits(words.x))));
     const double angle = 2.0 * std::numbers::pi * static_cast<double>(uniform_from_bits(words.y));
-    const double signal = static_cast<double>(clean[static_cast<size_t>(at)]) * std::exp(bias_depth * bias(p));
+    const double signal =
+        static_cast<double>(clean[static_cast<size_t>(at)]) * std::exp(bias_depth * bias(p));
     const double magnitude = gain * std::hypot(signal + radius * std::cos(angle), radius * std::sin(angle));
-    image.data[static_cast<size_t>(at)] = static_cast<float>(std::clamp(std::nearbyint(magnitude), 1.0, 32767.0));
+    image.data[static_cast<size_t>(at)] =
+        static_cast<float>(std::clamp(std::nearbyint(magnitude), 1.0, 32767.0));
   });
   return image;
 }
@@ -411,7 +434,8 @@ LabelMap tissue_from_anatomy(const std::filesystem::path& path, Size3 size) {
   }
   const double low = percentile(values, 0.5);
   const double high = percentile(std::move(values), 99.5);
-  check<FormatError>(high > low, path.string(), ": all nonzero voxels have one intensity; expected a T1 volume");
+  check<FormatError>(high > low, path.string(),
+                     ": all nonzero voxels have one intensity; expected a T1 volume");
   constexpr int bins = 512;
   std::vector<double> histogram(bins, 0.0);
   for (const float value : image.data) {
@@ -452,13 +476,15 @@ LabelMap tissue_from_anatomy(const std::filesystem::path& path, Size3 size) {
   }
   const LabelMap head = resample_to_grid(fine_head, coarse.geometry);
   const auto box = bounding_box(head);
-  check<FormatError>(box.has_value(), path.string(), ": the head vanishes at ", to_string(geometry.spacing_mm), " mm");
+  check<FormatError>(box.has_value(), path.string(), ": the head vanishes at ",
+                     to_string(geometry.spacing_mm), " mm");
   LabelMap tissue(geometry);
   const Vector3 spacing = coarse.geometry.spacing_mm;
   for_each_voxel(geometry, [&](int64_t at, const Vector3& p) {
     Size3 voxel;
     for (int axis = 0; axis < 3; ++axis) {
-      const double middle = static_cast<double>(box->start[axis]) + 0.5 * static_cast<double>(box->size[axis] - 1);
+      const double middle =
+          static_cast<double>(box->start[axis]) + 0.5 * static_cast<double>(box->size[axis] - 1);
       voxel[axis] = static_cast<int64_t>(std::floor(middle + p[axis] / spacing[axis] + 0.5));
       if (voxel[axis] < 0 || voxel[axis] >= coarse.size()[axis]) {
         return;
@@ -468,7 +494,9 @@ LabelMap tissue_from_anatomy(const std::filesystem::path& path, Size3 size) {
       return;
     }
     const double value = static_cast<double>(coarse.at(voxel.x, voxel.y, voxel.z));
-    const Tissue kind = value < csf_to_grey ? Tissue::csf : value < grey_to_white ? Tissue::grey : Tissue::white;
+    const Tissue kind = value < csf_to_grey     ? Tissue::csf
+                        : value < grey_to_white ? Tissue::grey
+                                                : Tissue::white;
     tissue.data[static_cast<size_t>(at)] = static_cast<uint8_t>(kind);
   });
   return tissue;
@@ -476,11 +504,11 @@ LabelMap tissue_from_anatomy(const std::filesystem::path& path, Size3 size) {
 
 Case make_phantom(const PhantomOptions& options, int64_t index, const LabelMap& tissue) {
   check<UsageError>(index >= 0, "phantom index ", index, ": expected at least 0");
-  check<UsageError>(options.no_enhancement_share >= 0 && options.no_enhancement_share <= 1, "phantom: share without ET ",
-                    options.no_enhancement_share, ": expected 0 to 1");
+  check<UsageError>(options.no_enhancement_share >= 0 && options.no_enhancement_share <= 1,
+                    "phantom: share without ET ", options.no_enhancement_share, ": expected 0 to 1");
   const Geometry geometry = phantom_geometry(options.size);
-  check<ShapeError>(tissue.empty() || tissue.size() == options.size, "phantom: tissue has ", to_string(tissue.size()),
-                    " voxels, expected ", to_string(options.size));
+  check<ShapeError>(tissue.empty() || tissue.size() == options.size, "phantom: tissue has ",
+                    to_string(tissue.size()), " voxels, expected ", to_string(options.size));
   const uint64_t number = static_cast<uint64_t>(index);
   LabelMap head = tissue.empty() ? built_in_tissue(options.seed, number, geometry) : tissue;
   head.geometry = geometry;
@@ -498,8 +526,9 @@ Case make_phantom(const PhantomOptions& options, int64_t index, const LabelMap& 
 }
 
 Case make_phantom(const PhantomOptions& options, int64_t index) {
-  return make_phantom(options, index,
-                      options.anatomy.empty() ? LabelMap{} : tissue_from_anatomy(options.anatomy, options.size));
+  return make_phantom(
+      options, index,
+      options.anatomy.empty() ? LabelMap{} : tissue_from_anatomy(options.anatomy, options.size));
 }
 
 std::string phantom_name(int64_t index) {
@@ -520,8 +549,8 @@ std::filesystem::path write_phantom(const std::filesystem::path& folder, const C
                  VoxelType::int16);
     }
   }
-  write_like(home / concat(phantom.name, "-seg.nii.gz"), labels_to_scheme(phantom.labels, LabelScheme::brats2023),
-             phantom.header);
+  write_like(home / concat(phantom.name, "-seg.nii.gz"),
+             labels_to_scheme(phantom.labels, LabelScheme::brats2023), phantom.header);
   return home;
 }
 

@@ -30,15 +30,15 @@ std::string format(const char* pattern, double value) {
 // One of the three planes: which canonical axes run to the right and down, and in which direction.
 struct Plane {
   const char* name;
-  int across;  // axis to the right, always against its direction: x falls to the right (radiological), y falls too
+  int across;  // axis to the right, always against its direction: x falls to the right (radiological), y
+               // falls too
   int down;    // axis downwards, against its direction: the top is anterior or superior
   int through;
   const char* letters;  // left, right, top, bottom
   const char* axis_name;
 };
-constexpr std::array<Plane, 3> kPlanes{{{"axial", 0, 1, 2, "RLAP", "z"},
-                                        {"coronal", 0, 2, 1, "RLSI", "y"},
-                                        {"sagittal", 1, 2, 0, "APSI", "x"}}};
+constexpr std::array<Plane, 3> kPlanes{
+    {{"axial", 0, 1, 2, "RLAP", "z"}, {"coronal", 0, 2, 1, "RLSI", "y"}, {"sagittal", 1, 2, 0, "APSI", "x"}}};
 
 // Grey levels between the 1st and the 99.5th percentile of the nonzero voxels.
 struct Window {
@@ -140,7 +140,8 @@ InPlane in_plane(const Plane& plane, Size3 n, int64_t slice, double across, doub
 }
 
 void draw_panel(Canvas& canvas, int left, int top, int width, int height, const Plane& plane, int64_t slice,
-                const Box3& box, const Window& window, const Image& image, const LabelMap* labels, float alpha) {
+                const Box3& box, const Window& window, const Image& image, const LabelMap* labels,
+                float alpha) {
   const Size3 n = image.size();
   std::vector<uint8_t> shown(static_cast<size_t>(width) * static_cast<size_t>(height), 0);
   for (int v = 0; v < height; ++v) {
@@ -157,7 +158,9 @@ void draw_panel(Canvas& canvas, int left, int top, int width, int height, const 
         const Size3 p = around.voxel[i];
         // Outside the head is black also where intensities may be negative.
         const float value = image.at(p.x, p.y, p.z);
-        grey += around.weight[i] * (value == 0 ? 0.0f : std::clamp((value - window.low) / (window.high - window.low), 0.0f, 1.0f));
+        grey +=
+            around.weight[i] *
+            (value == 0 ? 0.0f : std::clamp((value - window.low) / (window.high - window.low), 0.0f, 1.0f));
         if (labels != nullptr) {
           share[std::min<size_t>(labels->at(p.x, p.y, p.z), 3)] += around.weight[i];
         }
@@ -182,8 +185,8 @@ void draw_panel(Canvas& canvas, int left, int top, int width, int height, const 
       if (label == 0) {
         continue;
       }
-      const bool border = label_at(u - 1, v) != label || label_at(u + 1, v) != label || label_at(u, v - 1) != label ||
-                          label_at(u, v + 1) != label;
+      const bool border = label_at(u - 1, v) != label || label_at(u + 1, v) != label ||
+                          label_at(u, v - 1) != label || label_at(u, v + 1) != label;
       canvas.blend(left + u, top + v, label_color(label), border ? 0.95f : alpha);
     }
   }
@@ -251,8 +254,8 @@ void draw_chart(Canvas& canvas, int top, int height, const Chart& chart) {
   Range xs;
   Range ys;
   for (const Curve& curve : chart.curves) {
-    check<ShapeError>(curve.x.size() == curve.y.size(), "chart \"", chart.title, "\": curve ", curve.name, " has ",
-                      curve.x.size(), " x and ", curve.y.size(), " y values");
+    check<ShapeError>(curve.x.size() == curve.y.size(), "chart \"", chart.title, "\": curve ", curve.name,
+                      " has ", curve.x.size(), " x and ", curve.y.size(), " y values");
     for (size_t i = 0; i < curve.x.size(); ++i) {
       if (std::isfinite(curve.x[i]) && std::isfinite(curve.y[i])) {
         xs.take(curve.x[i]);
@@ -268,7 +271,8 @@ void draw_chart(Canvas& canvas, int top, int height, const Chart& chart) {
   if (chart.fixed_range) {
     ys = {chart.y_min, chart.y_max};
   } else {
-    const double margin = ys.high > ys.low ? 0.05 * (ys.high - ys.low) : std::max(0.5 * std::abs(ys.high), 0.5);
+    const double margin =
+        ys.high > ys.low ? 0.05 * (ys.high - ys.low) : std::max(0.5 * std::abs(ys.high), 0.5);
     // A quantity that is never negative keeps its axis there.
     ys = {ys.low >= 0 && ys.low - margin < 0 ? 0.0 : ys.low - margin, ys.high + margin};
   }
@@ -323,7 +327,8 @@ void draw_chart(Canvas& canvas, int top, int height, const Chart& chart) {
   canvas.fill(left, lower, right - left + 1, 1, ink);
   if (!has_data) {
     const std::string_view text = "no data yet";
-    canvas.text((left + right - Canvas::text_width(text, 2)) / 2, (upper + lower) / 2 - 7, text, {140, 140, 140}, 2);
+    canvas.text((left + right - Canvas::text_width(text, 2)) / 2, (upper + lower) / 2 - 7, text,
+                {140, 140, 140}, 2);
   }
 
   // The legend stands on the title's line, from the right.
@@ -352,15 +357,15 @@ Color label_color(uint8_t label) {
 }
 
 Canvas::Canvas(int width, int height, Color background) : width_(width), height_(height) {
-  check<UsageError>(width >= 1 && height >= 1 && width <= 32768 && height <= 32768, "canvas of ", width, " x ", height,
-                    " pixels: expected 1 to 32768");
+  check<UsageError>(width >= 1 && height >= 1 && width <= 32768 && height <= 32768, "canvas of ", width,
+                    " x ", height, " pixels: expected 1 to 32768");
   rgb_.resize(3 * static_cast<size_t>(width) * static_cast<size_t>(height));
   fill(0, 0, width, height, background);
 }
 
 Color Canvas::get(int x, int y) const {
-  check<UsageError>(x >= 0 && y >= 0 && x < width_ && y < height_, "canvas: pixel ", x, " ", y, " of ", width_, " x ",
-                    height_);
+  check<UsageError>(x >= 0 && y >= 0 && x < width_ && y < height_, "canvas: pixel ", x, " ", y, " of ",
+                    width_, " x ", height_);
   const size_t at = 3 * (static_cast<size_t>(y) * static_cast<size_t>(width_) + static_cast<size_t>(x));
   return {rgb_[at], rgb_[at + 1], rgb_[at + 2]};
 }
@@ -381,7 +386,8 @@ void Canvas::blend(int x, int y, Color color, float alpha) {
   }
   const Color old = get(x, y);
   const auto mix = [&](uint8_t a, uint8_t b) {
-    return static_cast<uint8_t>(std::lround(static_cast<float>(a) + alpha * (static_cast<float>(b) - static_cast<float>(a))));
+    return static_cast<uint8_t>(
+        std::lround(static_cast<float>(a) + alpha * (static_cast<float>(b) - static_cast<float>(a))));
   };
   set(x, y, {mix(old.r, color.r), mix(old.g, color.g), mix(old.b, color.b)});
 }
@@ -453,7 +459,8 @@ void write_png(const std::filesystem::path& path, const Canvas& canvas) {
   image.format = PNG_FORMAT_RGB;
   png_alloc_size_t bytes = PNG_IMAGE_PNG_SIZE_MAX(image);
   std::vector<uint8_t> file(bytes);
-  const int done = png_image_write_to_memory(&image, file.data(), &bytes, 0, canvas.rgb().data(), 3 * canvas.width(), nullptr);
+  const int done = png_image_write_to_memory(&image, file.data(), &bytes, 0, canvas.rgb().data(),
+                                             3 * canvas.width(), nullptr);
   check<IoError>(done != 0, path.string(), ": PNG encoding failed: ", image.message);
   AtomicFile out(path);
   out.write(file.data(), bytes);
@@ -517,7 +524,8 @@ Canvas case_montage(const Image& image, const LabelMap* reference, const LabelMa
     width += pixels(plane.across) + margin;
     panel_height = std::max(panel_height, pixels(plane.down));
   }
-  const int needed = std::max(Canvas::text_width(options.title, 3), Canvas::text_width(options.subtitle, 2)) + 2 * margin;
+  const int needed =
+      std::max(Canvas::text_width(options.title, 3), Canvas::text_width(options.subtitle, 2)) + 2 * margin;
   const int row_height = row_header + panel_height + row_footer;
   const int panels_width = width;
   width = std::max({width, std::min(needed, 2 * width), 640});
@@ -544,8 +552,8 @@ Canvas case_montage(const Image& image, const LabelMap* reference, const LabelMa
       constexpr std::array<const char*, 4> names{"", "NCR", "ED", "ET"};
       for (uint8_t label = 1; label <= 3; ++label) {
         canvas.fill(x, y + 4, 14, 14, label_color(label));
-        const std::string text =
-            concat(names[label], format(" %.1f mL", static_cast<double>(voxels[label]) * image.geometry.voxel_ml()));
+        const std::string text = concat(
+            names[label], format(" %.1f mL", static_cast<double>(voxels[label]) * image.geometry.voxel_ml()));
         canvas.text(x + 20, y + 4, text, kDimText, 2);
         x += 20 + Canvas::text_width(text, 2) + 22;
       }
@@ -558,7 +566,8 @@ Canvas case_montage(const Image& image, const LabelMap* reference, const LabelMa
       const int panel_top = top + (panel_height - h) / 2;
       const int64_t slice = slices[static_cast<size_t>(plane.through)];
       canvas.fill(x, top, w, panel_height, {0, 0, 0});
-      draw_panel(canvas, x, panel_top, w, h, plane, slice, box, window, image, row.labels, options.fill_alpha);
+      draw_panel(canvas, x, panel_top, w, h, plane, slice, box, window, image, row.labels,
+                 options.fill_alpha);
       constexpr Color letter{120, 200, 255};
       const std::string_view letters = plane.letters;
       shadowed_text(canvas, x + 4, top + panel_height / 2 - 7, letters.substr(0, 1), letter, 2);
@@ -570,8 +579,9 @@ Canvas case_montage(const Image& image, const LabelMap* reference, const LabelMa
         index[axis] = static_cast<double>(slices[static_cast<size_t>(axis)]);
       }
       const double mm = apply(image.geometry.affine, index)[plane.through];
-      canvas.text(x, top + panel_height + 5, concat(plane.name, "  ", plane.axis_name, " = ", format("%.0f", mm + 0.0), " mm"),
-                  kDimText, 2);
+      canvas.text(x, top + panel_height + 5,
+                  concat(plane.name, "  ", plane.axis_name, " = ", format("%.0f", mm + 0.0), " mm"), kDimText,
+                  2);
       x += w + margin;
     }
     y += row_height;

@@ -54,18 +54,19 @@ class Canvas {
 void write_png(const std::filesystem::path& path, const Canvas& canvas);
 
 struct MontageOptions {
-  std::string title;               // first line: the case
-  std::string subtitle;            // second line, smaller: modality, scores, ...
+  std::string title;     // first line: the case
+  std::string subtitle;  // second line, smaller: modality, scores, ...
   std::string reference_name = "reference";
   std::string prediction_name = "prediction";
-  int panel_pixels = 300;          // height of the tallest panel
-  float fill_alpha = 0.35f;        // labels are outlined as well
+  int panel_pixels = 300;    // height of the tallest panel
+  float fill_alpha = 0.35f;  // labels are outlined as well
 };
 
-// Axial, coronal and sagittal slices of `image` (any modality, canonical axes), each through the largest cross-section
-// of the tumour, with labels in colour. One row for each label map that is given (null or empty: none; without any,
-// the plain image): reference, then prediction, at the same slices. Radiological convention: the patient's left is on
-// the right of the picture; letters at the edges say so. Grey levels span the 1st to 99.5th percentile of the head.
+// Axial, coronal and sagittal slices of `image` (any modality, canonical axes), each through the largest
+// cross-section of the tumour, with labels in colour. One row for each label map that is given (null or
+// empty: none; without any, the plain image): reference, then prediction, at the same slices. Radiological
+// convention: the patient's left is on the right of the picture; letters at the edges say so. Grey levels
+// span the 1st to 99.5th percentile of the head.
 Canvas case_montage(const Image& image, const LabelMap* reference, const LabelMap* prediction,
                     const MontageOptions& options);
 
@@ -85,7 +86,8 @@ struct Chart {
   double y_max = 1;
 };
 
-// The charts beneath each other, with axes, ticks at round numbers, a grid and a legend. Charts without data say so.
+// The charts beneath each other, with axes, ticks at round numbers, a grid and a legend. Charts without data
+// say so.
 Canvas draw_charts(const std::vector<Chart>& charts, int width = 1000, int chart_height = 360);
 
 }  // namespace vesal::imaging

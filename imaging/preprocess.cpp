@@ -14,8 +14,8 @@ namespace {
 
 constexpr int64_t kRestoreSlices = 8;  // full-size slices that exist at a time on the way back
 
-// Mean 0 and standard deviation 1 inside the mask, 0 outside. Sums are in double and per slice, added in slice order,
-// so that they do not depend on the number of threads.
+// Mean 0 and standard deviation 1 inside the mask, 0 outside. Sums are in double and per slice, added in
+// slice order, so that they do not depend on the number of threads.
 void normalise(Image& image, const LabelMap& mask) {
   const Size3 n = image.size();
   const int64_t plane = n.x * n.y;
@@ -39,11 +39,12 @@ void normalise(Image& image, const LabelMap& mask) {
     return total;
   };
   const double inside = total_of([](size_t) { return 1.0; });
-  const double mean = inside > 0 ? total_of([&](size_t i) { return static_cast<double>(image.data[i]); }) / inside : 0;
+  const double mean =
+      inside > 0 ? total_of([&](size_t i) { return static_cast<double>(image.data[i]); }) / inside : 0;
   const double variance = inside > 0 ? total_of([&](size_t i) {
-    const double d = static_cast<double>(image.data[i]) - mean;
-    return d * d;
-  }) / inside
+                                         const double d = static_cast<double>(image.data[i]) - mean;
+                                         return d * d;
+                                       }) / inside
                                      : 0;
   // A constant modality becomes 0 everywhere instead of noise blown up.
   const double deviation = std::sqrt(variance);
@@ -86,7 +87,8 @@ void for_each_restored_slice(const PreparedCase& prepared, std::span<const float
 }
 
 template <class T, class Pick>
-Volume<T> restore(const PreparedCase& prepared, std::span<const float> values, int64_t channels, const Pick& pick) {
+Volume<T> restore(const PreparedCase& prepared, std::span<const float> values, int64_t channels,
+                  const Pick& pick) {
   Volume<T> result(prepared.original);
   const Size3 start = prepared.box.start;
   const Size3 size = prepared.cropped.size;
@@ -119,8 +121,8 @@ PreparedCase prepare_case(const Case& source, const PreprocessOptions& options) 
     if (!source.present[m]) {
       continue;
     }
-    check<ShapeError>(source.images[m].size() == source.geometry.size, "case ", source.name, ": ", name_of(modality),
-                      " has ", to_string(source.images[m].size()), " voxels, expected ",
+    check<ShapeError>(source.images[m].size() == source.geometry.size, "case ", source.name, ": ",
+                      name_of(modality), " has ", to_string(source.images[m].size()), " voxels, expected ",
                       to_string(source.geometry.size));
     parallel_for(static_cast<int64_t>(head.data.size()), 1 << 16, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -152,8 +154,9 @@ PreparedCase prepare_case(const Case& source, const PreprocessOptions& options) 
 }
 
 void extract_tile(const PreparedCase& prepared, Size3 start, Size3 tile, std::span<float> out) {
-  check<ShapeError>(static_cast<int64_t>(out.size()) == tile.voxels() * kModalityCount, "extract_tile: ", out.size(),
-                    " floats for a tile of ", to_string(tile), " voxels with ", kModalityCount, " modalities");
+  check<ShapeError>(static_cast<int64_t>(out.size()) == tile.voxels() * kModalityCount,
+                    "extract_tile: ", out.size(), " floats for a tile of ", to_string(tile), " voxels with ",
+                    kModalityCount, " modalities");
   const Size3 n = prepared.geometry.size;
   parallel_for(tile.z, 1, [&](int64_t begin, int64_t end) {
     for (int64_t z = begin; z < end; ++z) {
@@ -181,22 +184,24 @@ void extract_tile(const PreparedCase& prepared, Size3 start, Size3 tile, std::sp
   });
 }
 
-LabelMap restore_region_labels(const PreparedCase& prepared, std::span<const float> probabilities, float threshold) {
-  return restore<uint8_t>(prepared, probabilities, kRegionCount, [&](const float* p) {
-    return label_of_regions(p[0], p[1], p[2], threshold);
-  });
+LabelMap restore_region_labels(const PreparedCase& prepared, std::span<const float> probabilities,
+                               float threshold) {
+  return restore<uint8_t>(prepared, probabilities, kRegionCount,
+                          [&](const float* p) { return label_of_regions(p[0], p[1], p[2], threshold); });
 }
 
 LabelMap restore_class_labels(const PreparedCase& prepared, std::span<const float> scores, int64_t classes) {
-  check<ShapeError>(classes >= 1 && classes <= 256, "restore_class_labels: ", classes, " classes, expected 1 to 256");
+  check<ShapeError>(classes >= 1 && classes <= 256, "restore_class_labels: ", classes,
+                    " classes, expected 1 to 256");
   return restore<uint8_t>(prepared, scores, classes, [&](const float* s) {
     return static_cast<uint8_t>(std::max_element(s, s + classes) - s);
   });
 }
 
-Image restore_probability(const PreparedCase& prepared, std::span<const float> probabilities, int64_t channels,
-                          int64_t channel) {
-  check<ShapeError>(channel >= 0 && channel < channels, "restore_probability: channel ", channel, " of ", channels);
+Image restore_probability(const PreparedCase& prepared, std::span<const float> probabilities,
+                          int64_t channels, int64_t channel) {
+  check<ShapeError>(channel >= 0 && channel < channels, "restore_probability: channel ", channel, " of ",
+                    channels);
   return restore<float>(prepared, probabilities, channels, [&](const float* p) { return p[channel]; });
 }
 

@@ -32,7 +32,8 @@ void require_same_box(const Geometry& source, const Geometry& target) {
   }
   check<ShapeError>(worst <= allowed, "resample: the grids ", to_string(source.size), " at ",
                     to_string(source.spacing_mm), " mm and ", to_string(target.size), " at ",
-                    to_string(target.spacing_mm), " mm do not cover the same box: corners are ", worst, " mm apart");
+                    to_string(target.spacing_mm), " mm do not cover the same box: corners are ", worst,
+                    " mm apart");
 }
 
 }  // namespace
@@ -41,8 +42,8 @@ Geometry geometry_for_spacing(const Geometry& geometry, Vector3 spacing_mm) {
   Geometry result = geometry;
   Vector3 corner{-0.5, -0.5, -0.5};
   for (int axis = 0; axis < 3; ++axis) {
-    check<UsageError>(std::isfinite(spacing_mm[axis]) && spacing_mm[axis] > 0, "spacing ", to_string(spacing_mm),
-                      " mm: expected three positive numbers");
+    check<UsageError>(std::isfinite(spacing_mm[axis]) && spacing_mm[axis] > 0, "spacing ",
+                      to_string(spacing_mm), " mm: expected three positive numbers");
     const double extent = static_cast<double>(geometry.size[axis]) * geometry.spacing_mm[axis];
     const int64_t n = std::max<int64_t>(1, std::llround(extent / spacing_mm[axis]));
     if (n == geometry.size[axis]) {
@@ -103,16 +104,18 @@ SliceResampler::Axis SliceResampler::make_axis(int64_t source, int64_t target) {
 SliceResampler::SliceResampler(Size3 source, Size3 target, int64_t channels)
     : source_(source), target_(target), channels_(channels) {
   for (int axis = 0; axis < 3; ++axis) {
-    check<ShapeError>(source[axis] >= 1 && target[axis] >= 1 && channels >= 1, "resample: ", to_string(source),
-                      " to ", to_string(target), " voxels with ", channels, " channels: expected at least 1 of each");
+    check<ShapeError>(source[axis] >= 1 && target[axis] >= 1 && channels >= 1,
+                      "resample: ", to_string(source), " to ", to_string(target), " voxels with ", channels,
+                      " channels: expected at least 1 of each");
     axes_[static_cast<size_t>(axis)] = make_axis(source[axis], target[axis]);
   }
 }
 
-void SliceResampler::run(std::span<const float> source, int64_t z_begin, int64_t z_end, std::span<float> out) const {
+void SliceResampler::run(std::span<const float> source, int64_t z_begin, int64_t z_end,
+                         std::span<float> out) const {
   const int64_t slices = z_end - z_begin;
-  check<ShapeError>(static_cast<int64_t>(source.size()) == checked_mul(source_.voxels(), channels_) && z_begin >= 0 &&
-                        slices >= 0 && z_end <= target_.z &&
+  check<ShapeError>(static_cast<int64_t>(source.size()) == checked_mul(source_.voxels(), channels_) &&
+                        z_begin >= 0 && slices >= 0 && z_end <= target_.z &&
                         static_cast<int64_t>(out.size()) == slices * target_.y * target_.x * channels_,
                     "resample: slices [", z_begin, ", ", z_end, ") of ", to_string(target_), " from ",
                     to_string(source_), " with ", channels_, " channels: spans of ", source.size(), " and ",
@@ -125,8 +128,8 @@ void SliceResampler::run(std::span<const float> source, int64_t z_begin, int64_t
     std::vector<float> plane(static_cast<size_t>(source_plane));
     std::vector<float> row(static_cast<size_t>(source_row));
     // sum of weight * lines, `length` floats each, `stride` apart; a single weight of 1 is a copy.
-    const auto blend = [](const Axis& axis, int64_t position, const float* lines, int64_t stride, int64_t length,
-                          float* to) {
+    const auto blend = [](const Axis& axis, int64_t position, const float* lines, int64_t stride,
+                          int64_t length, float* to) {
       const int64_t from = axis.offset[static_cast<size_t>(position)];
       const int64_t taps = axis.offset[static_cast<size_t>(position) + 1] - from;
       const float* line = lines + axis.first[static_cast<size_t>(position)] * stride;

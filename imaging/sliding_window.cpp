@@ -11,7 +11,8 @@
 namespace vesal::imaging {
 
 std::vector<int64_t> tile_starts(int64_t extent, int64_t tile, double overlap) {
-  check<UsageError>(extent >= 1 && tile >= 1, "tile of ", tile, " voxels over ", extent, ": expected at least 1");
+  check<UsageError>(extent >= 1 && tile >= 1, "tile of ", tile, " voxels over ", extent,
+                    ": expected at least 1");
   check<UsageError>(overlap >= 0 && overlap < 1, "tile overlap ", overlap, ": expected 0 <= overlap < 1");
   if (extent <= tile) {
     return {-((tile - extent) / 2)};
@@ -61,7 +62,8 @@ std::vector<float> gaussian_weights(Size3 tile) {
   for (const double z : line[2]) {
     for (const double y : line[1]) {
       for (const double x : line[0]) {
-        weights.push_back(std::max(static_cast<float>(x * y * z / largest), std::numeric_limits<float>::min()));
+        weights.push_back(
+            std::max(static_cast<float>(x * y * z / largest), std::numeric_limits<float>::min()));
       }
     }
   }
@@ -75,8 +77,9 @@ SlabBlender::SlabBlender(Size3 volume, Size3 tile, int64_t channels, Callback fi
       finished_(std::move(finished)),
       weights_(gaussian_weights(tile)),
       depth_(std::min(volume.z, tile.z)) {
-  check<ShapeError>(volume.voxels() > 0 && tile.voxels() > 0 && channels > 0, "blender: volume ", to_string(volume),
-                    ", tile ", to_string(tile), ", ", channels, " channels: expected at least 1 of each");
+  check<ShapeError>(volume.voxels() > 0 && tile.voxels() > 0 && channels > 0, "blender: volume ",
+                    to_string(volume), ", tile ", to_string(tile), ", ", channels,
+                    " channels: expected at least 1 of each");
   const int64_t plane = checked_mul(volume.x, volume.y);
   totals_.assign(static_cast<size_t>(checked_mul(plane, depth_)), 0.0f);
   sums_.assign(static_cast<size_t>(checked_mul(checked_mul(plane, depth_), channels)), 0.0f);
@@ -90,7 +93,8 @@ int64_t SlabBlender::bytes(Size3 volume, Size3 tile, int64_t channels) {
 
 void SlabBlender::add(Size3 start, std::span<const float> values) {
   check<ShapeError>(static_cast<int64_t>(values.size()) == tile_.voxels() * channels_, "blender: a tile of ",
-                    values.size(), " values, expected ", to_string(tile_), " voxels with ", channels_, " channels");
+                    values.size(), " values, expected ", to_string(tile_), " voxels with ", channels_,
+                    " channels");
   const int64_t first_z = std::max<int64_t>(start.z, 0);
   check<ShapeError>(first_z >= next_, "blender: tile at slice ", start.z, " after slices up to ", next_,
                     " were handed out; tiles come in the order of z");

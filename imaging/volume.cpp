@@ -53,7 +53,8 @@ std::string geometry_difference(const Geometry& a, const Geometry& b, double tol
     return concat("size ", to_string(a.size), " against ", to_string(b.size));
   }
   for (int axis = 0; axis < 3; ++axis) {
-    const double drift = std::abs(a.spacing_mm[axis] - b.spacing_mm[axis]) * static_cast<double>(a.size[axis]);
+    const double drift =
+        std::abs(a.spacing_mm[axis] - b.spacing_mm[axis]) * static_cast<double>(a.size[axis]);
     if (!(drift <= tolerance_mm)) {
       return concat("spacing ", to_string(a.spacing_mm), " mm against ", to_string(b.spacing_mm), " mm");
     }
@@ -71,8 +72,8 @@ std::string geometry_difference(const Geometry& a, const Geometry& b, double tol
   if (!(worst <= tolerance_mm)) {
     const Vector3 p = apply(a.affine, {});
     const Vector3 q = apply(b.affine, {});
-    return concat("position: voxel centres are up to ", worst, " mm apart (first voxel at ", p.x, " ", p.y, " ", p.z,
-                  " mm against ", q.x, " ", q.y, " ", q.z, " mm)");
+    return concat("position: voxel centres are up to ", worst, " mm apart (first voxel at ", p.x, " ", p.y,
+                  " ", p.z, " mm against ", q.x, " ", q.y, " ", q.z, " mm)");
   }
   return "";
 }
@@ -80,8 +81,9 @@ std::string geometry_difference(const Geometry& a, const Geometry& b, double tol
 Geometry cropped_geometry(const Geometry& geometry, Box3 box) {
   Geometry part = geometry;
   part.size = box.size;
-  const Vector3 first = apply(geometry.affine, {static_cast<double>(box.start.x), static_cast<double>(box.start.y),
-                                                static_cast<double>(box.start.z)});
+  const Vector3 first = apply(
+      geometry.affine,
+      {static_cast<double>(box.start.x), static_cast<double>(box.start.y), static_cast<double>(box.start.z)});
   for (int axis = 0; axis < 3; ++axis) {
     part.affine[static_cast<size_t>(axis)][3] = first[axis];
   }
@@ -91,9 +93,10 @@ Geometry cropped_geometry(const Geometry& geometry, Box3 box) {
 namespace {
 void require_inside(const char* what, Size3 size, Box3 box) {
   for (int axis = 0; axis < 3; ++axis) {
-    check<ShapeError>(box.start[axis] >= 0 && box.size[axis] >= 0 && box.start[axis] + box.size[axis] <= size[axis],
-                      what, ": box at ", to_string(box.start), " of ", to_string(box.size),
-                      " voxels does not lie within ", to_string(size));
+    check<ShapeError>(
+        box.start[axis] >= 0 && box.size[axis] >= 0 && box.start[axis] + box.size[axis] <= size[axis], what,
+        ": box at ", to_string(box.start), " of ", to_string(box.size), " voxels does not lie within ",
+        to_string(size));
   }
 }
 }  // namespace

@@ -1,8 +1,8 @@
 // Voxel grids and what lies on them: sizes, boxes, affines, volumes. No file format is known here.
 //
-// A volume is stored [D, H, W] = [z][y][x], x fastest. Everything in imaging/ works on canonical axes: x grows to
-// the patient's right, y to anterior, z to superior (RAS+); imaging/nifti.hpp brings files there and back.
-// Triples are written X Y Z.
+// A volume is stored [D, H, W] = [z][y][x], x fastest. Everything in imaging/ works on canonical axes: x
+// grows to the patient's right, y to anterior, z to superior (RAS+); imaging/nifti.hpp brings files there and
+// back. Triples are written X Y Z.
 #pragma once
 
 #include <array>
@@ -78,8 +78,8 @@ struct Geometry {
 // A grid with axes along RAS and its centre at mm (0, 0, 0).
 Geometry make_geometry(Size3 size, Vector3 spacing_mm);
 
-// What differs between two grids, in words ("size 240 x 240 x 155 against 128 x 128 x 64"), or "" when they are one
-// grid: equal sizes, and no voxel centre moves by more than `tolerance_mm`.
+// What differs between two grids, in words ("size 240 x 240 x 155 against 128 x 128 x 64"), or "" when they
+// are one grid: equal sizes, and no voxel centre moves by more than `tolerance_mm`.
 std::string geometry_difference(const Geometry& a, const Geometry& b, double tolerance_mm = 0.1);
 
 // The grid of a part of `geometry`; the box may reach outside.

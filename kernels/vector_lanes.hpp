@@ -1,5 +1,6 @@
-// As many floats as one vector register of the target holds, with the few operations that register-blocked CPU kernels
-// need: GCC's vector extension plus fused multiply-add, which the build's -ffp-contract=off otherwise keeps apart.
+// As many floats as one vector register of the target holds, with the few operations that register-blocked
+// CPU kernels need: GCC's vector extension plus fused multiply-add, which the build's -ffp-contract=off
+// otherwise keeps apart.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,8 @@ typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t LanesInt __attribute__((vector_size(kLanes * sizeof(int32_t))));
 // The same in memory, at any address that a float may have.
 typedef float LanesInMemory __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
-typedef int32_t LanesIntInMemory __attribute__((vector_size(kLanes * sizeof(int32_t)), aligned(4), may_alias));
+typedef int32_t LanesIntInMemory
+    __attribute__((vector_size(kLanes * sizeof(int32_t)), aligned(4), may_alias));
 
 constexpr int64_t round_up_to_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
@@ -86,13 +88,13 @@ inline float max_of_lanes(Lanes v) {
   return v[0];
 }
 
-// e^x for x <= 88, within 2 units in the last place; 0 below -87.3. Same polynomial as vector_exp (vector_math.hpp).
+// e^x for x <= 88, within 2 units in the last place; 0 below -87.3. Same polynomial as vector_exp
+// (vector_math.hpp).
 inline Lanes exp_lanes(Lanes x) {
   const Lanes clamped = max_lanes(x, all_lanes(-87.3f));
   const float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   const Lanes n = (clamped * 1.44269504f + to_integer) - to_integer;
-  const Lanes r =
-      fma_lanes(n, all_lanes(-1.42860677e-6f), fma_lanes(n, all_lanes(-0.693145752f), clamped));
+  const Lanes r = fma_lanes(n, all_lanes(-1.42860677e-6f), fma_lanes(n, all_lanes(-0.693145752f), clamped));
   Lanes p = all_lanes(1.98412698e-4f);
   p = fma_lanes(p, r, all_lanes(1.38888889e-3f));
   p = fma_lanes(p, r, all_lanes(8.33333333e-3f));

@@ -36,8 +36,9 @@ using namespace vesal::kernels;
 namespace ref = vesal::kernels::reference;
 using Values = std::vector<double>;
 
-// Sums here have at most about a thousand terms of order 1, each rounded to 6e-8 of itself: 1e-5 of the largest value is
-// reached by unlucky orders of summation, a wrong index or a missing barrier is off by 1e-2 and more.
+// Sums here have at most about a thousand terms of order 1, each rounded to 6e-8 of itself: 1e-5 of the
+// largest value is reached by unlucky orders of summation, a wrong index or a missing barrier is off by 1e-2
+// and more.
 constexpr double kTolerance = 2e-5;
 
 class Checker {
@@ -108,7 +109,8 @@ class Checker {
 };
 
 void check_conv3d(Checker& c) {
-  Conv3dParams p{.n = 1, .d = 5, .h = 4, .w = 7, .c_in = 5, .c_out = 6, .kernel = {3, 3, 3}, .stride = {1, 2, 1}};
+  Conv3dParams p{
+      .n = 1, .d = 5, .h = 4, .w = 7, .c_in = 5, .c_out = 6, .kernel = {3, 3, 3}, .stride = {1, 2, 1}};
   const Values x = c.random(p.input_count());
   const Values weight = c.random(p.weight_count());
   const Values bias = c.random(p.c_out);
@@ -124,7 +126,8 @@ void check_conv3d(Checker& c) {
   const Tensor ty = c.out(p.output_count()), tdx = c.out(p.input_count());
   const Tensor tdw = c.out(p.weight_count()), tdb = c.out(p.c_out);
   conv3d_forward(c.k(), p, tx, tw, tb, ty, c.scratch(conv3d_workspace_bytes(c.k(), p, ConvPass::forward)));
-  conv3d_backward_data(c.k(), p, tdy, tw, tdx, c.scratch(conv3d_workspace_bytes(c.k(), p, ConvPass::backward_data)));
+  conv3d_backward_data(c.k(), p, tdy, tw, tdx,
+                       c.scratch(conv3d_workspace_bytes(c.k(), p, ConvPass::backward_data)));
   conv3d_backward_weight(c.k(), p, tx, tdy, tdw, tdb, GradMode::overwrite,
                          c.scratch(conv3d_workspace_bytes(c.k(), p, ConvPass::backward_weight)));
   c.same(ty, y);
@@ -133,11 +136,19 @@ void check_conv3d(Checker& c) {
   c.same(tdb, dbias);
 }
 
-// The transposed convolution is the convolution's gradient with respect to its input, with input and output swapped.
+// The transposed convolution is the convolution's gradient with respect to its input, with input and output
+// swapped.
 void check_conv_transpose3d(Checker& c) {
   ConvTranspose3dParams p{.n = 1, .d = 3, .h = 2, .w = 4, .c_in = 5, .c_out = 3};
-  Conv3dParams back{.n = 1, .d = p.out_d(), .h = p.out_h(), .w = p.out_w(), .c_in = p.c_out, .c_out = p.c_in,
-                    .kernel = p.kernel, .stride = p.stride, .padding = p.padding};
+  Conv3dParams back{.n = 1,
+                    .d = p.out_d(),
+                    .h = p.out_h(),
+                    .w = p.out_w(),
+                    .c_in = p.c_out,
+                    .c_out = p.c_in,
+                    .kernel = p.kernel,
+                    .stride = p.stride,
+                    .padding = p.padding};
   const Values x = c.random(p.input_count());
   const Values weight = c.random(p.weight_count());
   const Values bias = c.random(p.c_out);
@@ -157,10 +168,13 @@ void check_conv_transpose3d(Checker& c) {
   const Tensor tx = c.put(x), tw = c.put(weight), tb = c.put(bias), tdy = c.put(dy);
   const Tensor ty = c.out(p.output_count()), tdx = c.out(p.input_count());
   const Tensor tdw = c.out(p.weight_count()), tdb = c.out(p.c_out);
-  const auto scratch = [&](ConvPass pass) { return c.scratch(conv_transpose3d_workspace_bytes(c.k(), p, pass)); };
+  const auto scratch = [&](ConvPass pass) {
+    return c.scratch(conv_transpose3d_workspace_bytes(c.k(), p, pass));
+  };
   conv_transpose3d_forward(c.k(), p, tx, tw, tb, ty, scratch(ConvPass::forward));
   conv_transpose3d_backward_data(c.k(), p, tdy, tw, tdx, scratch(ConvPass::backward_data));
-  conv_transpose3d_backward_weight(c.k(), p, tx, tdy, tdw, tdb, GradMode::overwrite, scratch(ConvPass::backward_weight));
+  conv_transpose3d_backward_weight(c.k(), p, tx, tdy, tdw, tdb, GradMode::overwrite,
+                                   scratch(ConvPass::backward_weight));
   c.same(ty, y);
   c.same(tdx, dx);
   c.same(tdw, dweight);
@@ -187,7 +201,8 @@ void check_linear(Checker& c) {
   const auto scratch = [&](LinearPass pass) { return c.scratch(linear_workspace_bytes(c.k(), p, pass)); };
   linear_forward(c.k(), p, tx, tw, tb, ty, tbefore, scratch(LinearPass::forward));
   linear_backward_data(c.k(), p, tdy, tw, tdx, scratch(LinearPass::backward_data));
-  linear_backward_weight(c.k(), p, tx, tdy, tdw, tdb, GradMode::overwrite, scratch(LinearPass::backward_weight));
+  linear_backward_weight(c.k(), p, tx, tdy, tdw, tdb, GradMode::overwrite,
+                         scratch(LinearPass::backward_weight));
   c.same(ty, y);
   c.same(tbefore, before);
   c.same(tdx, dx);
@@ -209,14 +224,14 @@ void check_layer_norm(Checker& c) {
   Values dgamma(gamma.size());
   Values dbeta(beta.size());
   ref::layer_norm_forward(p, x.data(), gamma.data(), beta.data(), y.data(), mean.data(), rstd.data());
-  ref::layer_norm_backward(p, x.data(), gamma.data(), mean.data(), rstd.data(), dy.data(), dx.data(), dgamma.data(),
-                           dbeta.data());
+  ref::layer_norm_backward(p, x.data(), gamma.data(), mean.data(), rstd.data(), dy.data(), dx.data(),
+                           dgamma.data(), dbeta.data());
   const Tensor tx = c.put(x), tg = c.put(gamma), tb = c.put(beta), tdy = c.put(dy);
   const Tensor ty = c.out(count), tm = c.out(p.rows), tr = c.out(p.rows), tdx = c.out(count);
   const Tensor tdg = c.out(p.channels), tdb = c.out(p.channels);
   layer_norm_forward(c.k(), p, tx, tg, tb, ty, tm.data<float>(), tr.data<float>());
-  layer_norm_backward(c.k(), p, tx, tg, tm.data<float>(), tr.data<float>(), tdy, tdx, tdg, tdb, GradMode::overwrite,
-                      c.scratch(layer_norm_backward_workspace_bytes(c.k(), p)));
+  layer_norm_backward(c.k(), p, tx, tg, tm.data<float>(), tr.data<float>(), tdy, tdx, tdg, tdb,
+                      GradMode::overwrite, c.scratch(layer_norm_backward_workspace_bytes(c.k(), p)));
   c.same(ty, y);
   c.same(tdx, dx);
   c.same(tdg, dgamma);
@@ -237,10 +252,11 @@ void check_instance_norm(Checker& c) {
   Values dgamma(gamma.size());
   Values dbeta(beta.size());
   ref::instance_norm_forward(p, x.data(), gamma.data(), beta.data(), y.data(), mean.data(), rstd.data());
-  ref::instance_norm_backward(p, x.data(), gamma.data(), beta.data(), mean.data(), rstd.data(), dy.data(), dx.data(),
-                              dgamma.data(), dbeta.data());
+  ref::instance_norm_backward(p, x.data(), gamma.data(), beta.data(), mean.data(), rstd.data(), dy.data(),
+                              dx.data(), dgamma.data(), dbeta.data());
   const Tensor tx = c.put(x), tg = c.put(gamma), tb = c.put(beta), tdy = c.put(dy);
-  const Tensor ty = c.out(count), tm = c.out(p.n * p.channels), tr = c.out(p.n * p.channels), tdx = c.out(count);
+  const Tensor ty = c.out(count), tm = c.out(p.n * p.channels), tr = c.out(p.n * p.channels),
+               tdx = c.out(count);
   const Tensor tdg = c.out(p.channels), tdb = c.out(p.channels);
   instance_norm_forward(c.k(), p, tx, tg, tb, ty, tm.data<float>(), tr.data<float>(),
                         c.scratch(instance_norm_workspace_bytes(c.k(), p)));
@@ -253,8 +269,16 @@ void check_instance_norm(Checker& c) {
 }
 
 void check_window_attention(Checker& c) {
-  WindowAttentionParams p{.n = 1, .d = 5, .h = 3, .w = 6, .heads = 2, .head_dim = 8, .window = {3, 2, 3},
-                          .shift = {1, 1, 0}, .padding = PaddingMode::attend, .scale = 0.35f};
+  WindowAttentionParams p{.n = 1,
+                          .d = 5,
+                          .h = 3,
+                          .w = 6,
+                          .heads = 2,
+                          .head_dim = 8,
+                          .window = {3, 2, 3},
+                          .shift = {1, 1, 0},
+                          .padding = PaddingMode::attend,
+                          .scale = 0.35f};
   const int64_t width = 3 * p.channels();
   const Values qkv = c.random(p.tokens() * width);
   const Values qkv_bias = c.random(width);
@@ -266,13 +290,14 @@ void check_window_attention(Checker& c) {
   Values dqkv_bias(qkv_bias.size());
   Values dtable(table.size());
   ref::window_attention_forward(p, qkv.data(), qkv_bias.data(), table.data(), out.data(), lse.data());
-  ref::window_attention_backward(p, qkv.data(), qkv_bias.data(), table.data(), out.data(), lse.data(), dout.data(),
-                                 dqkv.data(), dqkv_bias.data(), dtable.data());
+  ref::window_attention_backward(p, qkv.data(), qkv_bias.data(), table.data(), out.data(), lse.data(),
+                                 dout.data(), dqkv.data(), dqkv_bias.data(), dtable.data());
   const Tensor tq = c.put(qkv), tqb = c.put(qkv_bias), tt = c.put(table), tdo = c.put(dout);
   const Tensor to = c.out(p.tokens() * p.channels()), tl = c.out(p.tokens() * p.heads);
   const Tensor tdq = c.out(p.tokens() * width), tdqb = c.out(width), tdt = c.out(p.bias_rows() * p.heads);
   window_attention_forward(c.k(), p, tq, tqb, tt, to, tl.data<float>());
-  window_attention_backward(c.k(), p, tq, tqb, tt, to, tl.data<float>(), tdo, tdq, tdqb, tdt, GradMode::overwrite,
+  window_attention_backward(c.k(), p, tq, tqb, tt, to, tl.data<float>(), tdo, tdq, tdqb, tdt,
+                            GradMode::overwrite,
                             c.scratch(window_attention_backward_workspace_bytes(c.k(), p)));
   c.same(to, out);
   c.same(tdq, dqkv);
@@ -280,8 +305,8 @@ void check_window_attention(Checker& c) {
   c.same(tdt, dtable);
 }
 
-// One group is absent and full of NaN: it must leave no trace. The gradient is checked along one direction of the
-// weights, in which the op is linear: <dy, y(dW)> = <dweight, dW>.
+// One group is absent and full of NaN: it must leave no trace. The gradient is checked along one direction of
+// the weights, in which the op is linear: <dy, y(dW)> = <dweight, dW>.
 void check_shifted_patch(Checker& c) {
   ShiftedPatchParams p{.n = 1, .d = 3, .h = 5, .w = 4, .groups = 2, .channels = 2, .out = 7};
   const int64_t lanes = p.groups * p.channels;
@@ -313,11 +338,13 @@ void check_shifted_patch(Checker& c) {
                                    row * p.patch + offset / p.patch % p.patch + p.shift * direction[1],
                                    column * p.patch + offset % p.patch + p.shift * direction[2]};
             // A voxel that exists only by padding is 0 as well, whatever the shift.
-            const bool inside = at[0] >= 0 && at[0] < p.d && at[1] >= 0 && at[1] < p.h && at[2] >= 0 && at[2] < p.w &&
-                                at[0] - p.shift * direction[0] < p.d && at[1] - p.shift * direction[1] < p.h &&
-                                at[2] - p.shift * direction[2] < p.w;
+            const bool inside = at[0] >= 0 && at[0] < p.d && at[1] >= 0 && at[1] < p.h && at[2] >= 0 &&
+                                at[2] < p.w && at[0] - p.shift * direction[0] < p.d &&
+                                at[1] - p.shift * direction[1] < p.h && at[2] - p.shift * direction[2] < p.w;
             for (int64_t channel = 0; channel < p.channels; ++channel) {
-              f.push_back(inside ? x[static_cast<size_t>(((at[0] * p.h + at[1]) * p.w + at[2]) * lanes + channel)] : 0.0);
+              f.push_back(
+                  inside ? x[static_cast<size_t>(((at[0] * p.h + at[1]) * p.w + at[2]) * lanes + channel)]
+                         : 0.0);
             }
           }
         }
@@ -348,15 +375,18 @@ void check_shifted_patch(Checker& c) {
   }
   const Tensor tx = c.put(x), tmask = c.put(mask), tg = c.put(gamma), tb = c.put(beta), tw = c.put(weight);
   const Tensor tbias = c.put(bias), tmissing = c.put(missing), tdy = c.put(dy);
-  const Tensor ty = c.out(p.tokens() * p.out), tm = c.out(p.groups * p.tokens()), tr = c.out(p.groups * p.tokens());
-  shifted_patch_forward(c.k(), p, tx, tmask.data<uint8_t>(), tg, tb, tw, tbias, tmissing, ty, tm.data<float>(),
-                        tr.data<float>(), c.scratch(shifted_patch_workspace_bytes(c.k(), p, ShiftedPatchPass::forward)));
+  const Tensor ty = c.out(p.tokens() * p.out), tm = c.out(p.groups * p.tokens()),
+               tr = c.out(p.groups * p.tokens());
+  shifted_patch_forward(c.k(), p, tx, tmask.data<uint8_t>(), tg, tb, tw, tbias, tmissing, ty,
+                        tm.data<float>(), tr.data<float>(),
+                        c.scratch(shifted_patch_workspace_bytes(c.k(), p, ShiftedPatchPass::forward)));
   c.same(ty, y);
-  const Tensor tdx = c.out(p.d * p.h * p.w * lanes), tdg = c.out(p.groups * features), tdb = c.out(p.groups * features);
+  const Tensor tdx = c.out(p.d * p.h * p.w * lanes), tdg = c.out(p.groups * features),
+               tdb = c.out(p.groups * features);
   const Tensor tdw = c.out(p.groups * p.out * features), tdbias = c.out(p.groups * p.out);
   const Tensor tdmissing = c.out(p.groups * p.out);
-  shifted_patch_backward(c.k(), p, tx, tmask.data<uint8_t>(), tg, tb, tw, tm.data<float>(), tr.data<float>(), tdy, tdx, tdg,
-                         tdb, tdw, tdbias, tdmissing, GradMode::overwrite,
+  shifted_patch_backward(c.k(), p, tx, tmask.data<uint8_t>(), tg, tb, tw, tm.data<float>(), tr.data<float>(),
+                         tdy, tdx, tdg, tdb, tdw, tdbias, tdmissing, GradMode::overwrite,
                          c.scratch(shifted_patch_workspace_bytes(c.k(), p, ShiftedPatchPass::backward)));
   c.same(tdw, dweight);
 }
@@ -390,9 +420,11 @@ void check_graph(Checker& c) {
   ref::graph_spmm(want, p.features, weights.data(), features.data(), false, y.data());
   ref::graph_sddmm(want, p.features, dy.data(), features.data(), dvalues.data());
   ref::graph_symmetric_weights_backward(want, theta.data(), dvalues.data(), dtheta.data());
-  const Tensor tw = c.out(p.edge_capacity()), ty = c.out(p.nodes() * p.features), tdv = c.out(p.edge_capacity());
+  const Tensor tw = c.out(p.edge_capacity()), ty = c.out(p.nodes() * p.features),
+               tdv = c.out(p.edge_capacity());
   const Tensor tdt = c.out(kEdgeTypes);
-  graph_symmetric_weights_forward(c.k(), graph, tt, tw, c.scratch(graph_symmetric_weights_workspace_bytes(c.k(), graph)));
+  graph_symmetric_weights_forward(c.k(), graph, tt, tw,
+                                  c.scratch(graph_symmetric_weights_workspace_bytes(c.k(), graph)));
   graph_spmm(c.k(), graph, p.features, tw, tf, false, ty, GradMode::overwrite);
   graph_sddmm(c.k(), graph, p.features, tdy, tf, tdv);
   graph_symmetric_weights_backward(c.k(), graph, tt, tw, tdv, tdt, GradMode::overwrite,
@@ -463,7 +495,8 @@ void check_pooling(Checker& c) {
   ref::max_pool3d_backward(p, dy.data(), index.data(), dlargest.data());
   ref::avg_pool3d_forward(p, x.data(), average.data());
   ref::avg_pool3d_backward(p, dy.data(), daverage.data());
-  const Tensor tx = c.put(x), tdy = c.put(dy), tl = c.out(out), ta = c.out(out), tdl = c.out(in), tda = c.out(in);
+  const Tensor tx = c.put(x), tdy = c.put(dy), tl = c.out(out), ta = c.out(out), tdl = c.out(in),
+               tda = c.out(in);
   const Tensor ti = c.out_bytes(out);
   max_pool3d_forward(c.k(), p, tx, tl, ti.data<uint8_t>());
   max_pool3d_backward(c.k(), p, tdy, ti.data<uint8_t>(), tdl);
@@ -493,7 +526,8 @@ void check_resize(Checker& c) {
 }
 
 void check_rearrange(Checker& c) {
-  PadCropParams p{.n = 1, .d = 3, .h = 4, .w = 5, .out_d = 5, .out_h = 3, .out_w = 6, .c = 3, .low = {1, -1, 0}};
+  PadCropParams p{
+      .n = 1, .d = 3, .h = 4, .w = 5, .out_d = 5, .out_h = 3, .out_w = 6, .c = 3, .low = {1, -1, 0}};
   const int64_t in = p.d * p.h * p.w * p.c;
   const int64_t out = p.out_d * p.out_h * p.out_w * p.c;
   const Values x = c.random(in);
@@ -601,7 +635,8 @@ void check_losses(Checker& c) {
   ref::edge_counts(edge, cube.data(), counts);
   const double edge_value = ref::edge_loss_forward(edge, edge_logits.data(), cube.data(), counts);
   ref::edge_loss_backward(edge, edge_logits.data(), cube.data(), counts, 1.0, dedge.data());
-  const Tensor tcube = c.put(cube), tedge = c.put(edge_logits), tvalue = c.out(1), tcounts = c.out(2), tdedge = c.out(kVoxels);
+  const Tensor tcube = c.put(cube), tedge = c.put(edge_logits), tvalue = c.out(1), tcounts = c.out(2),
+               tdedge = c.out(kVoxels);
   edge_loss_forward(c.k(), edge, tedge, tcube.data<uint8_t>(), tvalue, tcounts.data<float>(),
                     c.scratch(edge_loss_workspace_bytes(c.k(), edge)));
   edge_loss_backward(c.k(), edge, tedge, tcube.data<uint8_t>(), tcounts.data<float>(), 1.0f, tdedge);
@@ -630,12 +665,14 @@ void check_optimizer(Checker& c) {
   const Tensor ttensors = bytes(tensors.data(), tensors.size() * sizeof(OptimizerTensor));
   const Tensor tchunks = bytes(chunks.data(), chunks.size() * sizeof(OptimizerChunk));
   const OptimizerTables tables{static_cast<const OptimizerTensor*>(ttensors.data()), 1,
-                               static_cast<const OptimizerChunk*>(tchunks.data()), static_cast<int64_t>(chunks.size())};
+                               static_cast<const OptimizerChunk*>(tchunks.data()),
+                               static_cast<int64_t>(chunks.size())};
   AdamWParams p{.learning_rate = 0.1f, .step = 5, .max_norm = 1.0f};
   gradient_norm(c.k(), tables, tnorm.data<float>(), c.scratch(gradient_norm_workspace_bytes(c.k(), tables)));
   adamw_step(c.k(), p, tables, tnorm.data<float>());
   const double norm = ref::gradient_norm(kCount, gradient.data());
-  ref::adamw_step(p, norm, static_cast<double>(0.01f), kCount, parameter.data(), gradient.data(), m.data(), v.data());
+  ref::adamw_step(p, norm, static_cast<double>(0.01f), kCount, parameter.data(), gradient.data(), m.data(),
+                  v.data());
   c.same(tnorm, {norm});
   c.same(tp, parameter);
   c.same(tm, m);

@@ -1,6 +1,7 @@
-// A quick answer to "does this build compute rightly on this machine?": every op family once, on a device, forward and
-// backward, on a small odd-sized case, against loops in double precision. The tests do this thoroughly; this is what
-// `vesal doctor` can afford on a user's machine, where processor, driver and libraries may be others than the tests saw.
+// A quick answer to "does this build compute rightly on this machine?": every op family once, on a device,
+// forward and backward, on a small odd-sized case, against loops in double precision. The tests do this
+// thoroughly; this is what `vesal doctor` can afford on a user's machine, where processor, driver and
+// libraries may be others than the tests saw.
 #pragma once
 
 #include <string>
@@ -11,8 +12,8 @@
 namespace vesal::layers {
 
 struct SelfCheckResult {
-  std::string family;   // "conv3d"
-  double error = 0;     // largest deviation, relative to the largest value of the tensor it was found in
+  std::string family;  // "conv3d"
+  double error = 0;    // largest deviation, relative to the largest value of the tensor it was found in
   double tolerance = 0;
   std::string failure;  // an exception's text; empty without one
   double seconds = 0;

@@ -38,7 +38,7 @@ void select(Device device) { cuda_check(cudaSetDevice(device.index), "cudaSetDev
 cudaStream_t native(StreamHandle stream) { return static_cast<cudaStream_t>(stream.native); }
 #endif
 
-[[noreturn]] void no_cuda() {
+[[noreturn, maybe_unused]] void no_cuda() {
   throw DeviceError("device cuda: this build of vesal has no CUDA backend; build it where a CUDA toolkit is installed");
 }
 

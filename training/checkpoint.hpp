@@ -40,7 +40,7 @@ WeightsInfo weights_info_from(const weights::Metadata& metadata, const std::stri
 // The settings of a run that its result depends on, with every default filled in. A resumed run keeps them.
 struct RunConfig {
   int64_t batch = 2;
-  double learning_rate = 1e-3;
+  double learning_rate = 3e-3;
   int64_t warmup_steps = 0;
   int64_t schedule_steps = 0;  // over which the learning rate falls
   double weight_decay = 1e-2;

@@ -49,8 +49,10 @@ std::optional<std::string> before_seg(const std::string& stem) {
 
 void require_folder(const fs::path& folder) {
   std::error_code error;
-  check<IoError>(fs::exists(folder, error), folder.string(), ": found nothing, expected a folder of label maps");
-  check<IoError>(fs::is_directory(folder, error), folder.string(), ": found a file, expected a folder of label maps");
+  check<IoError>(fs::exists(folder, error), folder.string(),
+                 ": found nothing, expected a folder of label maps");
+  check<IoError>(fs::is_directory(folder, error), folder.string(),
+                 ": found a file, expected a folder of label maps");
 }
 
 std::vector<fs::path> sorted_entries(const fs::path& folder) {
@@ -218,8 +220,12 @@ std::vector<NamedFile> find_prediction_files(const fs::path& folder) {
   return to_list(files);
 }
 
-double CaseScore::dice(Region region) const { return failed() ? 0.0 : regions[static_cast<size_t>(region)].dice; }
-double CaseScore::iou(Region region) const { return failed() ? 0.0 : regions[static_cast<size_t>(region)].iou; }
+double CaseScore::dice(Region region) const {
+  return failed() ? 0.0 : regions[static_cast<size_t>(region)].dice;
+}
+double CaseScore::iou(Region region) const {
+  return failed() ? 0.0 : regions[static_cast<size_t>(region)].iou;
+}
 double CaseScore::hd95_mm(Region region) const {
   return failed() ? imaging::kHd95OneEmpty : regions[static_cast<size_t>(region)].hd95_mm;
 }
@@ -261,23 +267,23 @@ Evaluation evaluate(const fs::path& predictions, const fs::path& labels, const E
   for (const auto& entry : predicted) {
     evaluation.without_label.push_back(entry.first);
   }
-  check<FormatError>(!evaluation.cases.empty(), predictions.string(),
-                     ": found no prediction of any of the ", references.size(), " cases in ", labels.string(),
+  check<FormatError>(!evaluation.cases.empty(), predictions.string(), ": found no prediction of any of the ",
+                     references.size(), " cases in ", labels.string(),
                      ", expected CASE.nii.gz files named like ", references.front().name);
 
   const int64_t total = static_cast<int64_t>(evaluation.cases.size());
   int64_t done = 0;
   for (CaseScore& score : evaluation.cases) {
-    check<InterruptedError>(settings.stop == nullptr || !settings.stop->load(), "interrupted after ", done, " of ", total,
-                            " cases; nothing was written");
+    check<InterruptedError>(settings.stop == nullptr || !settings.stop->load(), "interrupted after ", done,
+                            " of ", total, " cases; nothing was written");
     if (!score.failed()) {
       try {
         const imaging::NiftiImage reference = imaging::read_nifti(score.reference);
         const imaging::NiftiImage prediction = imaging::read_nifti(score.prediction);
         const std::string difference =
             imaging::geometry_difference(prediction.volume.geometry, reference.volume.geometry);
-        check<FormatError>(difference.empty(), score.prediction.string(), ": found another grid than that of ",
-                           score.reference.string(), ": ", difference);
+        check<FormatError>(difference.empty(), score.prediction.string(),
+                           ": found another grid than that of ", score.reference.string(), ": ", difference);
         score.regions = imaging::compare_regions(
             imaging::labels_from_scheme(prediction.volume, settings.prediction_scheme, score.prediction),
             imaging::labels_from_scheme(reference.volume, settings.label_scheme, score.reference));
@@ -333,8 +339,8 @@ std::string summary_json(const Evaluation& evaluation) {
         n += 1;
       }
     }
-    static constexpr const char* kNames[8] = {"TP",     "FP",    "FN",            "TN",
-                                              "n_pred", "n_ref", "volume_ref_mL", "volume_pred_mL"};
+    static constexpr const char* kNames[8] = {
+        "TP", "FP", "FN", "TN", "n_pred", "n_ref", "volume_ref_mL", "volume_pred_mL"};
     for (int i = 0; i < 8; ++i) {
       out[kNames[i]] = n > 0 ? sums[i] / n : 0.0;
     }
@@ -372,10 +378,12 @@ std::string summary_json(const Evaluation& evaluation) {
         {"cases", evaluation.cases.size()},
         {"failures", failures},
         {"rule_for_failures",
-         "a case that could not be scored, also one without a prediction, enters 'mean' with Dice 0, IoU 0 and HD95 "
+         "a case that could not be scored, also one without a prediction, enters 'mean' with Dice 0, IoU 0 "
+         "and HD95 "
          "373.13 mm; counts and volumes are means over scored cases; 'mean_of_scored' leaves failures out"},
         {"rule_for_empty_regions",
-         "region empty in both: Dice 1, IoU 1, HD95 0; empty in one only: Dice 0, IoU 0, HD95 373.13 mm (BraTS); "
+         "region empty in both: Dice 1, IoU 1, HD95 0; empty in one only: Dice 0, IoU 0, HD95 373.13 mm "
+         "(BraTS); "
          "both_empty and one_empty count these cases"},
         {"hd95",
          "95th percentile, linearly interpolated, of the surface distances of both directions pooled, in mm"},
@@ -397,8 +405,8 @@ std::string metrics_csv(const Evaluation& evaluation) {
         out << ",,,,,,,,";
       } else {
         const MaskMetrics& m = score.regions[static_cast<size_t>(region)];
-        out << m.reference_ml << ',' << m.prediction_ml << ',' << m.tp << ',' << m.fp << ',' << m.fn << ',' << m.tn << ','
-            << m.both_empty << ',' << m.one_empty << ',';
+        out << m.reference_ml << ',' << m.prediction_ml << ',' << m.tp << ',' << m.fp << ',' << m.fn << ','
+            << m.tn << ',' << m.both_empty << ',' << m.one_empty << ',';
       }
       out << csv_field(score.failure) << '\n';
     }
@@ -409,7 +417,8 @@ std::string metrics_csv(const Evaluation& evaluation) {
 void print_table(std::ostream& out, const Evaluation& evaluation) {
   const size_t width = std::max<size_t>(name_width(evaluation.cases), 16);
   const auto blanks = [](size_t n) { return std::string(n, ' '); };
-  out << pad("", width) << "  Dice" << blanks(17) << "HD95 mm" << blanks(17) << "volume mL, reference/prediction\n";
+  out << pad("", width) << "  Dice" << blanks(17) << "HD95 mm" << blanks(17)
+      << "volume mL, reference/prediction\n";
   out << pad("case", width);
   for (const Region region : kRegions) {
     out << "     " << imaging::name_of(region);

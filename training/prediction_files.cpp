@@ -136,7 +136,8 @@ PredictionPaths prediction_paths(const fs::path& label_map, bool probabilities) 
       ending = suffix.size();
     }
   }
-  check<UsageError>(ending > 0, text, ": name of the label map: found no ending .nii.gz or .nii, expected one");
+  check<UsageError>(ending > 0, text,
+                    ": name of the label map: found no ending .nii.gz or .nii, expected one");
   const std::string stem = text.substr(0, text.size() - ending);
   PredictionPaths paths{.label_map = label_map, .picture = stem + ".png", .probabilities = {}};
   if (probabilities) {
@@ -146,8 +147,9 @@ PredictionPaths prediction_paths(const fs::path& label_map, bool probabilities) 
   return paths;
 }
 
-PredictedCase predict_files(DeviceContext& context, const models::Fusion& network, const imaging::CaseFiles& files,
-                            const PredictionOptions& options, const PredictionPaths& paths) {
+PredictedCase predict_files(DeviceContext& context, const models::Fusion& network,
+                            const imaging::CaseFiles& files, const PredictionOptions& options,
+                            const PredictionPaths& paths) {
   PredictedCase result;
   result.name = files.name;
   StopWatch watch;
@@ -167,7 +169,8 @@ PredictedCase predict_files(DeviceContext& context, const models::Fusion& networ
 
   const LabelMap labels = imaging::restore_region_labels(prepared, probabilities.values);
   for (const imaging::Region region : kRegions) {
-    result.regions[static_cast<size_t>(region)] = imaging::region_statistics(imaging::region_mask(labels, region));
+    result.regions[static_cast<size_t>(region)] =
+        imaging::region_statistics(imaging::region_mask(labels, region));
   }
   result.statistics = region_statistics_json(labels, source);
   result.seconds.restore = watch.lap();
@@ -179,7 +182,8 @@ PredictedCase predict_files(DeviceContext& context, const models::Fusion& networ
     const fs::path& path = paths.probabilities[static_cast<size_t>(region)];
     if (!path.empty()) {
       written.before_writing(path);
-      imaging::write_like(path, imaging::restore_probability(prepared, probabilities.values, kRegionCount, region),
+      imaging::write_like(path,
+                          imaging::restore_probability(prepared, probabilities.values, kRegionCount, region),
                           source.header);
     }
   }

@@ -27,8 +27,8 @@ PredictionPaths prediction_paths(const std::filesystem::path& label_map, bool pr
 
 struct PredictionOptions {
   PredictSettings tiles;
-  imaging::Vector3 spacing_mm;                   // the network's; 0 keeps the input's
-  imaging::ModalityMask use = imaging::kAllModalities;  // modalities to use where the case has them
+  imaging::Vector3 spacing_mm;                                    // the network's; 0 keeps the input's
+  imaging::ModalityMask use = imaging::kAllModalities;            // modalities to use where the case has them
   imaging::LabelScheme scheme = imaging::LabelScheme::brats2023;  // of the label map that is written
 };
 
@@ -53,14 +53,16 @@ struct PredictedCase {
   std::string statistics;  // one JSON object, see region_statistics_json
 };
 
-// Reads, prepares, predicts, restores and writes one case. On failure files that did not exist before are gone again.
-// Throws what reading, predicting and writing throw.
-PredictedCase predict_files(DeviceContext& context, const models::Fusion& network, const imaging::CaseFiles& files,
-                            const PredictionOptions& options, const PredictionPaths& paths);
+// Reads, prepares, predicts, restores and writes one case. On failure files that did not exist before are
+// gone again. Throws what reading, predicting and writing throw.
+PredictedCase predict_files(DeviceContext& context, const models::Fusion& network,
+                            const imaging::CaseFiles& files, const PredictionOptions& options,
+                            const PredictionPaths& paths);
 
-// Statistics of internal labels as JSON text: for WT, TC and ET voxels, volume in mm3 and mL, the bounding box in voxels
-// of the input file (start and size, its own i j k order), the centroid in mm (RAS+), the number of connected parts and
-// the largest one's volume, and mean and standard deviation of each modality's stored intensities.
+// Statistics of internal labels as JSON text: for WT, TC and ET voxels, volume in mm3 and mL, the bounding
+// box in voxels of the input file (start and size, its own i j k order), the centroid in mm (RAS+), the
+// number of connected parts and the largest one's volume, and mean and standard deviation of each modality's
+// stored intensities.
 std::string region_statistics_json(const imaging::LabelMap& labels, const imaging::Case& source);
 
 // A box of the canonical grid in the voxels of the file, its own axes order and directions.

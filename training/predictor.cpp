@@ -97,8 +97,8 @@ RegionProbabilities predict_case(DeviceContext& context, const models::Fusion& n
   result.tiles = static_cast<int64_t>(starts.size());
   int64_t done = 0;
   for (const Size3 start : starts) {
-    check<InterruptedError>(settings.stop == nullptr || !settings.stop->load(), prepared.name, ": interrupted after ",
-                            done, " of ", result.tiles, " tiles");
+    check<InterruptedError>(settings.stop == nullptr || !settings.stop->load(), prepared.name,
+                            ": interrupted after ", done, " of ", result.tiles, " tiles");
     if (holds_head(prepared.mask, start, tile)) {
       imaging::extract_tile(prepared, start, tile, input);
       const Tensor volume = Tensor::from_host(context, input, {1, tile.z, tile.y, tile.x, kModalityCount});
@@ -169,10 +169,11 @@ MemoryPlan plan_memory(Size3 original, Size3 prepared, int modalities, const Pre
 
 std::string MemoryPlan::line(const Size3& patch, Device device) const {
   const bool shared = device.type != DeviceType::cuda;
-  return concat("memory plan: at most ", tiles, tiles == 1 ? " tile of " : " tiles of ", to_string(patch), "; volumes ",
-                readable_bytes(volumes_bytes), ", probabilities ", readable_bytes(probabilities_bytes), ", blending ",
-                readable_bytes(blending_bytes), ", label map ", readable_bytes(labels_bytes), ", network ",
-                readable_bytes(network_bytes), shared ? "" : " on ", shared ? "" : to_string(device), "; ",
+  return concat("memory plan: at most ", tiles, tiles == 1 ? " tile of " : " tiles of ", to_string(patch),
+                "; volumes ", readable_bytes(volumes_bytes), ", probabilities ",
+                readable_bytes(probabilities_bytes), ", blending ", readable_bytes(blending_bytes),
+                ", label map ", readable_bytes(labels_bytes), ", network ", readable_bytes(network_bytes),
+                shared ? "" : " on ", shared ? "" : to_string(device), "; ",
                 readable_bytes(host_bytes() + (shared ? network_bytes : 0)), " of host memory in all");
 }
 

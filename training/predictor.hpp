@@ -1,5 +1,5 @@
-// A trained network over a whole case: tiles, Gaussian blending slab by slab, probabilities on the prepared grid, and the
-// memory that this takes. What a user gets of it is made in training/prediction_files.hpp.
+// A trained network over a whole case: tiles, Gaussian blending slab by slab, probabilities on the prepared
+// grid, and the memory that this takes. What a user gets of it is made in training/prediction_files.hpp.
 #pragma once
 
 #include <atomic>
@@ -18,9 +18,9 @@
 namespace vesal::training {
 
 struct PredictSettings {
-  imaging::Size3 patch{96, 96, 96};          // X Y Z; each a multiple of 16
-  double overlap = 0.5;                      // share that neighbouring tiles have in common at least, [0, 1)
-  const std::atomic<bool>* stop = nullptr;   // looked at before each tile; true: InterruptedError
+  imaging::Size3 patch{96, 96, 96};         // X Y Z; each a multiple of 16
+  double overlap = 0.5;                     // share that neighbouring tiles have in common at least, [0, 1)
+  const std::atomic<bool>* stop = nullptr;  // looked at before each tile; true: InterruptedError
   // Called after each tile, skipped ones included.
   std::function<void(int64_t done, int64_t total)> progress;
 };
@@ -32,9 +32,10 @@ struct RegionProbabilities {
   int64_t tiles_skipped = 0;  // they held no voxel of the head, so that nothing was to be found in them
 };
 
-// Runs the network over the case, one tile at a time and without gradients. `mask` says which modalities the network
-// may see; throws UsageError when it names one that the case does not have, or none; ShapeError when an extent of the
-// patch is no positive multiple of 16. A volume smaller than the patch is centred in it and padded with 0.
+// Runs the network over the case, one tile at a time and without gradients. `mask` says which modalities the
+// network may see; throws UsageError when it names one that the case does not have, or none; ShapeError when
+// an extent of the patch is no positive multiple of 16. A volume smaller than the patch is centred in it and
+// padded with 0.
 RegionProbabilities predict_case(DeviceContext& context, const models::Fusion& network,
                                  const imaging::PreparedCase& prepared, const models::ModalityMask& mask,
                                  const PredictSettings& settings);
@@ -59,12 +60,12 @@ struct MemoryPlan {
   std::string line(const imaging::Size3& patch, Device device) const;
 };
 
-// Device bytes that the network needs for one tile: measured on a tile of at most 32 voxels a side and scaled with the
-// number of voxels. Costs one small forward pass.
+// Device bytes that the network needs for one tile: measured on a tile of at most 32 voxels a side and scaled
+// with the number of voxels. Costs one small forward pass.
 int64_t measure_network_bytes(DeviceContext& context, const models::Fusion& network, imaging::Size3 patch);
 
 // Throws as predict_case does. `original` is the case's grid, `prepared` the grid at the network's spacing.
-MemoryPlan plan_memory(imaging::Size3 original, imaging::Size3 prepared, int modalities, const PredictSettings& settings,
-                       int64_t network_bytes);
+MemoryPlan plan_memory(imaging::Size3 original, imaging::Size3 prepared, int modalities,
+                       const PredictSettings& settings, int64_t network_bytes);
 
 }  // namespace vesal::training

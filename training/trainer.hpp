@@ -44,7 +44,7 @@ struct TrainSettings {
   std::optional<imaging::Size3> patch;
   std::optional<imaging::Vector3> spacing_mm;        // default 0 0 0: each input's own
   std::optional<int64_t> batch;                      // 2
-  std::optional<double> learning_rate;               // 1e-3
+  std::optional<double> learning_rate;               // 3e-3
   std::optional<uint64_t> seed;                      // 0
   std::optional<imaging::LabelScheme> label_scheme;  // brats2023
   std::optional<double> validation_fraction;         // 0.2

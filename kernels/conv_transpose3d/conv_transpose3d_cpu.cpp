@@ -1,7 +1,7 @@
 // See the header. Rows of input voxels are taken in blocks whose patches fit the second-level cache; between
 // the product and the volume the block is rearranged there, so that y (or dy) crosses the memory bus once.
-// Measured against oneDNN's data-gradient convolution plus a bias pass (the other way, used for overlapping
-// taps) at 64 -> 32 channels, k2 s2, 32^3.
+// At 64 -> 32 channels, k2 s2, 32^3 the forward pass and the weight gradient measured faster than oneDNN's
+// convolutions (the way taken for overlapping taps), the data gradient the same.
 #include "kernels/conv_transpose3d/conv_transpose3d_cpu.hpp"
 
 #include <algorithm>

@@ -44,7 +44,7 @@ void unary_forward(Context&, Unary kind, int64_t count, ConstData x_, Data y_, f
     case Unary::relu:
       return map(count, [=](int64_t i) { y[i] = x[i] <= 0.0f ? 0.0f : x[i]; });
     case Unary::leaky_relu:
-      return map(count, [=](int64_t i) { y[i] = x[i] > 0.0f ? x[i] : slope * x[i]; });
+      return map(count, [=](int64_t i) { y[i] = x[i] * (x[i] > 0.0f ? 1.0f : slope); });
     case Unary::gelu:
       return map(count, [=](int64_t i) { y[i] = gelu(x[i]); });
     case Unary::sigmoid:

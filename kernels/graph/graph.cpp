@@ -24,8 +24,8 @@ namespace {
 constexpr int64_t kMostNodesPerSample = 65536;
 
 void check_params(const GraphParams& p) {
-  check<ShapeError>(p.n >= 0 && p.d >= 1 && p.h >= 1 && p.w >= 1, "graph_build: ", p.n, " samples of ", p.d, " x ", p.h,
-                    " x ", p.w, " nodes: a sample has at least one node");
+  check<ShapeError>(p.n >= 0 && p.d >= 1 && p.h >= 1 && p.w >= 1, "graph_build: ", p.n, " samples of ", p.d,
+                    " x ", p.h, " x ", p.w, " nodes: a sample has at least one node");
   const int64_t per_sample = checked_mul(checked_mul(p.d, p.h), p.w);
   check<ShapeError>(per_sample <= kMostNodesPerSample, "graph_build: ", per_sample,
                     " nodes in a sample, at most 65536 are supported");
@@ -39,8 +39,8 @@ void check_params(const GraphParams& p) {
 }
 
 void check_graph(const Graph& graph, const char* what) {
-  check<ShapeError>(graph.nodes >= 0 && (graph.nodes == 0 || (graph.row_offsets && graph.columns && graph.types &&
-                                                              graph.transpose)),
+  check<ShapeError>(graph.nodes >= 0 && (graph.nodes == 0 || (graph.row_offsets && graph.columns &&
+                                                              graph.types && graph.transpose)),
                     what, ": the graph has ", graph.nodes, " nodes and needs all of its four arrays");
 }
 
@@ -73,7 +73,8 @@ void graph_build(Context& context, const GraphParams& params, ConstData features
 void graph_symmetric_weights_forward(Context& context, const Graph& graph, ConstData theta, Data values,
                                      Workspace workspace) {
   check_pointers(graph, {theta, values}, "graph_symmetric_weights_forward");
-  workspace.require(graph_symmetric_weights_workspace_bytes(context, graph), "graph_symmetric_weights_forward");
+  workspace.require(graph_symmetric_weights_workspace_bytes(context, graph),
+                    "graph_symmetric_weights_forward");
   VESAL_DISPATCH(context, graph_symmetric_weights_forward(context, graph, theta, values, workspace));
 }
 
@@ -84,13 +85,14 @@ size_t graph_symmetric_weights_workspace_bytes(Context& context, const Graph& gr
 void graph_symmetric_weights_backward(Context& context, const Graph& graph, ConstData theta, ConstData values,
                                       ConstData dvalues, Data dtheta, GradMode mode, Workspace workspace) {
   check_pointers(graph, {theta, values, dvalues, dtheta}, "graph_symmetric_weights_backward");
-  workspace.require(graph_symmetric_weights_workspace_bytes(context, graph), "graph_symmetric_weights_backward");
-  VESAL_DISPATCH(context,
-                 graph_symmetric_weights_backward(context, graph, theta, values, dvalues, dtheta, mode, workspace));
+  workspace.require(graph_symmetric_weights_workspace_bytes(context, graph),
+                    "graph_symmetric_weights_backward");
+  VESAL_DISPATCH(context, graph_symmetric_weights_backward(context, graph, theta, values, dvalues, dtheta,
+                                                           mode, workspace));
 }
 
-void graph_attention_scores_forward(Context& context, const Graph& graph, float slope, ConstData a, ConstData b,
-                                    ConstData theta, Data scores) {
+void graph_attention_scores_forward(Context& context, const Graph& graph, float slope, ConstData a,
+                                    ConstData b, ConstData theta, Data scores) {
   check_pointers(graph, {a, b, theta, scores}, "graph_attention_scores_forward");
   VESAL_DISPATCH(context, graph_attention_scores_forward(context, graph, slope, a, b, theta, scores));
 }
@@ -99,13 +101,14 @@ size_t graph_attention_scores_workspace_bytes(Context& context, const Graph& gra
   VESAL_DISPATCH(context, graph_attention_scores_workspace_bytes(context, graph));
 }
 
-void graph_attention_scores_backward(Context& context, const Graph& graph, float slope, ConstData a, ConstData b,
-                                     ConstData theta, ConstData dscores, Data da, Data db, Data dtheta, GradMode mode,
-                                     Workspace workspace) {
+void graph_attention_scores_backward(Context& context, const Graph& graph, float slope, ConstData a,
+                                     ConstData b, ConstData theta, ConstData dscores, Data da, Data db,
+                                     Data dtheta, GradMode mode, Workspace workspace) {
   check_pointers(graph, {a, b, theta, dscores, da, db, dtheta}, "graph_attention_scores_backward");
-  workspace.require(graph_attention_scores_workspace_bytes(context, graph), "graph_attention_scores_backward");
-  VESAL_DISPATCH(context, graph_attention_scores_backward(context, graph, slope, a, b, theta, dscores, da, db, dtheta,
-                                                          mode, workspace));
+  workspace.require(graph_attention_scores_workspace_bytes(context, graph),
+                    "graph_attention_scores_backward");
+  VESAL_DISPATCH(context, graph_attention_scores_backward(context, graph, slope, a, b, theta, dscores, da, db,
+                                                          dtheta, mode, workspace));
 }
 
 void graph_segment_softmax_forward(Context& context, const Graph& graph, ConstData scores, Data values) {
@@ -119,8 +122,8 @@ void graph_segment_softmax_backward(Context& context, const Graph& graph, ConstD
   VESAL_DISPATCH(context, graph_segment_softmax_backward(context, graph, values, dvalues, dscores));
 }
 
-void graph_spmm(Context& context, const Graph& graph, int64_t features, ConstData values, ConstData z, bool transposed,
-                Data y, GradMode mode) {
+void graph_spmm(Context& context, const Graph& graph, int64_t features, ConstData values, ConstData z,
+                bool transposed, Data y, GradMode mode) {
   check_pointers(graph, {values, z, y}, "graph_spmm");
   check<ShapeError>(features >= 1, "graph_spmm: ", features, " features, at least one is needed");
   checked_mul(graph.nodes, features);

@@ -1,19 +1,18 @@
 // Sparse graph kernels: building the graph, edge weights, and the sparse products.
 //
-// Nearest neighbours: M^2 * F * 3 operations (subtract, multiply, add; no fused multiply-add, so that all devices round
-// alike and choose the same edges) on M * F * 4 bytes: limited by arithmetic. A block of 8 warps keeps 32 queries; tiles
-// of 64 candidates pass through shared memory; a warp holds the 32 best keys of each of its 4 queries, one a lane. For
-// k > 32 the tiles are passed again for the next 32.
-// The adjacency is a bitmap in the workspace (M^2 / 8 bytes, one sample at a time) set with integer atomicOr, whose
-// result has no order; counting, scanning and writing the rows is limited by latency.
-// Edge weights and products: 17 or so edges a row; limited by gathers from the L2 cache.
-// No GPU timing exists yet (see bench/results/README.md).
-#include "kernels/graph/graph.hpp"
-
+// Nearest neighbours: M^2 * F * 3 operations (subtract, multiply, add; no fused multiply-add, so that all
+// devices round alike and choose the same edges) on M * F * 4 bytes: limited by arithmetic. A block of 8
+// warps keeps 32 queries; tiles of 64 candidates pass through shared memory; a warp holds the 32 best keys of
+// each of its 4 queries, one a lane. For k > 32 the tiles are passed again for the next 32. The adjacency is
+// a bitmap in the workspace (M^2 / 8 bytes, one sample at a time) set with integer atomicOr, whose result has
+// no order; counting, scanning and writing the rows is limited by latency. Edge weights and products: 17 or
+// so edges a row; limited by gathers from the L2 cache. No GPU timing exists yet (see
+// bench/results/README.md).
 #include <algorithm>
 #include <cmath>
 
 #include "base/size.hpp"
+#include "kernels/graph/graph.hpp"
 #include "kernels/simt/device.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -71,8 +70,8 @@ VESAL_KERNEL void fill_spatial(Grid g, unsigned* VESAL_RESTRICT bitmap) {
   }
 }
 
-// Puts a warp's candidate keys into its sorted list (lane l holds the l-th smallest key) as far as they are below the
-// list's `kept`-th.
+// Puts a warp's candidate keys into its sorted list (lane l holds the l-th smallest key) as far as they are
+// below the list's `kept`-th.
 VESAL_DEVICE void insert_keys(Key key, int kept, int lane, Key& list) {
   Key limit = __shfl_sync(kFullWarp, list, kept - 1);
   unsigned pending = __ballot_sync(kFullWarp, key < limit);
@@ -249,8 +248,8 @@ VESAL_KERNEL void write_rows(const unsigned* VESAL_RESTRICT bitmap, Grid g, int 
   }
 }
 
-// The row that this thread works on with kRowLanes - 1 others, and the edges it begins and ends at. Rows beyond the
-// last have no edges: their threads still take part in the sums.
+// The row that this thread works on with kRowLanes - 1 others, and the edges it begins and ends at. Rows
+// beyond the last have no edges: their threads still take part in the sums.
 struct RowSlice {
   int row;
   int lane;
@@ -276,8 +275,8 @@ VESAL_DEVICE T sum_over_lanes(T value) {
   return value;
 }
 
-VESAL_KERNEL void write_transpose(int nodes, const int* VESAL_RESTRICT offsets, const int* VESAL_RESTRICT columns,
-                                  int* VESAL_RESTRICT transpose) {
+VESAL_KERNEL void write_transpose(int nodes, const int* VESAL_RESTRICT offsets,
+                                  const int* VESAL_RESTRICT columns, int* VESAL_RESTRICT transpose) {
   const RowSlice slice = row_slice(nodes, offsets);
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
     const int j = columns[e];
@@ -295,8 +294,8 @@ VESAL_KERNEL void write_transpose(int nodes, const int* VESAL_RESTRICT offsets, 
   }
 }
 
-// A row's degree sum exp(theta) as largest theta and the sum of exp(theta - largest), and its edges by type. The same
-// values in all lanes.
+// A row's degree sum exp(theta) as largest theta and the sum of exp(theta - largest), and its edges by type.
+// The same values in all lanes.
 struct RowSum {
   float largest;
   float sum;
@@ -331,8 +330,9 @@ VESAL_DEVICE RowSum row_sum(const RowSlice& slice, const unsigned char* types, c
 }
 
 VESAL_KERNEL void symmetric_degrees(int nodes, const int* VESAL_RESTRICT offsets,
-                                    const unsigned char* VESAL_RESTRICT types, const float* VESAL_RESTRICT theta,
-                                    float* VESAL_RESTRICT largest, float* VESAL_RESTRICT scale) {
+                                    const unsigned char* VESAL_RESTRICT types,
+                                    const float* VESAL_RESTRICT theta, float* VESAL_RESTRICT largest,
+                                    float* VESAL_RESTRICT scale) {
   const RowSlice slice = row_slice(nodes, offsets);
   const RowSum row = row_sum(slice, types, theta);
   if (slice.row < nodes && slice.lane == 0) {
@@ -341,10 +341,11 @@ VESAL_KERNEL void symmetric_degrees(int nodes, const int* VESAL_RESTRICT offsets
   }
 }
 
-VESAL_KERNEL void symmetric_values(int nodes, const int* VESAL_RESTRICT offsets, const int* VESAL_RESTRICT columns,
-                                   const unsigned char* VESAL_RESTRICT types, const float* VESAL_RESTRICT theta,
-                                   const float* VESAL_RESTRICT largest, const float* VESAL_RESTRICT scale,
-                                   float* VESAL_RESTRICT values) {
+VESAL_KERNEL void symmetric_values(int nodes, const int* VESAL_RESTRICT offsets,
+                                   const int* VESAL_RESTRICT columns,
+                                   const unsigned char* VESAL_RESTRICT types,
+                                   const float* VESAL_RESTRICT theta, const float* VESAL_RESTRICT largest,
+                                   const float* VESAL_RESTRICT scale, float* VESAL_RESTRICT values) {
   const RowSlice slice = row_slice(nodes, offsets);
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
     const int j = columns[e];
@@ -356,9 +357,10 @@ VESAL_KERNEL void symmetric_values(int nodes, const int* VESAL_RESTRICT offsets,
 
 // log value = theta - log(D_i) / 2 - log(D_j) / 2, and d log(D_i) / d theta_t is type t's share of D_i.
 VESAL_KERNEL void symmetric_backward(int nodes, const int* VESAL_RESTRICT offsets,
-                                     const unsigned char* VESAL_RESTRICT types, const int* VESAL_RESTRICT transpose,
-                                     const float* VESAL_RESTRICT theta, const float* VESAL_RESTRICT values,
-                                     const float* VESAL_RESTRICT dvalues, double* VESAL_RESTRICT partial) {
+                                     const unsigned char* VESAL_RESTRICT types,
+                                     const int* VESAL_RESTRICT transpose, const float* VESAL_RESTRICT theta,
+                                     const float* VESAL_RESTRICT values, const float* VESAL_RESTRICT dvalues,
+                                     double* VESAL_RESTRICT partial) {
   const RowSlice slice = row_slice(nodes, offsets);
   const RowSum row = row_sum(slice, types, theta);
   double direct[kEdgeTypes];
@@ -382,9 +384,9 @@ VESAL_KERNEL void symmetric_backward(int nodes, const int* VESAL_RESTRICT offset
   for (int t = 0; t < kEdgeTypes; ++t) {
     direct[t] = sum_over_lanes(direct[t]);
     if (slice.row < nodes && slice.lane == 0) {
-      const double weight =
-          row.count[t] > 0 ? static_cast<double>(row.count[t]) * static_cast<double>(expf(theta[t] - row.largest))
-                           : 0.0;
+      const double weight = row.count[t] > 0 ? static_cast<double>(row.count[t]) *
+                                                   static_cast<double>(expf(theta[t] - row.largest))
+                                             : 0.0;
       partial[static_cast<int64_t>(slice.row) * kEdgeTypes + t] =
           direct[t] - 0.5 * weight / static_cast<double>(row.sum) * through_degree;
     }
@@ -413,7 +415,8 @@ VESAL_KERNEL void sum_over_nodes(const double* VESAL_RESTRICT partial, int nodes
   }
 }
 
-VESAL_KERNEL void attention_scores(int nodes, const int* VESAL_RESTRICT offsets, const int* VESAL_RESTRICT columns,
+VESAL_KERNEL void attention_scores(int nodes, const int* VESAL_RESTRICT offsets,
+                                   const int* VESAL_RESTRICT columns,
                                    const unsigned char* VESAL_RESTRICT types, float slope,
                                    const float* VESAL_RESTRICT a, const float* VESAL_RESTRICT b,
                                    const float* VESAL_RESTRICT theta, float* VESAL_RESTRICT scores) {
@@ -424,9 +427,11 @@ VESAL_KERNEL void attention_scores(int nodes, const int* VESAL_RESTRICT offsets,
   }
 }
 
-VESAL_KERNEL void attention_backward(int nodes, const int* VESAL_RESTRICT offsets, const int* VESAL_RESTRICT columns,
-                                     const unsigned char* VESAL_RESTRICT types, const int* VESAL_RESTRICT transpose,
-                                     float slope, const float* VESAL_RESTRICT a, const float* VESAL_RESTRICT b,
+VESAL_KERNEL void attention_backward(int nodes, const int* VESAL_RESTRICT offsets,
+                                     const int* VESAL_RESTRICT columns,
+                                     const unsigned char* VESAL_RESTRICT types,
+                                     const int* VESAL_RESTRICT transpose, float slope,
+                                     const float* VESAL_RESTRICT a, const float* VESAL_RESTRICT b,
                                      const float* VESAL_RESTRICT theta, const float* VESAL_RESTRICT dscores,
                                      float* VESAL_RESTRICT da, float* VESAL_RESTRICT db,
                                      double* VESAL_RESTRICT partial) {
@@ -466,8 +471,8 @@ VESAL_KERNEL void attention_backward(int nodes, const int* VESAL_RESTRICT offset
   }
 }
 
-VESAL_KERNEL void segment_softmax(int nodes, const int* VESAL_RESTRICT offsets, const float* VESAL_RESTRICT scores,
-                                  float* VESAL_RESTRICT values) {
+VESAL_KERNEL void segment_softmax(int nodes, const int* VESAL_RESTRICT offsets,
+                                  const float* VESAL_RESTRICT scores, float* VESAL_RESTRICT values) {
   const RowSlice slice = row_slice(nodes, offsets);
   float largest = -INFINITY;
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
@@ -491,7 +496,8 @@ VESAL_KERNEL void segment_softmax(int nodes, const int* VESAL_RESTRICT offsets, 
 }
 
 VESAL_KERNEL void segment_softmax_backward(int nodes, const int* VESAL_RESTRICT offsets,
-                                           const float* VESAL_RESTRICT values, const float* VESAL_RESTRICT dvalues,
+                                           const float* VESAL_RESTRICT values,
+                                           const float* VESAL_RESTRICT dvalues,
                                            float* VESAL_RESTRICT dscores) {
   const RowSlice slice = row_slice(nodes, offsets);
   float mean = 0.0f;
@@ -562,17 +568,19 @@ void graph_build(Context& context, const GraphParams& p, ConstData features_, co
   auto* bitmap = static_cast<unsigned*>(workspace.data);
   const int64_t nodes = p.nodes_per_sample();
   const int64_t words = ceil_div(nodes, 32);
-  const Grid grid{static_cast<int>(nodes), static_cast<int>(p.d), static_cast<int>(p.h), static_cast<int>(p.w),
-                  static_cast<int>(words)};
+  const Grid grid{static_cast<int>(nodes), static_cast<int>(p.d), static_cast<int>(p.h),
+                  static_cast<int>(p.w), static_cast<int>(words)};
   const auto k = static_cast<int>(std::min<int64_t>(p.neighbours, nodes - 1));
   for (int64_t sample = 0; sample < p.n; ++sample) {
     int* offsets = graph.row_offsets + sample * nodes;
-    launch(context.stream(), {.grid = ceil_div(nodes * words, kBlock), .block = kBlock}, fill_spatial, grid, bitmap);
+    launch(context.stream(), {.grid = ceil_div(nodes * words, kBlock), .block = kBlock}, fill_spatial, grid,
+           bitmap);
     if (k > 0) {
       launch(context.stream(), {.grid = ceil_div(nodes, kQueries), .block = kWarps * 32}, link_nearest,
              features + sample * nodes * p.features, static_cast<int>(p.features), k, grid, bitmap);
     }
-    launch(context.stream(), {.grid = row_blocks(nodes, 32), .block = kBlock}, count_edges, bitmap, grid, offsets + 1);
+    launch(context.stream(), {.grid = row_blocks(nodes, 32), .block = kBlock}, count_edges, bitmap, grid,
+           offsets + 1);
     launch(context.stream(), {.grid = 1, .block = kScanThreads}, scan_counts, static_cast<int>(nodes),
            sample == 0 ? 1 : 0, offsets);
     launch(context.stream(), {.grid = row_blocks(nodes, 32), .block = kBlock}, write_rows, bitmap, grid,
@@ -598,8 +606,9 @@ void graph_symmetric_weights_forward(Context& context, const Graph& graph, Const
          graph.row_offsets, graph.columns, graph.types, theta, largest, largest + nodes, values);
 }
 
-void graph_symmetric_weights_backward(Context& context, const Graph& graph, ConstData theta_, ConstData values_,
-                                      ConstData dvalues_, Data dtheta_, GradMode mode, Workspace workspace) {
+void graph_symmetric_weights_backward(Context& context, const Graph& graph, ConstData theta_,
+                                      ConstData values_, ConstData dvalues_, Data dtheta_, GradMode mode,
+                                      Workspace workspace) {
   const float* theta = theta_.as<float>("graph_symmetric_weights_backward: theta");
   const float* values = values_.as<float>("graph_symmetric_weights_backward: values");
   const float* dvalues = dvalues_.as<float>("graph_symmetric_weights_backward: dvalues");
@@ -612,8 +621,8 @@ void graph_symmetric_weights_backward(Context& context, const Graph& graph, Cons
          mode == GradMode::accumulate ? 1 : 0, dtheta);
 }
 
-void graph_attention_scores_forward(Context& context, const Graph& graph, float slope, ConstData a_, ConstData b_,
-                                    ConstData theta_, Data scores_) {
+void graph_attention_scores_forward(Context& context, const Graph& graph, float slope, ConstData a_,
+                                    ConstData b_, ConstData theta_, Data scores_) {
   const float* a = a_.as<float>("graph_attention_scores_forward: a");
   const float* b = b_.as<float>("graph_attention_scores_forward: b");
   const float* theta = theta_.as<float>("graph_attention_scores_forward: theta");
@@ -627,9 +636,9 @@ size_t graph_attention_scores_workspace_bytes(Context&, const Graph& graph) {
   return static_cast<size_t>(graph.nodes) * kEdgeTypes * sizeof(double);
 }
 
-void graph_attention_scores_backward(Context& context, const Graph& graph, float slope, ConstData a_, ConstData b_,
-                                     ConstData theta_, ConstData dscores_, Data da_, Data db_, Data dtheta_,
-                                     GradMode mode, Workspace workspace) {
+void graph_attention_scores_backward(Context& context, const Graph& graph, float slope, ConstData a_,
+                                     ConstData b_, ConstData theta_, ConstData dscores_, Data da_, Data db_,
+                                     Data dtheta_, GradMode mode, Workspace workspace) {
   const float* a = a_.as<float>("graph_attention_scores_backward: a");
   const float* b = b_.as<float>("graph_attention_scores_backward: b");
   const float* theta = theta_.as<float>("graph_attention_scores_backward: theta");
@@ -640,7 +649,8 @@ void graph_attention_scores_backward(Context& context, const Graph& graph, float
   auto* partial = static_cast<double*>(workspace.data);
   const auto nodes = static_cast<int>(graph.nodes);
   launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, attention_backward, nodes,
-         graph.row_offsets, graph.columns, graph.types, graph.transpose, slope, a, b, theta, dscores, da, db, partial);
+         graph.row_offsets, graph.columns, graph.types, graph.transpose, slope, a, b, theta, dscores, da, db,
+         partial);
   launch(context.stream(), {.grid = kEdgeTypes, .block = kBlock}, sum_over_nodes, partial, nodes,
          mode == GradMode::accumulate ? 1 : 0, dtheta);
 }
@@ -653,14 +663,14 @@ void graph_segment_softmax_forward(Context& context, const Graph& graph, ConstDa
          graph.row_offsets, scores, values);
 }
 
-void graph_segment_softmax_backward(Context& context, const Graph& graph, ConstData values_, ConstData dvalues_,
-                                    Data dscores_) {
+void graph_segment_softmax_backward(Context& context, const Graph& graph, ConstData values_,
+                                    ConstData dvalues_, Data dscores_) {
   const float* values = values_.as<float>("graph_segment_softmax_backward: values");
   const float* dvalues = dvalues_.as<float>("graph_segment_softmax_backward: dvalues");
   float* dscores = dscores_.as<float>("graph_segment_softmax_backward: dscores");
   const auto nodes = static_cast<int>(graph.nodes);
-  launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, segment_softmax_backward, nodes,
-         graph.row_offsets, values, dvalues, dscores);
+  launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, segment_softmax_backward,
+         nodes, graph.row_offsets, values, dvalues, dscores);
 }
 
 void graph_spmm(Context& context, const Graph& graph, int64_t features, ConstData values_, ConstData z_,
@@ -669,11 +679,13 @@ void graph_spmm(Context& context, const Graph& graph, int64_t features, ConstDat
   const float* z = z_.as<float>("graph_spmm: z");
   float* y = y_.as<float>("graph_spmm: y");
   launch(context.stream(), {.grid = ceil_div(graph.nodes * features, kBlock), .block = kBlock}, spmm,
-         static_cast<int>(graph.nodes), graph.row_offsets, graph.columns, transposed ? graph.transpose : nullptr,
-         features, values, z, mode == GradMode::accumulate ? 1 : 0, y);
+         static_cast<int>(graph.nodes), graph.row_offsets, graph.columns,
+         transposed ? graph.transpose : nullptr, features, values, z, mode == GradMode::accumulate ? 1 : 0,
+         y);
 }
 
-void graph_sddmm(Context& context, const Graph& graph, int64_t features, ConstData a_, ConstData b_, Data out_) {
+void graph_sddmm(Context& context, const Graph& graph, int64_t features, ConstData a_, ConstData b_,
+                 Data out_) {
   const float* a = a_.as<float>("graph_sddmm: a");
   const float* b = b_.as<float>("graph_sddmm: b");
   float* out = out_.as<float>("graph_sddmm: out");

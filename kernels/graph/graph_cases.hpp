@@ -1,6 +1,6 @@
-// Sizes that the graph kernels are tested with. Tiles to be one short of, equal to and one beyond: 64 candidates and
-// 32 words' bits (cpu and CUDA), 4 and 32 queries, 32 features of a chunk, 32 neighbours of a pass (CUDA); features
-// of the products: 16 and 64 (cpu), 8 lanes (CUDA).
+// Sizes that the graph kernels are tested with. Tiles to be one short of, equal to and one beyond: 64
+// candidates and 32 words' bits (cpu and CUDA), 4 and 32 queries, 32 features of a chunk, 32 neighbours of a
+// pass (CUDA); features of the products: 16 and 64 (cpu), 8 lanes (CUDA).
 #pragma once
 
 #include <string>

@@ -1,8 +1,9 @@
 // Graph kernels on the host.
 //
-// Nearest neighbours: brute force over tiles of 64 candidates whose features are stored feature-major, so that the 16
-// lanes of a vector are 16 candidates and each distance adds its terms in the order of the features: the order, and
-// with it every bit, that the other devices use too. Four queries share each load of a tile.
+// Nearest neighbours: brute force over tiles of 64 candidates whose features are stored feature-major, so
+// that the 16 lanes of a vector are 16 candidates and each distance adds its terms in the order of the
+// features: the order, and with it every bit, that the other devices use too. Four queries share each load of
+// a tile.
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -28,7 +29,9 @@ using Lanes [[gnu::vector_size(64)]] = float;
 using HalfLanes [[gnu::vector_size(32)]] = float;
 
 int64_t words_per_row(int64_t nodes) { return ceil_div(nodes, 32); }
-int64_t found_neighbours(const GraphParams& p) { return std::min<int64_t>(p.neighbours, p.nodes_per_sample() - 1); }
+int64_t found_neighbours(const GraphParams& p) {
+  return std::min<int64_t>(p.neighbours, p.nodes_per_sample() - 1);
+}
 
 // The parts of graph_build's workspace, each aligned to 64 bytes.
 struct BuildLayout {
@@ -71,8 +74,8 @@ void fill_spatial_row(const GraphParams& p, int64_t i, uint32_t* row) {
   if (z + 1 < p.d) set(i + p.w * p.h);
 }
 
-// features [nodes, count] to tiles [ceil(nodes / 64), count, 64]; the candidates beyond the last node are NaN, which is
-// never near.
+// features [nodes, count] to tiles [ceil(nodes / 64), count, 64]; the candidates beyond the last node are
+// NaN, which is never near.
 void fill_tile(const float* features, int64_t nodes, int64_t count, int64_t tile, float* target) {
   const int64_t first = tile * kTile;
   for (int64_t l = 0; l < kTile; ++l) {
@@ -89,9 +92,10 @@ void fill_tile(const float* features, int64_t nodes, int64_t count, int64_t tile
   }
 }
 
-// Squared distances of four queries to a tile's 64 candidates: sums of (candidate - query)^2 in the order of the
-// features, each product and each sum rounded (the build turns contraction off).
-void tile_distances(const float* const (&query)[kRows], const float* tile, int64_t count, float (&out)[kRows][kTile]) {
+// Squared distances of four queries to a tile's 64 candidates: sums of (candidate - query)^2 in the order of
+// the features, each product and each sum rounded (the build turns contraction off).
+void tile_distances(const float* const (&query)[kRows], const float* tile, int64_t count,
+                    float (&out)[kRows][kTile]) {
   static_assert(kTile == 64 && kRows == 4);
   Lanes a0{}, a1{}, a2{}, a3{}, b0{}, b1{}, b2{}, b3{}, c0{}, c1{}, c2{}, c3{}, d0{}, d1{}, d2{}, d3{};
   for (int64_t f = 0; f < count; ++f) {
@@ -113,8 +117,8 @@ void tile_distances(const float* const (&query)[kRows], const float* tile, int64
   std::memcpy(out, all, sizeof(out));
 }
 
-// The k smallest keys (distance bits, then candidate) seen so far, the largest of them on top. Candidates come in
-// ascending order, so that a distance equal to the top's loses.
+// The k smallest keys (distance bits, then candidate) seen so far, the largest of them on top. Candidates
+// come in ascending order, so that a distance equal to the top's loses.
 struct Heap {
   uint64_t* keys;
   int64_t size = 0;
@@ -135,8 +139,8 @@ struct Heap {
 };
 
 // Adds the edges to the k nearest nodes of queries [first, last), at most kPanel of them.
-void link_panel(const float* features, const float* tiles, int64_t nodes, int64_t count, int64_t k, int64_t first,
-                int64_t last, uint64_t* heap_storage, uint32_t* bitmap) {
+void link_panel(const float* features, const float* tiles, int64_t nodes, int64_t count, int64_t k,
+                int64_t first, int64_t last, uint64_t* heap_storage, uint32_t* bitmap) {
   Heap heaps[kPanel];
   for (int64_t r = 0; r < last - first; ++r) {
     heaps[r] = Heap{heap_storage + r * k};
@@ -152,7 +156,8 @@ void link_panel(const float* features, const float* tiles, int64_t nodes, int64_
       tile_distances(query, tiles + tile * count * kTile, count, distance);
       for (int64_t r = 0; r < std::min(kRows, last - row); ++r) {
         Heap& heap = heaps[row - first + r];
-        // As unsigned integers, finite distances keep their order and infinity and NaN of either sign are above them.
+        // As unsigned integers, finite distances keep their order and infinity and NaN of either sign are
+        // above them.
         alignas(64) uint32_t bits[kTile];
         std::memcpy(bits, distance[r], sizeof(bits));
         for (int64_t group = 0; group < kTile; group += 16) {
@@ -180,8 +185,8 @@ void link_panel(const float* features, const float* tiles, int64_t nodes, int64_
   }
 }
 
-void link_nearest(const float* features, int64_t nodes, int64_t count, int64_t k, int64_t workers, float* tiles,
-                  uint64_t* heaps, uint32_t* bitmap) {
+void link_nearest(const float* features, int64_t nodes, int64_t count, int64_t k, int64_t workers,
+                  float* tiles, uint64_t* heaps, uint32_t* bitmap) {
   parallel_for(ceil_div(nodes, kTile), 4, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       fill_tile(features, nodes, count, tile, tiles + tile * count * kTile);
@@ -198,8 +203,8 @@ void link_nearest(const float* features, int64_t nodes, int64_t count, int64_t k
   });
 }
 
-// The edges (i, j) come in ascending i, and so do the columns i of row j: the next edge of row j is the one looked for.
-// `next` [nodes] is scratch.
+// The edges (i, j) come in ascending i, and so do the columns i of row j: the next edge of row j is the one
+// looked for. `next` [nodes] is scratch.
 void write_transpose(const Graph& graph, int64_t first_node, int64_t nodes, int32_t* next) {
   std::copy_n(graph.row_offsets + first_node, nodes, next);
   for (int64_t e = graph.row_offsets[first_node]; e < graph.row_offsets[first_node + nodes]; ++e) {
@@ -263,7 +268,8 @@ RowSum row_sum(const Graph& graph, const float* theta, int64_t begin, int64_t en
 
 size_t graph_build_workspace_bytes(Context&, const GraphParams& params) { return BuildLayout(params).total; }
 
-void graph_build(Context&, const GraphParams& p, ConstData features_, const Graph& graph, Workspace workspace) {
+void graph_build(Context&, const GraphParams& p, ConstData features_, const Graph& graph,
+                 Workspace workspace) {
   const float* features = features_.as<float>("graph_build: features");
   if (graph.nodes == 0) {
     return;
@@ -285,7 +291,8 @@ void graph_build(Context&, const GraphParams& p, ConstData features_, const Grap
       }
     });
     if (k > 0) {
-      link_nearest(features + sample * nodes * p.features, nodes, p.features, k, layout.workers, tiles, heaps, bitmap);
+      link_nearest(features + sample * nodes * p.features, nodes, p.features, k, layout.workers, tiles, heaps,
+                   bitmap);
     }
     int32_t* offsets = graph.row_offsets + sample * nodes;
     parallel_for(nodes, kRowGrain, [&](int64_t begin, int64_t end) {
@@ -488,8 +495,8 @@ void spmm_columns(const Graph& graph, int64_t begin, int64_t end, int64_t featur
   std::memcpy(y, sum, sizeof(sum));
 }
 
-void spmm_tail(const Graph& graph, int64_t begin, int64_t end, int64_t features, int64_t width, const float* values,
-               const int32_t* order, const float* z, float* y, GradMode mode) {
+void spmm_tail(const Graph& graph, int64_t begin, int64_t end, int64_t features, int64_t width,
+               const float* values, const int32_t* order, const float* z, float* y, GradMode mode) {
   float sum[8] = {};
   if (mode == GradMode::accumulate) {
     std::copy(y, y + width, sum);
@@ -507,8 +514,8 @@ void spmm_tail(const Graph& graph, int64_t begin, int64_t end, int64_t features,
 
 }  // namespace
 
-void graph_spmm(Context&, const Graph& graph, int64_t features, ConstData values_, ConstData z_, bool transposed,
-                Data y_, GradMode mode) {
+void graph_spmm(Context&, const Graph& graph, int64_t features, ConstData values_, ConstData z_,
+                bool transposed, Data y_, GradMode mode) {
   const float* values = values_.as<float>("graph_spmm: values");
   const float* z = z_.as<float>("graph_spmm: z");
   float* y = y_.as<float>("graph_spmm: y");

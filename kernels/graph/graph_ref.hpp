@@ -1,5 +1,6 @@
-// Plain references of the graph kernels, to be checked against the contract by eye. Arithmetic is in T (double for the
-// exact value, float for what a naive evaluation reaches); the choice of the edges is float32 by contract.
+// Plain references of the graph kernels, to be checked against the contract by eye. Arithmetic is in T
+// (double for the exact value, float for what a naive evaluation reaches); the choice of the edges is float32
+// by contract.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +25,8 @@ struct HostGraph {
 };
 
 // The k nearest nodes of each node of one sample, nearest first.
-inline std::vector<std::vector<int64_t>> nearest_nodes(int64_t nodes, int64_t count, int64_t k, const float* features) {
+inline std::vector<std::vector<int64_t>> nearest_nodes(int64_t nodes, int64_t count, int64_t k,
+                                                       const float* features) {
   std::vector<std::vector<int64_t>> nearest(static_cast<size_t>(nodes));
   for (int64_t i = 0; i < nodes; ++i) {
     std::vector<std::pair<float, int64_t>> candidates;
@@ -54,7 +56,8 @@ inline HostGraph graph_build(const GraphParams& p, const float* features) {
   for (int64_t sample = 0; sample < p.n; ++sample) {
     std::set<std::pair<int64_t, int64_t>> semantic;
     if (p.neighbours > 0) {
-      const auto nearest = nearest_nodes(nodes, p.features, p.neighbours, features + sample * nodes * p.features);
+      const auto nearest =
+          nearest_nodes(nodes, p.features, p.neighbours, features + sample * nodes * p.features);
       for (int64_t i = 0; i < nodes; ++i) {
         for (const int64_t j : nearest[static_cast<size_t>(i)]) {
           semantic.insert({i, j});
@@ -184,7 +187,8 @@ void graph_segment_softmax_backward(const HostGraph& graph, const T* values, con
 }
 
 template <class T>
-void graph_spmm(const HostGraph& graph, int64_t features, const T* values, const T* z, bool transposed, T* y) {
+void graph_spmm(const HostGraph& graph, int64_t features, const T* values, const T* z, bool transposed,
+                T* y) {
   std::fill(y, y + graph.nodes() * features, T(0));
   for_each_edge(graph, [&](int64_t i, int64_t j, int64_t e) {
     for (int64_t f = 0; f < features; ++f) {

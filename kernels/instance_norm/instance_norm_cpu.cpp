@@ -69,7 +69,7 @@ void normalise(const InstanceNormParams& p, const float* x, const float* gamma, 
       if constexpr (kActivation == Activation::relu) {
         y[i] = z <= 0.0f ? 0.0f : z;
       } else if constexpr (kActivation == Activation::leaky_relu) {
-        y[i] = z > 0.0f ? z : slope * z;
+        y[i] = z * (z > 0.0f ? 1.0f : slope);
       } else {
         y[i] = z;
       }
@@ -83,7 +83,7 @@ inline float before_activation(float z, float dy, float slope) {
   if constexpr (kActivation == Activation::relu) {
     return z > 0.0f ? dy : 0.0f;
   } else if constexpr (kActivation == Activation::leaky_relu) {
-    return z > 0.0f ? dy : slope * dy;
+    return dy * (z > 0.0f ? 1.0f : slope);
   } else {
     return dy;
   }

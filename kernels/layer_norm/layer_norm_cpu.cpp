@@ -19,29 +19,49 @@ void forward_rows(int64_t begin, int64_t end, int64_t runtime_channels, float ep
                   float* rstd) {
   const int64_t channels = kChannels > 0 ? kChannels : runtime_channels;
   const float inverse = 1.0f / static_cast<float>(channels);
-  for (int64_t row = begin; row < end; ++row) {
-    const float* __restrict in = x + row * channels;
-    float* __restrict out = y + row * channels;
-    float total = 0;
+  // A few rows at a time: step by step for all of them, so that no row waits for another's sums, root or quotient.
+  constexpr int64_t kRows = 16;
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int64_t rows = std::min(kRows, end - first);
+    float centre[kRows] = {};
+    float scale[kRows] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* __restrict in = x + (first + r) * channels;
+      float total = 0;
 #pragma omp simd reduction(+ : total)
-    for (int64_t c = 0; c < channels; ++c) {
-      total += in[c];
+      for (int64_t c = 0; c < channels; ++c) {
+        total += in[c];
+      }
+      centre[r] = total * inverse;
     }
-    const float centre = total * inverse;
-    float squares = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* __restrict in = x + (first + r) * channels;
+      const float m = centre[r];
+      float squares = 0;
 #pragma omp simd reduction(+ : squares)
-    for (int64_t c = 0; c < channels; ++c) {
-      const float d = in[c] - centre;
-      squares += d * d;
+      for (int64_t c = 0; c < channels; ++c) {
+        const float d = in[c] - m;
+        squares += d * d;
+      }
+      scale[r] = squares;
     }
-    const float scale = 1.0f / std::sqrt(squares * inverse + eps);
 #pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      out[c] = __builtin_fmaf((in[c] - centre) * scale, gamma[c], beta[c]);
+    for (int64_t r = 0; r < kRows; ++r) {
+      scale[r] = 1.0f / std::sqrt(scale[r] * inverse + eps);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* __restrict in = x + (first + r) * channels;
+      float* __restrict out = y + (first + r) * channels;
+      const float m = centre[r];
+      const float s = scale[r];
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        out[c] = __builtin_fmaf((in[c] - m) * s, gamma[c], beta[c]);
+      }
     }
     if (mean != nullptr) {
-      mean[row] = centre;
-      rstd[row] = scale;
+      std::copy_n(centre, rows, mean + first);
+      std::copy_n(scale, rows, rstd + first);
     }
   }
 }

@@ -20,9 +20,9 @@ int64_t input_count(const PoolParams& p) {
 void check_params(const PoolParams& p, const char* what) {
   int64_t volume = 1;
   for (int axis = 0; axis < 3; ++axis) {
-    check<ShapeError>(p.kernel[axis] >= 1 && p.stride[axis] >= 1, what, ": window ", p.kernel[0], " x ", p.kernel[1],
-                      " x ", p.kernel[2], " with strides ", p.stride[0], ", ", p.stride[1], ", ", p.stride[2],
-                      ": each must be at least 1");
+    check<ShapeError>(p.kernel[axis] >= 1 && p.stride[axis] >= 1, what, ": window ", p.kernel[0], " x ",
+                      p.kernel[1], " x ", p.kernel[2], " with strides ", p.stride[0], ", ", p.stride[1], ", ",
+                      p.stride[2], ": each must be at least 1");
     volume = checked_mul(volume, p.kernel[axis]);
   }
   check<ShapeError>(volume <= 255, what, ": a window of ", volume, " voxels, at most 255 are supported");
@@ -42,7 +42,8 @@ void max_pool3d_forward(Context& context, const PoolParams& params, ConstData x,
   VESAL_DISPATCH(context, max_pool3d_forward(context, params, x, y, index));
 }
 
-void max_pool3d_backward(Context& context, const PoolParams& params, ConstData dy, const uint8_t* index, Data dx) {
+void max_pool3d_backward(Context& context, const PoolParams& params, ConstData dy, const uint8_t* index,
+                         Data dx) {
   check_params(params, "max_pool3d_backward");
   check_pointers(params, dx, dy, "max_pool3d_backward");
   check<ShapeError>(input_count(params) == 0 || index != nullptr,

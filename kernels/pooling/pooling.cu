@@ -1,13 +1,12 @@
 // Max and average pooling, forward and backward.
 //
-// Bytes: x read once and y (and a byte of index) written once; backward, dy and index read and dx written once. Far less
-// than one operation a byte: limited by memory. One thread an element of the result, channels fastest, so that a warp
-// reads and writes whole lines; what windows share comes from the caches. Backward is a gather over the windows that
-// cover a voxel. Element numbers are 32 bits wide where they fit: the divisions that decompose them are not free.
-// No GPU timing exists yet (see bench/results/README.md).
-#include "kernels/pooling/pooling.hpp"
-
+// Bytes: x read once and y (and a byte of index) written once; backward, dy and index read and dx written
+// once. Far less than one operation a byte: limited by memory. One thread an element of the result, channels
+// fastest, so that a warp reads and writes whole lines; what windows share comes from the caches. Backward is
+// a gather over the windows that cover a voxel. Element numbers are 32 bits wide where they fit: the
+// divisions that decompose them are not free. No GPU timing exists yet (see bench/results/README.md).
 #include "base/size.hpp"
+#include "kernels/pooling/pooling.hpp"
 #include "kernels/simt/device.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -154,9 +153,9 @@ int64_t output_count(const PoolParams& p) { return p.n * p.out_d() * p.out_h() *
 template <class Index>
 Shape<Index> shape_of(const PoolParams& p, int64_t count) {
   const auto index = [](int64_t value) { return static_cast<Index>(value); };
-  return {index(count),     index(p.c),       index(p.d),       index(p.h),  index(p.w),  index(p.out_d()),
-          index(p.out_h()), index(p.out_w()), p.kernel[0],      p.kernel[1], p.kernel[2], p.stride[0],
-          p.stride[1],      p.stride[2]};
+  return {index(count),     index(p.c),       index(p.d),       index(p.h),  index(p.w),
+          index(p.out_d()), index(p.out_h()), index(p.out_w()), p.kernel[0], p.kernel[1],
+          p.kernel[2],      p.stride[0],      p.stride[1],      p.stride[2]};
 }
 
 // Calls start(Shape) with numbers of 32 bits where every element, position and stride fits.
@@ -178,17 +177,18 @@ void max_pool3d_forward(Context& context, const PoolParams& params, ConstData x_
   const float* x = x_.as<float>("max_pool3d_forward: x");
   float* y = y_.as<float>("max_pool3d_forward: y");
   with_shape(params, output_count(params), [&]<class Index>(const Shape<Index>& shape) {
-    launch(context.stream(), {.grid = ceil_div(shape.count, kBlock), .block = kBlock}, max_forward<Index>, shape, x, y,
-           index);
+    launch(context.stream(), {.grid = ceil_div(shape.count, kBlock), .block = kBlock}, max_forward<Index>,
+           shape, x, y, index);
   });
 }
 
-void max_pool3d_backward(Context& context, const PoolParams& params, ConstData dy_, const uint8_t* index, Data dx_) {
+void max_pool3d_backward(Context& context, const PoolParams& params, ConstData dy_, const uint8_t* index,
+                         Data dx_) {
   const float* dy = dy_.as<float>("max_pool3d_backward: dy");
   float* dx = dx_.as<float>("max_pool3d_backward: dx");
   with_shape(params, input_count(params), [&]<class Index>(const Shape<Index>& shape) {
-    launch(context.stream(), {.grid = ceil_div(shape.count, kBlock), .block = kBlock}, max_backward<Index>, shape, dy,
-           index, dx);
+    launch(context.stream(), {.grid = ceil_div(shape.count, kBlock), .block = kBlock}, max_backward<Index>,
+           shape, dy, index, dx);
   });
 }
 
@@ -196,8 +196,8 @@ void avg_pool3d_forward(Context& context, const PoolParams& params, ConstData x_
   const float* x = x_.as<float>("avg_pool3d_forward: x");
   float* y = y_.as<float>("avg_pool3d_forward: y");
   with_shape(params, output_count(params), [&]<class Index>(const Shape<Index>& shape) {
-    launch(context.stream(), {.grid = ceil_div(shape.count, kBlock), .block = kBlock}, average_forward<Index>, shape, x,
-           y);
+    launch(context.stream(), {.grid = ceil_div(shape.count, kBlock), .block = kBlock}, average_forward<Index>,
+           shape, x, y);
   });
 }
 
@@ -205,8 +205,8 @@ void avg_pool3d_backward(Context& context, const PoolParams& params, ConstData d
   const float* dy = dy_.as<float>("avg_pool3d_backward: dy");
   float* dx = dx_.as<float>("avg_pool3d_backward: dx");
   with_shape(params, input_count(params), [&]<class Index>(const Shape<Index>& shape) {
-    launch(context.stream(), {.grid = ceil_div(shape.count, kBlock), .block = kBlock}, average_backward<Index>, shape,
-           dy, dx);
+    launch(context.stream(), {.grid = ceil_div(shape.count, kBlock), .block = kBlock},
+           average_backward<Index>, shape, dy, dx);
   });
 }
 

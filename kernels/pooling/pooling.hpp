@@ -32,11 +32,12 @@ struct PoolParams {
 };
 
 // x [n, d, h, w, c], y [n, out_d, out_h, out_w, c]; index (as y): which voxel of the window won, as
-// (a * kernel_h + b) * kernel_w + c (the first one among equals; the first NaN, if there is one), null when no backward
-// pass follows.
+// (a * kernel_h + b) * kernel_w + c (the first one among equals; the first NaN, if there is one), null when
+// no backward pass follows.
 void max_pool3d_forward(Context& context, const PoolParams& params, ConstData x, Data y, uint8_t* index);
 // dx is overwritten; voxels that no window covers get 0. Windows may overlap. A gather, so no atomics.
-void max_pool3d_backward(Context& context, const PoolParams& params, ConstData dy, const uint8_t* index, Data dx);
+void max_pool3d_backward(Context& context, const PoolParams& params, ConstData dy, const uint8_t* index,
+                         Data dx);
 
 void avg_pool3d_forward(Context& context, const PoolParams& params, ConstData x, Data y);
 void avg_pool3d_backward(Context& context, const PoolParams& params, ConstData dy, Data dx);

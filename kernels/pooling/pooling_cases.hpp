@@ -1,5 +1,6 @@
-// Sizes that pooling is tested with: windows that touch, overlap or leave gaps, full and partial ones, channels around
-// the 16 lanes of a vector and the 64 of a stack buffer (cpu); element counts around a block of 256 threads (CUDA).
+// Sizes that pooling is tested with: windows that touch, overlap or leave gaps, full and partial ones,
+// channels around the 16 lanes of a vector and the 64 of a stack buffer (cpu); element counts around a block
+// of 256 threads (CUDA).
 #pragma once
 
 #include <string>

@@ -1,8 +1,11 @@
-// Pooling on the host. Limited by memory: each output row (fixed n, d, h) reads its few input rows once. Backward passes
-// walk the rows of the input, so that every voxel of dx is written once, in order; the rows of dy that it needs stay in
-// the cache from one input row to the next.
+// Pooling on the host. Limited by memory: each output row (fixed n, d, h) reads its few input rows once.
+// Backward passes walk the rows of the input, so that every voxel of dx is written once, in order; the rows
+// of dy that it needs stay in the cache from one input row to the next.
 #include <algorithm>
 #include <cstring>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #include "base/parallel.hpp"
 #include "base/size.hpp"
@@ -11,7 +14,7 @@
 namespace vesal::kernels::cpu {
 namespace {
 
-constexpr int64_t kChannels = 64;        // channels held in registers and on the stack at a time
+constexpr int64_t kChannels = 64;         // channels held in registers and on the stack at a time
 constexpr int64_t kGrainBytes = 1 << 15;  // the least a thread is started for
 constexpr int kMostVoxels = 255;
 
@@ -19,7 +22,8 @@ int64_t grain(int64_t elements_per_item) {
   return std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, elements_per_item * 4));
 }
 
-// The window of one output voxel: pointers to its voxels (without the channels that follow) and their numbers.
+// The window of one output voxel: pointers to its voxels (without the channels that follow) and their
+// numbers.
 struct Window {
   const float* voxel[kMostVoxels];
   int32_t number[kMostVoxels];
@@ -61,7 +65,8 @@ void for_each_window(const PoolParams& p, const float* x, Body&& body) {
 // A later voxel wins if it is larger, or if it is the first NaN.
 inline bool beats(float value, float best) { return value > best || (value != value && best == best); }
 
-// Vectors of kLanes channels; explicit, because one byte of index beside four of value makes a compiler count in 64s.
+// Vectors of kLanes channels; explicit, because one byte of index beside four of value makes a compiler count
+// in 64s.
 template <int kLanes>
 struct Vectors {
   using Values [[gnu::vector_size(kLanes * 4)]] = float;
@@ -119,18 +124,41 @@ void max_full_window(const Window& window, int64_t channels, float* y, uint8_t* 
   }
 }
 
+// Bytes as numbers; by intrinsics where there are any, because GCC 12 takes __builtin_convertvector apart
+// into scalars.
+template <int kLanes>
+void load_bytes(const uint8_t* source, typename Vectors<kLanes>::Numbers& numbers) {
+#ifdef __AVX512F__
+  if constexpr (kLanes == 16) {
+    // The masked form, as GCC 12 warns about its own header's plain one.
+    numbers = reinterpret_cast<typename Vectors<kLanes>::Numbers>(
+        _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(source))));
+    return;
+  }
+#endif
+#ifdef __AVX2__
+  if constexpr (kLanes == 8) {
+    numbers = reinterpret_cast<typename Vectors<kLanes>::Numbers>(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source))));
+    return;
+  }
+#endif
+  typename Vectors<kLanes>::Bytes bytes;
+  std::memcpy(&bytes, source, sizeof(bytes));
+  numbers = __builtin_convertvector(bytes, typename Vectors<kLanes>::Numbers);
+}
+
 // dx += dy where the voxel `number` won.
 template <int kLanes>
 void add_won_lanes(const float* dy, const uint8_t* winner, int32_t number, float* dx) {
   using Values = typename Vectors<kLanes>::Values;
   using Numbers = typename Vectors<kLanes>::Numbers;
-  using Bytes = typename Vectors<kLanes>::Bytes;
   Values source, target;
-  Bytes bytes;
   std::memcpy(&source, dy, sizeof(source));
   std::memcpy(&target, dx, sizeof(target));
-  std::memcpy(&bytes, winner, sizeof(bytes));
-  const Numbers won = __builtin_convertvector(bytes, Numbers) == number;
+  Numbers numbers;
+  load_bytes<kLanes>(winner, numbers);
+  const Numbers won = numbers == number;
   target += won ? source : Values{};
   std::memcpy(dx, &target, sizeof(target));
 }
@@ -193,8 +221,8 @@ Cover windows_over(int64_t position, int64_t kernel, int64_t stride, int64_t out
   return {begin, std::min(position / stride + 1, out)};
 }
 
-// Calls body(dx of the voxel, output voxel, number of the voxel in that window, voxels of that window) for the windows
-// over each input voxel, after zeroing it; in parallel over input rows.
+// Calls body(dx of the voxel, output voxel, number of the voxel in that window, voxels of that window) for
+// the windows over each input voxel, after zeroing it; in parallel over input rows.
 template <class Body>
 void for_each_cover(const PoolParams& p, float* dx, Body&& body) {
   const int64_t out_h = p.out_h(), out_w = p.out_w(), out_d = p.out_d();
@@ -264,7 +292,8 @@ void max_pool3d_backward(Context&, const PoolParams& p, ConstData dy_, const uin
 void avg_pool3d_forward(Context&, const PoolParams& p, ConstData x_, Data y_) {
   const float* x = x_.as<float>("avg_pool3d_forward: x");
   float* y = y_.as<float>("avg_pool3d_forward: y");
-  for_each_window(p, x, [&](int64_t out, const Window& window) { average_window(window, p.c, y + out * p.c); });
+  for_each_window(p, x,
+                  [&](int64_t out, const Window& window) { average_window(window, p.c, y + out * p.c); });
 }
 
 void avg_pool3d_backward(Context&, const PoolParams& p, ConstData dy_, Data dx_) {

@@ -9,8 +9,8 @@
 
 namespace vesal::kernels::reference {
 
-// Calls body(output element, input element, number in the window, voxels of the window) for every element of every
-// window, in the order of the outputs and of the window.
+// Calls body(output element, input element, number in the window, voxels of the window) for every element of
+// every window, in the order of the outputs and of the window.
 template <class Body>
 void for_each_pooled(const PoolParams& p, Body&& body) {
   for (int64_t n = 0; n < p.n; ++n)
@@ -24,7 +24,8 @@ void for_each_pooled(const PoolParams& p, Body&& body) {
               for (int64_t a = 0; a < p.kernel[0]; ++a)
                 for (int64_t b = 0; b < p.kernel[1]; ++b)
                   for (int64_t e = 0; e < p.kernel[2]; ++e) {
-                    const int64_t d = od * p.stride[0] + a, h = oh * p.stride[1] + b, w = ow * p.stride[2] + e;
+                    const int64_t d = od * p.stride[0] + a, h = oh * p.stride[1] + b,
+                                  w = ow * p.stride[2] + e;
                     if (d >= p.d || h >= p.h || w >= p.w) {
                       continue;
                     }
@@ -64,13 +65,15 @@ void max_pool3d_backward(const PoolParams& p, const T* dy, const uint8_t* index,
 template <class T>
 void avg_pool3d_forward(const PoolParams& p, const T* x, T* y) {
   std::fill(y, y + p.n * p.out_d() * p.out_h() * p.out_w() * p.c, T(0));
-  for_each_pooled(p, [&](int64_t out, int64_t in, int64_t, int64_t covered) { y[out] += x[in] / T(covered); });
+  for_each_pooled(p,
+                  [&](int64_t out, int64_t in, int64_t, int64_t covered) { y[out] += x[in] / T(covered); });
 }
 
 template <class T>
 void avg_pool3d_backward(const PoolParams& p, const T* dy, T* dx) {
   std::fill(dx, dx + p.n * p.d * p.h * p.w * p.c, T(0));
-  for_each_pooled(p, [&](int64_t out, int64_t in, int64_t, int64_t covered) { dx[in] += dy[out] / T(covered); });
+  for_each_pooled(p,
+                  [&](int64_t out, int64_t in, int64_t, int64_t covered) { dx[in] += dy[out] / T(covered); });
 }
 
 }  // namespace vesal::kernels::reference

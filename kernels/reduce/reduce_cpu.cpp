@@ -38,13 +38,15 @@ void max_abs(Context&, int64_t count, ConstData x_, Data out, Workspace workspac
   const float* x = x_.as<float>("max_abs: x");
   // Magnitudes compare like their bits, and a NaN's bits are above infinity's.
   const int64_t slabs = slab_count(count);
-  auto* partials = static_cast<uint32_t*>(workspace.data);
+  auto* partials = static_cast<int32_t*>(workspace.data);
   parallel_for(slabs, ceil_div(16384, std::max<int64_t>(count / slabs, 1)), [&](int64_t first, int64_t last) {
     for (int64_t slab = first; slab < last; ++slab) {
-      uint32_t largest = 0;
+      const float* values = x + slab_begin(count, slabs, slab);
+      const int64_t length = slab_begin(count, slabs, slab + 1) - slab_begin(count, slabs, slab);
+      int32_t largest = 0;
 #pragma omp simd reduction(max : largest)
-      for (int64_t i = slab_begin(count, slabs, slab); i < slab_begin(count, slabs, slab + 1); ++i) {
-        const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
+      for (int64_t i = 0; i < length; ++i) {
+        const int32_t magnitude = std::bit_cast<int32_t>(values[i]) & 0x7fffffff;
         largest = magnitude > largest ? magnitude : largest;
       }
       partials[slab] = largest;

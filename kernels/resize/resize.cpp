@@ -15,8 +15,9 @@ namespace {
 void check_arguments(const ResizeParams& p, ConstData input, ConstData output, const char* what) {
   check<ShapeError>(p.n >= 0 && p.c >= 0, what, ": ", p.n, " samples of ", p.c, " channels");
   for (const int64_t extent : {p.d, p.h, p.w, p.out_d, p.out_h, p.out_w}) {
-    check<ShapeError>(extent >= 1 && extent <= kLargestResizeExtent, what, ": from ", p.d, " x ", p.h, " x ", p.w,
-                      " to ", p.out_d, " x ", p.out_h, " x ", p.out_w, ": extents are 1 to ", kLargestResizeExtent);
+    check<ShapeError>(extent >= 1 && extent <= kLargestResizeExtent, what, ": from ", p.d, " x ", p.h, " x ",
+                      p.w, " to ", p.out_d, " x ", p.out_h, " x ", p.out_w, ": extents are 1 to ",
+                      kLargestResizeExtent);
   }
   const int64_t columns = checked_mul(p.n, p.c);
   checked_mul(columns, p.d * p.h * p.w);

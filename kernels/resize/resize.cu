@@ -1,13 +1,12 @@
 // Trilinear and nearest resizing, forward and backward.
 //
-// Bytes: the smaller side is read (or written) about once and the larger side once: limited by memory. One thread an
-// element of the result, channels fastest: whole lines for a warp; what neighbours share comes from the caches. Backward
-// is a gather over the outputs that read a voxel, up to (2 * factor)^3 of them; each dy is read eight times, mostly from
-// the caches. Positions are computed in whole numbers (resize_axis.hpp); in the gather they advance by addition.
-// No GPU timing exists yet (see bench/results/README.md).
-#include "kernels/resize/resize.hpp"
-
+// Bytes: the smaller side is read (or written) about once and the larger side once: limited by memory. One
+// thread an element of the result, channels fastest: whole lines for a warp; what neighbours share comes from
+// the caches. Backward is a gather over the outputs that read a voxel, up to (2 * factor)^3 of them; each dy
+// is read eight times, mostly from the caches. Positions are computed in whole numbers (resize_axis.hpp); in
+// the gather they advance by addition. No GPU timing exists yet (see bench/results/README.md).
 #include "base/size.hpp"
+#include "kernels/resize/resize.hpp"
 #include "kernels/resize/resize_axis.hpp"
 #include "kernels/simt/device.hpp"
 
@@ -157,8 +156,8 @@ void resize_backward(Context& context, const ResizeParams& params, ConstData dy_
   float* dx = dx_.as<float>("resize_backward: dx");
   const int64_t count = input_count(params);
   const auto start = [&]<class Index>(Index channels) {
-    launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, resize_gather<Index>, axes_of(params),
-           static_cast<Index>(count), channels, dy, dx);
+    launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, resize_gather<Index>,
+           axes_of(params), static_cast<Index>(count), channels, dy, dx);
   };
   if (fits_int(params)) {
     start(static_cast<int>(params.c));

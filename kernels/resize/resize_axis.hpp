@@ -1,5 +1,5 @@
-// Which voxels of an axis an output voxel reads and with which weights, for host and device. Positions are fractions of
-// whole numbers: all devices, and the forward and the backward pass, agree on them exactly.
+// Which voxels of an axis an output voxel reads and with which weights, for host and device. Positions are
+// fractions of whole numbers: all devices, and the forward and the backward pass, agree on them exactly.
 #pragma once
 
 #include "base/host_device.hpp"
@@ -23,8 +23,8 @@ struct ResizeAxis {
 
   VESAL_HOST_DEVICE Taps taps(int o) const {
     if (nearest) {
-      const int source = static_cast<int>(static_cast<unsigned>(o) * static_cast<unsigned>(in) /
-                                          static_cast<unsigned>(out));
+      const int source =
+          static_cast<int>(static_cast<unsigned>(o) * static_cast<unsigned>(in) / static_cast<unsigned>(out));
       return {source, source, 0.0f};
     }
     // source = (o + 1/2) in / out - 1/2 = numerator / (2 out)
@@ -50,7 +50,8 @@ struct ResizeAxis {
     if (nearest) {
       return {ceil_ratio(i * out, in), ceil_ratio((i + 1) * out, in)};
     }
-    // Those whose source is above i - 1 and below i + 1; all beyond for the last voxel, all before for the first.
+    // Those whose source is above i - 1 and below i + 1; all beyond for the last voxel, all before for the
+    // first.
     Range range;
     const int above = (2 * i - 1) * out - in;
     range.begin = i == 0 || above < 0 ? 0 : above / (2 * in) + 1;

@@ -1,5 +1,6 @@
-// Sizes that resizing is tested with: growing and shrinking by whole and broken factors, each axis by itself, single
-// voxels, channels around the 16 lanes of a vector (cpu), element counts around a block of 256 threads (CUDA).
+// Sizes that resizing is tested with: growing and shrinking by whole and broken factors, each axis by itself,
+// single voxels, channels around the 16 lanes of a vector (cpu), element counts around a block of 256 threads
+// (CUDA).
 #pragma once
 
 #include <string>

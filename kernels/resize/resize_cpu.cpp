@@ -1,7 +1,8 @@
-// Resizing on the host. Limited by memory. An output row (fixed n, d, h) is made in two steps: the up to four input rows
-// that it lies between are blended into one row, contiguous over w and c, which is then interpolated along w. The
-// backward pass does the same the other way round for each input row: a weighted sum of the output rows that read it,
-// then a sum along w. The tables and row buffers live in the context's cache and keep their memory.
+// Resizing on the host. Limited by memory. An output row (fixed n, d, h) is made in two steps: the up to four
+// input rows that it lies between are blended into one row, contiguous over w and c, which is then
+// interpolated along w. The backward pass does the same the other way round for each input row: a weighted
+// sum of the output rows that read it, then a sum along w. The tables and row buffers live in the context's
+// cache and keep their memory.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -52,16 +53,19 @@ void fill_readers(const ResizeAxis& axis, ResizeScratch& scratch) {
   scratch.weights.clear();
   for (int i = 0; i < axis.in; ++i) {
     const ResizeAxis::Range range = axis.readers(i);
-    scratch.readers[static_cast<size_t>(i)] = {range.begin, range.end, static_cast<int32_t>(scratch.weights.size())};
+    scratch.readers[static_cast<size_t>(i)] = {range.begin, range.end,
+                                               static_cast<int32_t>(scratch.weights.size())};
     for (int o = range.begin; o < range.end; ++o) {
       scratch.weights.push_back(axis.weight(o, i));
     }
   }
 }
 
-// Calls body(row, buffer) for every row in [0, rows), in parallel; `buffer` holds row_elements floats of the thread's own.
+// Calls body(row, buffer) for every row in [0, rows), in parallel; `buffer` holds row_elements floats of the
+// thread's own.
 template <class Body>
-void for_each_row(int64_t rows, int64_t work_elements, int64_t row_elements, ResizeScratch& scratch, Body&& body) {
+void for_each_row(int64_t rows, int64_t work_elements, int64_t row_elements, ResizeScratch& scratch,
+                  Body&& body) {
   const int64_t padded = ceil_div(row_elements, 16) * 16;
   const int64_t workers = thread_count();
   scratch.rows.resize(static_cast<size_t>(std::max<int64_t>(padded * workers, 1)));
@@ -85,8 +89,8 @@ void blend(int64_t count, const float* a, float wa, const float* b, float wb, fl
   }
 }
 
-void blend(int64_t count, const float* a, float wa, const float* b, float wb, const float* c, float wc, const float* d,
-           float wd, float* __restrict__ out) {
+void blend(int64_t count, const float* a, float wa, const float* b, float wb, const float* c, float wc,
+           const float* d, float wd, float* __restrict__ out) {
 #pragma omp simd
   for (int64_t e = 0; e < count; ++e) {
     out[e] = (wa * a[e] + wb * b[e]) + (wc * c[e] + wd * d[e]);
@@ -94,7 +98,8 @@ void blend(int64_t count, const float* a, float wa, const float* b, float wb, co
 }
 
 // out += the four rows of `stride` elements from `rows` on, weighted.
-void add_four(int64_t count, const float* rows, int64_t stride, const float* weights, float* __restrict__ out) {
+void add_four(int64_t count, const float* rows, int64_t stride, const float* weights,
+              float* __restrict__ out) {
   const float *a = rows, *b = a + stride, *c = b + stride, *d = c + stride;
   const float wa = weights[0], wb = weights[1], wc = weights[2], wd = weights[3];
 #pragma omp simd
@@ -111,7 +116,8 @@ void add_one(int64_t count, const float* row, float weight, float* __restrict__ 
 }
 
 // out += the weighted sum of `rows` rows of `count` elements.
-void sum_rows(int64_t rows, int64_t count, const float* source, int64_t stride, const float* weights, float* out) {
+void sum_rows(int64_t rows, int64_t count, const float* source, int64_t stride, const float* weights,
+              float* out) {
   for (; rows >= 4; rows -= 4, source += 4 * stride, weights += 4) {
     add_four(count, source, stride, weights, out);
   }
@@ -120,9 +126,11 @@ void sum_rows(int64_t rows, int64_t count, const float* source, int64_t stride, 
   }
 }
 
-// The steps along w. kChannels is the number of channels where it is small, so that their loops disappear; else 0.
+// The steps along w. kChannels is the number of channels where it is small, so that their loops disappear;
+// else 0.
 template <int kChannels>
-void interpolate_line(const float* line, int64_t channels_, const std::vector<ResizeAxis::Taps>& taps, float* target) {
+void interpolate_line(const float* line, int64_t channels_, const std::vector<ResizeAxis::Taps>& taps,
+                      float* target) {
   const int64_t channels = kChannels > 0 ? kChannels : channels_;
   for (const ResizeAxis::Taps& tap : taps) {
     const float* a = line + tap.first * channels;
@@ -184,31 +192,38 @@ void resize_forward(Context& context, const ResizeParams& p, ConstData x_, Data 
   fill_taps(axes.w, scratch);
   const int64_t row_elements = p.w * p.c;
   const int64_t channels = p.c;
-  for_each_row(p.n * p.out_d * p.out_h, p.out_w * p.c, row_elements, scratch, [&](int64_t row, float* buffer) {
-    const ResizeAxis::Taps h = axes.h.taps(static_cast<int>(row % p.out_h));
-    const ResizeAxis::Taps d = axes.d.taps(static_cast<int>(row / p.out_h % p.out_d));
-    const float* sample = x + row / p.out_h / p.out_d * p.d * p.h * row_elements;
-    const auto source = [&](int depth, int height) { return sample + (depth * p.h + height) * row_elements; };
-    const float* line = buffer;
-    if (d.first == d.second && h.first == h.second) {
-      line = source(d.first, h.first);
-    } else if (d.first == d.second) {
-      blend(row_elements, source(d.first, h.first), 1.0f - h.fraction, source(d.first, h.second), h.fraction, buffer);
-    } else if (h.first == h.second) {
-      blend(row_elements, source(d.first, h.first), 1.0f - d.fraction, source(d.second, h.first), d.fraction, buffer);
-    } else {
-      const float low = 1.0f - d.fraction;
-      blend(row_elements, source(d.first, h.first), low * (1.0f - h.fraction), source(d.first, h.second),
-            low * h.fraction, source(d.second, h.first), d.fraction * (1.0f - h.fraction),
-            source(d.second, h.second), d.fraction * h.fraction, buffer);
-    }
-    float* target = y + row * p.out_w * channels;
-    if (p.w == p.out_w) {
-      std::copy_n(line, row_elements, target);
-    } else {
-      with_channels(channels, [&]<int kChannels>() { interpolate_line<kChannels>(line, channels, scratch.taps, target); });
-    }
-  });
+  for_each_row(
+      p.n * p.out_d * p.out_h, p.out_w * p.c, row_elements, scratch, [&](int64_t row, float* buffer) {
+        const ResizeAxis::Taps h = axes.h.taps(static_cast<int>(row % p.out_h));
+        const ResizeAxis::Taps d = axes.d.taps(static_cast<int>(row / p.out_h % p.out_d));
+        const float* sample = x + row / p.out_h / p.out_d * p.d * p.h * row_elements;
+        const auto source = [&](int depth, int height) {
+          return sample + (depth * p.h + height) * row_elements;
+        };
+        const float* line = buffer;
+        if (d.first == d.second && h.first == h.second) {
+          line = source(d.first, h.first);
+        } else if (d.first == d.second) {
+          blend(row_elements, source(d.first, h.first), 1.0f - h.fraction, source(d.first, h.second),
+                h.fraction, buffer);
+        } else if (h.first == h.second) {
+          blend(row_elements, source(d.first, h.first), 1.0f - d.fraction, source(d.second, h.first),
+                d.fraction, buffer);
+        } else {
+          const float low = 1.0f - d.fraction;
+          blend(row_elements, source(d.first, h.first), low * (1.0f - h.fraction), source(d.first, h.second),
+                low * h.fraction, source(d.second, h.first), d.fraction * (1.0f - h.fraction),
+                source(d.second, h.second), d.fraction * h.fraction, buffer);
+        }
+        float* target = y + row * p.out_w * channels;
+        if (p.w == p.out_w) {
+          std::copy_n(line, row_elements, target);
+        } else {
+          with_channels(channels, [&]<int kChannels>() {
+            interpolate_line<kChannels>(line, channels, scratch.taps, target);
+          });
+        }
+      });
 }
 
 void resize_backward(Context& context, const ResizeParams& p, ConstData dy_, Data dx_) {
@@ -236,11 +251,13 @@ void resize_backward(Context& context, const ResizeParams& p, ConstData dy_, Dat
         for (int i = 0; i < count; ++i) {
           weights[i] = weight_d * axes.h.weight(oh + i, h);
         }
-        sum_rows(count, row_elements, sample + (od * p.out_h + oh) * row_elements, row_elements, weights, buffer);
+        sum_rows(count, row_elements, sample + (od * p.out_h + oh) * row_elements, row_elements, weights,
+                 buffer);
       }
     }
     float* target = dx + row * p.w * channels;
-    with_channels(channels, [&]<int kChannels>() { gather_line<kChannels>(buffer, channels, scratch, target); });
+    with_channels(channels,
+                  [&]<int kChannels>() { gather_line<kChannels>(buffer, channels, scratch, target); });
   });
 }
 

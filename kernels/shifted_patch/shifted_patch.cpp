@@ -12,17 +12,21 @@ VESAL_DECLARE_BACKENDS(shifted_patch_backward)
 namespace {
 
 void check_params(const char* op, const ShiftedPatchParams& p) {
-  check<ShapeError>(p.n >= 1 && p.d >= 1 && p.h >= 1 && p.w >= 1 && p.groups >= 1 && p.channels >= 1 && p.out >= 1, op,
-                    ": volume ", p.n, " x ", p.d, " x ", p.h, " x ", p.w, " with ", p.groups, " groups of ", p.channels,
-                    " channels, ", p.out, " outputs; every extent must be at least 1");
+  check<ShapeError>(
+      p.n >= 1 && p.d >= 1 && p.h >= 1 && p.w >= 1 && p.groups >= 1 && p.channels >= 1 && p.out >= 1, op,
+      ": volume ", p.n, " x ", p.d, " x ", p.h, " x ", p.w, " with ", p.groups, " groups of ", p.channels,
+      " channels, ", p.out, " outputs; every extent must be at least 1");
   constexpr int64_t kMaxExtent = int64_t{1} << 29;
-  check<ShapeError>(p.d <= kMaxExtent && p.h <= kMaxExtent && p.w <= kMaxExtent, op, ": an extent passes 2^29");
+  check<ShapeError>(p.d <= kMaxExtent && p.h <= kMaxExtent && p.w <= kMaxExtent, op,
+                    ": an extent passes 2^29");
   check<ShapeError>(p.patch >= 1 && p.patch <= 64, op, ": patch is ", p.patch, ", supported are 1 to 64");
-  check<ShapeError>(p.shift >= 0 && p.shift <= kMaxExtent, op, ": shift is ", p.shift, ", it must not be negative");
+  check<ShapeError>(p.shift >= 0 && p.shift <= kMaxExtent, op, ": shift is ", p.shift,
+                    ", it must not be negative");
   check<ShapeError>(p.eps >= 0.0f, op, ": eps is ", p.eps, ", it must not be negative");
   element_count(std::array<int64_t, 6>{p.n, p.d, p.h, p.w, p.groups, p.channels});
   const int64_t parameters = element_count(std::array<int64_t, 3>{p.groups, p.out, p.features()});
-  check<ShapeError>(parameters < int64_t{1} << 31, op, ": the weight has ", parameters, " elements, at most 2^31 - 1 fit");
+  check<ShapeError>(parameters < int64_t{1} << 31, op, ": the weight has ", parameters,
+                    " elements, at most 2^31 - 1 fit");
 }
 
 }  // namespace
@@ -49,37 +53,43 @@ std::array<int, 3> shift_direction(ShiftSet shifts, int copy) {
   throw ShapeError("shift_direction: unknown set of shifts");
 }
 
-size_t shifted_patch_workspace_bytes(Context& context, const ShiftedPatchParams& params, ShiftedPatchPass pass) {
+size_t shifted_patch_workspace_bytes(Context& context, const ShiftedPatchParams& params,
+                                     ShiftedPatchPass pass) {
   check_params("shifted_patch", params);
   VESAL_DISPATCH(context, shifted_patch_workspace_bytes(context, params, pass));
 }
 
-void shifted_patch_forward(Context& context, const ShiftedPatchParams& params, ConstData x, const uint8_t* mask,
-                           ConstData gamma, ConstData beta, ConstData weight, ConstData bias, ConstData missing, Data y,
-                           float* mean, float* rstd, Workspace workspace) {
+void shifted_patch_forward(Context& context, const ShiftedPatchParams& params, ConstData x,
+                           const uint8_t* mask, ConstData gamma, ConstData beta, ConstData weight,
+                           ConstData bias, ConstData missing, Data y, float* mean, float* rstd,
+                           Workspace workspace) {
   check_params("shifted_patch_forward", params);
   check<ShapeError>(x && gamma && beta && weight && bias && y,
                     "shifted_patch_forward: only mask, missing, mean and rstd may be null");
-  check<ShapeError>(mask == nullptr || missing, "shifted_patch_forward: a mask is given, but missing is null");
+  check<ShapeError>(mask == nullptr || missing,
+                    "shifted_patch_forward: a mask is given, but missing is null");
   check<ShapeError>((mean == nullptr) == (rstd == nullptr),
                     "shifted_patch_forward: mean and rstd must both be given or both be null");
-  workspace.require(shifted_patch_workspace_bytes(context, params, ShiftedPatchPass::forward), "shifted_patch_forward");
-  VESAL_DISPATCH(context, shifted_patch_forward(context, params, x, mask, gamma, beta, weight, bias, missing, y, mean,
-                                                rstd, workspace));
+  workspace.require(shifted_patch_workspace_bytes(context, params, ShiftedPatchPass::forward),
+                    "shifted_patch_forward");
+  VESAL_DISPATCH(context, shifted_patch_forward(context, params, x, mask, gamma, beta, weight, bias, missing,
+                                                y, mean, rstd, workspace));
 }
 
-void shifted_patch_backward(Context& context, const ShiftedPatchParams& params, ConstData x, const uint8_t* mask,
-                            ConstData gamma, ConstData beta, ConstData weight, const float* mean, const float* rstd,
-                            ConstData dy, Data dx, Data dgamma, Data dbeta, Data dweight, Data dbias, Data dmissing,
-                            GradMode mode, Workspace workspace) {
+void shifted_patch_backward(Context& context, const ShiftedPatchParams& params, ConstData x,
+                            const uint8_t* mask, ConstData gamma, ConstData beta, ConstData weight,
+                            const float* mean, const float* rstd, ConstData dy, Data dx, Data dgamma,
+                            Data dbeta, Data dweight, Data dbias, Data dmissing, GradMode mode,
+                            Workspace workspace) {
   check_params("shifted_patch_backward", params);
-  check<ShapeError>(
-      x && gamma && beta && weight && mean != nullptr && rstd != nullptr && dy && dgamma && dbeta && dweight && dbias,
-      "shifted_patch_backward: only mask, dx and dmissing may be null");
+  check<ShapeError>(x && gamma && beta && weight && mean != nullptr && rstd != nullptr && dy && dgamma &&
+                        dbeta && dweight && dbias,
+                    "shifted_patch_backward: only mask, dx and dmissing may be null");
   workspace.require(shifted_patch_workspace_bytes(context, params, ShiftedPatchPass::backward),
                     "shifted_patch_backward");
-  VESAL_DISPATCH(context, shifted_patch_backward(context, params, x, mask, gamma, beta, weight, mean, rstd, dy, dx,
-                                                 dgamma, dbeta, dweight, dbias, dmissing, mode, workspace));
+  VESAL_DISPATCH(context,
+                 shifted_patch_backward(context, params, x, mask, gamma, beta, weight, mean, rstd, dy, dx,
+                                        dgamma, dbeta, dweight, dbias, dmissing, mode, workspace));
 }
 
 }  // namespace vesal::kernels

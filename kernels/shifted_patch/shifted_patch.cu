@@ -2,16 +2,17 @@
 //
 // What it computes: shifted_patch.hpp. For T tokens, G present groups, F features of C = channels, E outputs:
 //   forward   at least x once, the weight once and y once; 2 T G F E flops
-//   backward  2 T G F E flops for the parameters, 2 T G F E more for dx; here 4 T G F E for dx, because the LayerNorm's
+//   backward  2 T G F E flops for the parameters, 2 T G F E more for dx; here 4 T G F E for dx, because the
+//   LayerNorm's
 //             two row sums need the whole row before the first element of dx can be written
 // What limits it: E / 2 multiply-adds per feature read through the cache (E = 24 to 192: the float32 units).
-// How: features are never stored. Mean and 1 / deviation of each token come first (a warp a token and group); the
-// products then gather and normalise features while they fill their tiles in shared memory, 64 tokens x 32 columns a
-// block, 4 x 4 numbers a thread. What is absent is skipped: a block handles one sample, so the choice is uniform.
-// Parameters' gradients: partial products D^T X per chunk of tokens in the workspace, added in order (see
-// shifted_patch_cpu.cpp for the identities). dx: within one copy no two features read the same voxel, so one launch a
-// copy adds to dx without conflicts, in the order of the copies.
-// No GPU timing exists yet (see bench/results/README.md).
+// How: features are never stored. Mean and 1 / deviation of each token come first (a warp a token and group);
+// the products then gather and normalise features while they fill their tiles in shared memory, 64 tokens x
+// 32 columns a block, 4 x 4 numbers a thread. What is absent is skipped: a block handles one sample, so the
+// choice is uniform. Parameters' gradients: partial products D^T X per chunk of tokens in the workspace,
+// added in order (see shifted_patch_cpu.cpp for the identities). dx: within one copy no two features read the
+// same voxel, so one launch a copy adds to dx without conflicts, in the order of the copies. No GPU timing
+// exists yet (see bench/results/README.md).
 #include <algorithm>
 
 #include "kernels/context/dispatch.hpp"
@@ -66,7 +67,8 @@ Grid make_grid(const ShiftedPatchParams& p) {
           p.eps};
 }
 
-// The directions of the copies: two bits a copy and axis, holding direction + 1, so that a kernel needs no indexed array.
+// The directions of the copies: two bits a copy and axis, holding direction + 1, so that a kernel needs no
+// indexed array.
 struct Directions {
   int shift;
   unsigned z, y, x;
@@ -95,13 +97,13 @@ struct Place {
 
 VESAL_DEVICE Place place_of(const Grid& g, int64_t sample, int64_t token) {
   const int plane = static_cast<int>(token % (static_cast<int64_t>(g.out_h) * g.out_w));
-  return {static_cast<int>(token / (static_cast<int64_t>(g.out_h) * g.out_w)) * g.patch, plane / g.out_w * g.patch,
-          plane % g.out_w * g.patch, sample};
+  return {static_cast<int>(token / (static_cast<int64_t>(g.out_h) * g.out_w)) * g.patch,
+          plane / g.out_w * g.patch, plane % g.out_w * g.patch, sample};
 }
 
 // The element of x that a token's feature reads, -1 where it is zero by padding.
-VESAL_DEVICE int64_t element_of(const Grid& g, const Directions& directions, const Place& place, int64_t group,
-                                int feature) {
+VESAL_DEVICE int64_t element_of(const Grid& g, const Directions& directions, const Place& place,
+                                int64_t group, int feature) {
   const int channels = static_cast<int>(g.channels);
   const int tap = feature / channels;
   const int copy = tap % g.copies;
@@ -112,10 +114,12 @@ VESAL_DEVICE int64_t element_of(const Grid& g, const Directions& directions, con
   const int vz = uz + shift_along(directions.shift, directions.z, copy);
   const int vy = uy + shift_along(directions.shift, directions.y, copy);
   const int vx = ux + shift_along(directions.shift, directions.x, copy);
-  if (uz >= g.d || uy >= g.h || ux >= g.w || vz < 0 || vz >= g.d || vy < 0 || vy >= g.h || vx < 0 || vx >= g.w) {
+  if (uz >= g.d || uy >= g.h || ux >= g.w || vz < 0 || vz >= g.d || vy < 0 || vy >= g.h || vx < 0 ||
+      vx >= g.w) {
     return -1;
   }
-  return ((((place.sample * g.d + vz) * g.h + vy) * g.w + vx) * g.groups + group) * channels + feature % channels;
+  return ((((place.sample * g.d + vz) * g.h + vy) * g.w + vx) * g.groups + group) * channels +
+         feature % channels;
 }
 
 VESAL_DEVICE float feature_of(const Grid& g, const Directions& directions, const float* VESAL_RESTRICT x,
@@ -176,8 +180,8 @@ VESAL_KERNEL void statistics_kernel(Grid g, Directions directions, const float* 
 }
 
 // acc[i][j] += sum over the tile's depth of a[k][row + i] * b[k][column + j].
-VESAL_DEVICE void multiply_tiles(const float (*a)[kTileRows + 1], const float (*b)[kTileColumns + 1], int row, int column,
-                                 float (&acc)[4][4]) {
+VESAL_DEVICE void multiply_tiles(const float (*a)[kTileRows + 1], const float (*b)[kTileColumns + 1], int row,
+                                 int column, float (&acc)[4][4]) {
   VESAL_UNROLL
   for (int k = 0; k < kTileDepth; ++k) {
     float left[4];
@@ -209,11 +213,12 @@ VESAL_DEVICE void clear(float (&acc)[4][4]) {
 
 // Block (token tile, output tile, sample): y.
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
-    forward_kernel(Grid g, Directions directions, const float* VESAL_RESTRICT x, const uint8_t* VESAL_RESTRICT mask,
-                   const float* VESAL_RESTRICT gamma, const float* VESAL_RESTRICT beta,
-                   const float* VESAL_RESTRICT weight, const float* VESAL_RESTRICT bias,
-                   const float* VESAL_RESTRICT missing, const float* VESAL_RESTRICT mean,
-                   const float* VESAL_RESTRICT rstd, float* VESAL_RESTRICT y) {
+    forward_kernel(Grid g, Directions directions, const float* VESAL_RESTRICT x,
+                   const uint8_t* VESAL_RESTRICT mask, const float* VESAL_RESTRICT gamma,
+                   const float* VESAL_RESTRICT beta, const float* VESAL_RESTRICT weight,
+                   const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT missing,
+                   const float* VESAL_RESTRICT mean, const float* VESAL_RESTRICT rstd,
+                   float* VESAL_RESTRICT y) {
   VESAL_SHARED(float, a, [kTileDepth][kTileRows + 1]);
   VESAL_SHARED(float, b, [kTileDepth][kTileColumns + 1]);
   VESAL_SHARED(Place, places, [kTileRows]);
@@ -227,12 +232,14 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
   if (thread < kTileRows) {
     places[thread] = place_of(g, sample, min(first_token + thread, g.tokens - 1));
   }
-  float acc[4][4];
-  clear(acc);
+  float sum[4][4];
+  clear(sum);
   for (int64_t group = 0; group < g.groups; ++group) {
     if (!is_present(g, mask, sample, group)) {
       continue;
     }
+    float acc[4][4];  // each group by itself, so that sums stay short
+    clear(acc);
     for (int first = 0; first < g.features; first += kTileDepth) {
       __syncthreads();
       for (int e = thread; e < kTileDepth * kTileRows; e += kThreads) {
@@ -256,7 +263,15 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
       __syncthreads();
       multiply_tiles(a, b, row, column, acc);
     }
+    VESAL_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      VESAL_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        sum[i][j] += acc[i][j];
+      }
+    }
   }
+  VESAL_UNROLL
   for (int j = 0; j < 4; ++j) {
     const int64_t o = first_out + column + j;
     if (o >= g.outs) {
@@ -275,13 +290,14 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
     for (int i = 0; i < 4; ++i) {
       const int64_t token = first_token + row + i;
       if (token < g.tokens) {
-        y[(sample * g.tokens + token) * g.outs + o] = fmaf(scale, acc[i][j] + present, absent);
+        y[(sample * g.tokens + token) * g.outs + o] = fmaf(scale, sum[i][j] + present, absent);
       }
     }
   }
 }
 
-// Block (output tile, chunk, sample) of 32 x 8 threads: partial sums of dy over tokens, [chunks][samples][outs].
+// Block (output tile, chunk, sample) of 32 x 8 threads: partial sums of dy over tokens,
+// [chunks][samples][outs].
 VESAL_KERNEL void sum_dy_kernel(Grid g, const float* VESAL_RESTRICT dy, float* VESAL_RESTRICT sums) {
   VESAL_SHARED(float, partial, [8][32]);
   const int64_t o = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
@@ -303,10 +319,12 @@ VESAL_KERNEL void sum_dy_kernel(Grid g, const float* VESAL_RESTRICT dy, float* V
   }
 }
 
-// Thread per (group, output): b = column sums of the scaled dy where the group is present; dbias and dmissing.
+// Thread per (group, output): b = column sums of the scaled dy where the group is present; dbias and
+// dmissing.
 VESAL_KERNEL void group_sums_kernel(Grid g, int chunks, const uint8_t* VESAL_RESTRICT mask,
                                     const float* VESAL_RESTRICT sums, float* VESAL_RESTRICT b,
-                                    float* VESAL_RESTRICT dbias, float* VESAL_RESTRICT dmissing, int accumulate) {
+                                    float* VESAL_RESTRICT dbias, float* VESAL_RESTRICT dmissing,
+                                    int accumulate) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= g.groups * g.outs) {
     return;
@@ -331,8 +349,8 @@ VESAL_KERNEL void group_sums_kernel(Grid g, int chunks, const uint8_t* VESAL_RES
   }
 }
 
-// Block (feature tile, output tile, group x chunk): partial products D^T X over a chunk of the tokens of all samples,
-// [chunks][groups][outs][features]. Tile rows are features, columns outputs, depth tokens.
+// Block (feature tile, output tile, group x chunk): partial products D^T X over a chunk of the tokens of all
+// samples, [chunks][groups][outs][features]. Tile rows are features, columns outputs, depth tokens.
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
     weight_partial_kernel(Grid g, Directions directions, int chunks, const float* VESAL_RESTRICT x,
                           const uint8_t* VESAL_RESTRICT mask, const float* VESAL_RESTRICT mean,
@@ -377,7 +395,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
     for (int e = thread; e < kTileDepth * kTileColumns; e += kThreads) {
       const int t = e / kTileColumns;
       const int64_t o = first_out + e % kTileColumns;
-      b[t][e % kTileColumns] = factors[t] != 0.0f && o < g.outs ? factors[t] * dy[(first + t) * g.outs + o] : 0.0f;
+      b[t][e % kTileColumns] =
+          factors[t] != 0.0f && o < g.outs ? factors[t] * dy[(first + t) * g.outs + o] : 0.0f;
     }
     __syncthreads();
     multiply_tiles(a, b, row, column, acc);
@@ -441,11 +460,12 @@ VESAL_DEVICE int feature_of_column(const Grid& g, int copy, int e) {
   return (e / channels * g.copies + copy) * channels + e % channels;
 }
 
-// acc = gradient of the normalised features before gamma, unscaled: sum over outputs of dy weight, for 64 tokens from
-// first_token and 32 columns from first_column.
-VESAL_DEVICE void multiply_dy(const Grid& g, int copy, int columns, int64_t sample, int64_t group, int64_t first_token,
-                              int first_column, const float* VESAL_RESTRICT weight, const float* VESAL_RESTRICT dy,
-                              float (*a)[kTileRows + 1], float (*b)[kTileColumns + 1], float (&acc)[4][4]) {
+// acc = gradient of the normalised features before gamma, unscaled: sum over outputs of dy weight, for 64
+// tokens from first_token and 32 columns from first_column.
+VESAL_DEVICE void multiply_dy(const Grid& g, int copy, int columns, int64_t sample, int64_t group,
+                              int64_t first_token, int first_column, const float* VESAL_RESTRICT weight,
+                              const float* VESAL_RESTRICT dy, float (*a)[kTileRows + 1],
+                              float (*b)[kTileColumns + 1], float (&acc)[4][4]) {
   const int thread = static_cast<int>(threadIdx.x);
   clear(acc);
   for (int64_t first = 0; first < g.outs; first += kTileDepth) {
@@ -469,12 +489,13 @@ VESAL_DEVICE void multiply_dy(const Grid& g, int copy, int columns, int64_t samp
   }
 }
 
-// Block (token tile, 1, sample x group): of each token's row of gradients, mean and mean of the product with the
-// normalised features: moments [2][groups, samples x tokens].
+// Block (token tile, 1, sample x group): of each token's row of gradients, mean and mean of the product with
+// the normalised features: moments [2][groups, samples x tokens].
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
-    moments_kernel(Grid g, Directions directions, const float* VESAL_RESTRICT x, const uint8_t* VESAL_RESTRICT mask,
-                   const float* VESAL_RESTRICT gamma, const float* VESAL_RESTRICT weight,
-                   const float* VESAL_RESTRICT mean, const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy,
+    moments_kernel(Grid g, Directions directions, const float* VESAL_RESTRICT x,
+                   const uint8_t* VESAL_RESTRICT mask, const float* VESAL_RESTRICT gamma,
+                   const float* VESAL_RESTRICT weight, const float* VESAL_RESTRICT mean,
+                   const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy,
                    float* VESAL_RESTRICT moments) {
   VESAL_SHARED(float, a, [kTileDepth][kTileRows + 1]);
   VESAL_SHARED(float, b, [kTileDepth][kTileColumns + 1]);
@@ -531,10 +552,11 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
 
 // Block (token tile, column tile, sample x group): adds the gradients of one copy's features to dx.
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
-    dx_kernel(Grid g, Directions directions, int copy, const float* VESAL_RESTRICT x, const uint8_t* VESAL_RESTRICT mask,
-              const float* VESAL_RESTRICT gamma, const float* VESAL_RESTRICT weight, const float* VESAL_RESTRICT mean,
-              const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy, const float* VESAL_RESTRICT moments,
-              float* VESAL_RESTRICT dx) {
+    dx_kernel(Grid g, Directions directions, int copy, const float* VESAL_RESTRICT x,
+              const uint8_t* VESAL_RESTRICT mask, const float* VESAL_RESTRICT gamma,
+              const float* VESAL_RESTRICT weight, const float* VESAL_RESTRICT mean,
+              const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy,
+              const float* VESAL_RESTRICT moments, float* VESAL_RESTRICT dx) {
   VESAL_SHARED(float, a, [kTileDepth][kTileRows + 1]);
   VESAL_SHARED(float, b, [kTileDepth][kTileColumns + 1]);
   const int thread = static_cast<int>(threadIdx.x);
@@ -570,7 +592,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
       if (element >= 0) {
         const float gradient = scale * gamma[group * g.features + f] * acc[i][j];
         const float normal = (x[element] - mean[at]) * rstd[at];
-        dx[element] += rstd[at] * (gradient - moments[at] - normal * moments[g.groups * g.samples * g.tokens + at]);
+        dx[element] +=
+            rstd[at] * (gradient - moments[at] - normal * moments[g.groups * g.samples * g.tokens + at]);
       }
     }
   }
@@ -612,8 +635,8 @@ size_t shifted_patch_workspace_bytes(Context&, const ShiftedPatchParams& params,
 }
 
 void shifted_patch_forward(Context& context, const ShiftedPatchParams& p, ConstData x_, const uint8_t* mask,
-                           ConstData gamma_, ConstData beta_, ConstData weight_, ConstData bias_, ConstData missing_,
-                           Data y_, float* mean, float* rstd, Workspace workspace) {
+                           ConstData gamma_, ConstData beta_, ConstData weight_, ConstData bias_,
+                           ConstData missing_, Data y_, float* mean, float* rstd, Workspace workspace) {
   const float* x = x_.as<float>("shifted_patch_forward: x");
   const float* gamma = gamma_.as<float>("shifted_patch_forward: gamma");
   const float* beta = beta_.as<float>("shifted_patch_forward: beta");
@@ -635,9 +658,9 @@ void shifted_patch_forward(Context& context, const ShiftedPatchParams& p, ConstD
 }
 
 void shifted_patch_backward(Context& context, const ShiftedPatchParams& p, ConstData x_, const uint8_t* mask,
-                            ConstData gamma_, ConstData beta_, ConstData weight_, const float* mean, const float* rstd,
-                            ConstData dy_, Data dx_, Data dgamma_, Data dbeta_, Data dweight_, Data dbias_,
-                            Data dmissing_, GradMode mode, Workspace workspace) {
+                            ConstData gamma_, ConstData beta_, ConstData weight_, const float* mean,
+                            const float* rstd, ConstData dy_, Data dx_, Data dgamma_, Data dbeta_,
+                            Data dweight_, Data dbias_, Data dmissing_, GradMode mode, Workspace workspace) {
   const float* x = x_.as<float>("shifted_patch_backward: x");
   const float* gamma = gamma_.as<float>("shifted_patch_backward: gamma");
   const float* beta = beta_.as<float>("shifted_patch_backward: beta");
@@ -659,9 +682,10 @@ void shifted_patch_backward(Context& context, const ShiftedPatchParams& p, Const
   float* moments = scratch + plan.moments;
   const int accumulate = mode == GradMode::accumulate ? 1 : 0;
   const StreamHandle stream = context.stream();
-  launch(stream, {.grid = {ceil_div(p.out, 32), plan.chunks, p.n}, .block = {32, 8}}, sum_dy_kernel, g, dy, sums);
-  launch(stream, {.grid = ceil_div(p.groups * p.out, kThreads), .block = kThreads}, group_sums_kernel, g, plan.chunks,
-         mask, sums, b, dbias, dmissing, accumulate);
+  launch(stream, {.grid = {ceil_div(p.out, 32), plan.chunks, p.n}, .block = {32, 8}}, sum_dy_kernel, g, dy,
+         sums);
+  launch(stream, {.grid = ceil_div(p.groups * p.out, kThreads), .block = kThreads}, group_sums_kernel, g,
+         plan.chunks, mask, sums, b, dbias, dmissing, accumulate);
   launch(stream,
          {.grid = {ceil_div(g.features, kTileRows), ceil_div(p.out, kTileColumns), p.groups * plan.chunks},
           .block = kThreads},
@@ -672,13 +696,14 @@ void shifted_patch_backward(Context& context, const ShiftedPatchParams& p, Const
     return;
   }
   const int64_t elements = p.n * p.d * p.h * p.w * p.groups * p.channels;
-  launch(stream, {.grid = std::min<int64_t>(ceil_div(elements, kThreads), 65536), .block = kThreads}, zero_kernel, dx,
-         elements);
-  launch(stream, {.grid = {ceil_div(g.tokens, kTileRows), 1, p.n * p.groups}, .block = kThreads}, moments_kernel, g,
-         directions, x, mask, gamma, weight, mean, rstd, dy, moments);
+  launch(stream, {.grid = std::min<int64_t>(ceil_div(elements, kThreads), 65536), .block = kThreads},
+         zero_kernel, dx, elements);
+  launch(stream, {.grid = {ceil_div(g.tokens, kTileRows), 1, p.n * p.groups}, .block = kThreads},
+         moments_kernel, g, directions, x, mask, gamma, weight, mean, rstd, dy, moments);
   for (int copy = 0; copy < g.copies; ++copy) {
     launch(stream,
-           {.grid = {ceil_div(g.tokens, kTileRows), ceil_div(g.features / g.copies, kTileColumns), p.n * p.groups},
+           {.grid = {ceil_div(g.tokens, kTileRows), ceil_div(g.features / g.copies, kTileColumns),
+                     p.n * p.groups},
             .block = kThreads},
            dx_kernel, g, directions, copy, x, mask, gamma, weight, mean, rstd, dy, moments, dx);
   }

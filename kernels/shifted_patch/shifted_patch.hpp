@@ -1,12 +1,13 @@
-// Shifted patch tokenization (Lee, Lee, Song 2021, "Vision Transformer for Small-Size Datasets", section 3.1) in 3D, for
-// patch embedding and for patch merging, as one op: shift, space-to-depth, LayerNorm, projection.
+// Shifted patch tokenization (Lee, Lee, Song 2021, "Vision Transformer for Small-Size Datasets", section 3.1)
+// in 3D, for patch embedding and for patch merging, as one op: shift, space-to-depth, LayerNorm, projection.
 //
-// The volume and `copies - 1` shifted versions of it, y_k[v] = x[v + shift * direction_k] (zero outside), are stacked on
-// channels; patch^3 blocks become feature vectors in the order (pd, ph, pw, copy, c), c fastest; each is normalised and
-// projected. An extent that is no multiple of the patch is padded with zeros at its far end, after the stacking: a voxel
-// that exists only by padding is zero in every copy.
+// The volume and `copies - 1` shifted versions of it, y_k[v] = x[v + shift * direction_k] (zero outside), are
+// stacked on channels; patch^3 blocks become feature vectors in the order (pd, ph, pw, copy, c), c fastest;
+// each is normalised and projected. An extent that is no multiple of the patch is padded with zeros at its
+// far end, after the stacking: a voxel that exists only by padding is zero in every copy.
 //
-// Masked per-modality form: the channels form `groups` groups (modalities), each with its own LayerNorm and projection
+// Masked per-modality form: the channels form `groups` groups (modalities), each with its own LayerNorm and
+// projection
 //   f_k = W_k LayerNorm_k(features of group k) + b_k,
 //   y   = (groups / sum m) * sum over present k of f_k  +  sum over absent k of missing_k
 // An absent group is skipped, not multiplied by zero: its voxels may be NaN.
@@ -48,22 +49,25 @@ struct ShiftedPatchParams {
 std::array<int, 3> shift_direction(ShiftSet shifts, int copy);
 
 enum class ShiftedPatchPass { forward, backward };
-size_t shifted_patch_workspace_bytes(Context& context, const ShiftedPatchParams& params, ShiftedPatchPass pass);
+size_t shifted_patch_workspace_bytes(Context& context, const ShiftedPatchParams& params,
+                                     ShiftedPatchPass pass);
 
-// x [n, d, h, w, groups, channels]; mask [n, groups], 1 = present, in the context's device memory, null for all present
-// (each sample has at least one present group: the caller's duty);
-// gamma, beta [groups, features]; weight [groups, out, features]; bias [groups, out];
-// missing [groups, out], may be null when mask is; y [n, out_d, out_h, out_w, out];
-// mean, rstd [groups, tokens] for the backward pass (entries of absent groups are not written), or null.
-void shifted_patch_forward(Context& context, const ShiftedPatchParams& params, ConstData x, const uint8_t* mask,
-                           ConstData gamma, ConstData beta, ConstData weight, ConstData bias, ConstData missing, Data y,
-                           float* mean, float* rstd, Workspace workspace);
+// x [n, d, h, w, groups, channels]; mask [n, groups], 1 = present, in the context's device memory, null for
+// all present (each sample has at least one present group: the caller's duty); gamma, beta [groups,
+// features]; weight [groups, out, features]; bias [groups, out]; missing [groups, out], may be null when mask
+// is; y [n, out_d, out_h, out_w, out]; mean, rstd [groups, tokens] for the backward pass (entries of absent
+// groups are not written), or null.
+void shifted_patch_forward(Context& context, const ShiftedPatchParams& params, ConstData x,
+                           const uint8_t* mask, ConstData gamma, ConstData beta, ConstData weight,
+                           ConstData bias, ConstData missing, Data y, float* mean, float* rstd,
+                           Workspace workspace);
 
-// dx (as x) is overwritten, zero for absent groups; null where the input needs no gradient. The parameters' gradients
-// follow `mode`; dmissing may be null.
-void shifted_patch_backward(Context& context, const ShiftedPatchParams& params, ConstData x, const uint8_t* mask,
-                            ConstData gamma, ConstData beta, ConstData weight, const float* mean, const float* rstd,
-                            ConstData dy, Data dx, Data dgamma, Data dbeta, Data dweight, Data dbias, Data dmissing,
-                            GradMode mode, Workspace workspace);
+// dx (as x) is overwritten, zero for absent groups; null where the input needs no gradient. The parameters'
+// gradients follow `mode`; dmissing may be null.
+void shifted_patch_backward(Context& context, const ShiftedPatchParams& params, ConstData x,
+                            const uint8_t* mask, ConstData gamma, ConstData beta, ConstData weight,
+                            const float* mean, const float* rstd, ConstData dy, Data dx, Data dgamma,
+                            Data dbeta, Data dweight, Data dbias, Data dmissing, GradMode mode,
+                            Workspace workspace);
 
 }  // namespace vesal::kernels

@@ -1,6 +1,6 @@
-// Shapes on which shifted patch tokenization is verified on every device. Sizes meet, miss by one and pass by one what
-// the kernels cut by: on a GPU tiles of 64 tokens, 32 outputs, 16 features; on the CPU blocks of 32 tokens, 8 rows,
-// 16 lanes.
+// Shapes on which shifted patch tokenization is verified on every device. Sizes meet, miss by one and pass by
+// one what the kernels cut by: on a GPU tiles of 64 tokens, 32 outputs, 16 features; on the CPU blocks of 32
+// tokens, 8 rows, 16 lanes.
 #pragma once
 
 #include <cstdint>
@@ -28,12 +28,15 @@ inline const std::vector<ShiftedPatchCase> kShiftedPatchCases{
     {"odd extents", {.d = 3, .h = 5, .w = 7, .groups = 2, .channels = 2, .out = 9}, {1, 0}},
     {"merge, tetra4", {.d = 4, .h = 4, .w = 4, .channels = 12, .out = 24, .shifts = ShiftSet::tetra4}, {}},
     {"merge, tetra4, odd extents",
-     {.n = 2, .d = 3, .h = 4, .w = 5, .channels = 5, .out = 33, .shifts = ShiftSet::tetra4}, {}},
+     {.n = 2, .d = 3, .h = 4, .w = 5, .channels = 5, .out = 33, .shifts = ShiftSet::tetra4},
+     {}},
     {"face6, patch 3, shift 1",
-     {.d = 5, .h = 6, .w = 4, .groups = 2, .channels = 1, .out = 31, .patch = 3, .shifts = ShiftSet::face6}, {0, 1}},
+     {.d = 5, .h = 6, .w = 4, .groups = 2, .channels = 1, .out = 31, .patch = 3, .shifts = ShiftSet::face6},
+     {0, 1}},
     {"patch 4, shift 2", {.d = 8, .h = 4, .w = 9, .channels = 2, .out = 32, .patch = 4, .shift = 2}, {}},
     {"patch 1, shift 3: reaching past several tokens",
-     {.d = 5, .h = 4, .w = 6, .groups = 2, .channels = 3, .out = 5, .patch = 1, .shift = 3}, {1, 1}},
+     {.d = 5, .h = 4, .w = 6, .groups = 2, .channels = 3, .out = 5, .patch = 1, .shift = 3},
+     {1, 1}},
     {"2D: depth 1", {.d = 1, .h = 10, .w = 12, .channels = 3, .out = 8, .shifts = ShiftSet::tetra4}, {}},
     {"shift larger than the volume", {.d = 2, .h = 2, .w = 3, .channels = 2, .out = 4, .shift = 5}, {}},
     {"shift 0", {.d = 2, .h = 4, .w = 4, .channels = 2, .out = 4, .shift = 0, .shifts = ShiftSet::face6}, {}},

@@ -1,11 +1,13 @@
-// Shifted patch tokenization on the CPU. Tokens are gathered and normalised in blocks of 32 that stay in the cache,
-// then multiplied with the projection, packed once a call with gamma folded in, by a register-blocked product.
+// Shifted patch tokenization on the CPU. Tokens are gathered and normalised in blocks of 32 that stay in the
+// cache, then multiplied with the projection, packed once a call with gamma folded in, by a register-blocked
+// product.
 //
 // The backward pass gathers again. With X the normalised features before gamma and beta, D the scaled dy and
 // A = D^T X, B = column sums of D, the parameters' gradients are
-//   dweight = gamma A + beta B,  dgamma = sum over outputs of weight A,  dbeta = sum over outputs of weight B,
-// so one product over the tokens serves all three. It is shared out over features, each thread adding all tokens in
-// order; the gradient of x is collected per voxel. So no result depends on the number of threads.
+//   dweight = gamma A + beta B,  dgamma = sum over outputs of weight A,  dbeta = sum over outputs of weight
+//   B,
+// so one product over the tokens serves all three. It is shared out over features, each thread adding all
+// tokens in order; the gradient of x is collected per voxel. So no result depends on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -24,15 +26,16 @@ VESAL_DECLARE_BACKENDS(shifted_patch_backward)
 namespace cpu {
 namespace {
 
-constexpr int kRows = kLanes == 16 ? 8 : 4;       // rows of a register block
-constexpr int kDepth = 256;                       // terms added before a sum goes back to memory
-constexpr int64_t kTokenBlock = 32;               // tokens gathered and multiplied at once
-constexpr int64_t kSliceFloats = int64_t{1} << 19;  // aim; numbers of the slice of tokens that is held at once
+constexpr int kRows = kLanes == 16 ? 8 : 4;  // rows of a register block
+constexpr int kDepth = 256;                  // terms added before a sum goes back to memory
+constexpr int64_t kTokenBlock = 32;          // tokens gathered and multiplied at once
+constexpr int64_t kSliceFloats = int64_t{1}
+                                 << 19;  // aim; numbers of the slice of tokens that is held at once
 
 // One voxel of a token's features: where it is read from, relative to the token's first voxel.
 struct Tap {
-  int offset[3];  // inside the patch: must be in the volume
-  int source[3];  // offset + shift * direction: must be in the volume
+  int offset[3];    // inside the patch: must be in the volume
+  int source[3];    // offset + shift * direction: must be in the volume
   int64_t element;  // of the source, in elements of x
 };
 
@@ -43,7 +46,8 @@ struct Plan {
   int64_t slice;   // tokens held at once
   int64_t row;     // numbers of a token: groups x padded_features
   Tap* tap = nullptr;
-  float* weight = nullptr;    // forward [groups][padded_features][padded_outs], backward [groups][outs][padded_features]
+  float* weight =
+      nullptr;  // forward [groups][padded_features][padded_outs], backward [groups][outs][padded_features]
   float* constant = nullptr;  // [groups][padded_outs]: bias + weight beta
   float* base = nullptr;      // [padded_outs]: a sample's sum of constants
   float* x = nullptr;         // [slice][groups][padded_features], normalised
@@ -102,7 +106,8 @@ void fill_taps(const ShiftedPatchParams& p, Tap* tap) {
             tap->offset[axis] = inside[axis];
             tap->source[axis] = inside[axis] + p.shift * direction[static_cast<size_t>(axis)];
           }
-          tap->element = ((tap->source[0] * p.h + tap->source[1]) * p.w + tap->source[2]) * p.groups * p.channels;
+          tap->element =
+              ((tap->source[0] * p.h + tap->source[1]) * p.w + tap->source[2]) * p.groups * p.channels;
           ++tap;
         }
       }
@@ -127,8 +132,8 @@ float scale_of(const ShiftedPatchParams& p, const uint8_t* mask, int64_t sample)
 // c[m][n] (+)= sum over k of a(m, k) b[k][n] for kHeight rows and kWidth registers of columns; a(m, k) is at
 // a[m * row_step + k * depth_step].
 template <int kHeight, int kWidth>
-void multiply_tile(int64_t depth, const float* a, int64_t row_step, int64_t depth_step, const float* b, int64_t ldb,
-                   float* c, int64_t ldc, bool add) {
+void multiply_tile(int64_t depth, const float* a, int64_t row_step, int64_t depth_step, const float* b,
+                   int64_t ldb, float* c, int64_t ldc, bool add) {
   Lanes sum[kHeight][kWidth];
 #pragma GCC unroll 8
   for (int m = 0; m < kHeight; ++m) {
@@ -162,11 +167,12 @@ void multiply_tile(int64_t depth, const float* a, int64_t row_step, int64_t dept
 }
 
 template <int kWidth>
-void multiply_panel(int64_t rows, int64_t depth, const float* a, int64_t row_step, int64_t depth_step, const float* b,
-                    int64_t ldb, float* c, int64_t ldc, bool add) {
+void multiply_panel(int64_t rows, int64_t depth, const float* a, int64_t row_step, int64_t depth_step,
+                    const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
   int64_t m = 0;
   for (; m + kRows <= rows; m += kRows) {
-    multiply_tile<kRows, kWidth>(depth, a + m * row_step, row_step, depth_step, b, ldb, c + m * ldc, ldc, add);
+    multiply_tile<kRows, kWidth>(depth, a + m * row_step, row_step, depth_step, b, ldb, c + m * ldc, ldc,
+                                 add);
   }
   for (; m + 2 <= rows; m += 2) {
     multiply_tile<2, kWidth>(depth, a + m * row_step, row_step, depth_step, b, ldb, c + m * ldc, ldc, add);
@@ -177,8 +183,8 @@ void multiply_panel(int64_t rows, int64_t depth, const float* a, int64_t row_ste
 }
 
 // c (+)= a b for `rows` rows and `columns` columns, a multiple of kLanes.
-void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t row_step, int64_t depth_step,
-              const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t row_step,
+              int64_t depth_step, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t part = std::min<int64_t>(kDepth, depth - k);
     const float* a_part = a + k * depth_step;
@@ -203,10 +209,10 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int6
 // ---- Gathering ----
 
 // A token's features of one group; `row` is padded with zeros.
-void gather(const ShiftedPatchParams& p, const Plan& plan, const float* x, int64_t sample, int64_t token, int64_t group,
-            float* row) {
-  const int64_t first[3] = {token / (p.out_w() * p.out_h()) * p.patch, token / p.out_w() % p.out_h() * p.patch,
-                            token % p.out_w() * p.patch};
+void gather(const ShiftedPatchParams& p, const Plan& plan, const float* x, int64_t sample, int64_t token,
+            int64_t group, float* row) {
+  const int64_t first[3] = {token / (p.out_w() * p.out_h()) * p.patch,
+                            token / p.out_w() % p.out_h() * p.patch, token % p.out_w() * p.patch};
   const int64_t extent[3] = {p.d, p.h, p.w};
   bool interior = true;
   for (int axis = 0; axis < 3; ++axis) {
@@ -227,7 +233,8 @@ void gather(const ShiftedPatchParams& p, const Plan& plan, const float* x, int64
         inside = true;
         for (int axis = 0; axis < 3; ++axis) {
           const int64_t source = first[axis] + tap[t].source[axis];
-          inside = inside && first[axis] + tap[t].offset[axis] < extent[axis] && source >= 0 && source < extent[axis];
+          inside = inside && first[axis] + tap[t].offset[axis] < extent[axis] && source >= 0 &&
+                   source < extent[axis];
         }
       }
       float* target = row + t * channels;
@@ -276,7 +283,8 @@ void normalise(float* row, int64_t count, float mean, float rstd) {
 
 // ---- Forward ----
 
-// weight[k][f][o] = W[k][o][f] gamma[k][f], padded with zeros; constant[k][o] = bias + sum over f of W[k][o][f] beta[k][f].
+// weight[k][f][o] = W[k][o][f] gamma[k][f], padded with zeros; constant[k][o] = bias + sum over f of
+// W[k][o][f] beta[k][f].
 void pack_forward(const ShiftedPatchParams& p, const Plan& plan, const float* gamma, const float* beta,
                   const float* weight, const float* bias) {
   const int64_t blocks = plan.padded_outs / kLanes;
@@ -298,7 +306,8 @@ void pack_forward(const ShiftedPatchParams& p, const Plan& plan, const float* ga
         }
       }
       for (int64_t o = 0; o < kLanes; ++o) {
-        plan.constant[k * plan.padded_outs + first + o] = o < count ? sum[o] + bias[k * plan.outs + first + o] : 0.0f;
+        plan.constant[k * plan.padded_outs + first + o] =
+            o < count ? sum[o] + bias[k * plan.outs + first + o] : 0.0f;
       }
     }
   });
@@ -306,10 +315,11 @@ void pack_forward(const ShiftedPatchParams& p, const Plan& plan, const float* ga
 
 // ---- Backward ----
 
-// D = dy * scale, padded; X = normalised features; then, where dx is wanted, the gradients of the gathered features.
-void backward_tokens(const ShiftedPatchParams& p, const Plan& plan, const float* x, const uint8_t* mask, int64_t sample,
-                     int64_t slice_begin, int64_t begin, int64_t end, float scale, const float* mean, const float* rstd,
-                     const float* dy, bool want_dx) {
+// D = dy * scale, padded; X = normalised features; then, where dx is wanted, the gradients of the gathered
+// features.
+void backward_tokens(const ShiftedPatchParams& p, const Plan& plan, const float* x, const uint8_t* mask,
+                     int64_t sample, int64_t slice_begin, int64_t begin, int64_t end, float scale,
+                     const float* mean, const float* rstd, const float* dy, bool want_dx) {
   for (int64_t first = begin; first < end; first += kTokenBlock) {
     const int64_t count = std::min(kTokenBlock, end - first);
     float* d = plan.y + first * plan.padded_outs;
@@ -334,7 +344,8 @@ void backward_tokens(const ShiftedPatchParams& p, const Plan& plan, const float*
       }
       float* gradient = plan.dx + first * plan.row + k * plan.padded_features;
       multiply(count, plan.padded_features, plan.outs, d, plan.padded_outs, 1,
-               plan.weight + k * plan.outs * plan.padded_features, plan.padded_features, gradient, plan.row, false);
+               plan.weight + k * plan.outs * plan.padded_features, plan.padded_features, gradient, plan.row,
+               false);
       const float inverse = 1.0f / static_cast<float>(plan.features);
       for (int64_t t = 0; t < count; ++t) {
         const float* normal = block + t * plan.row;
@@ -357,8 +368,8 @@ void backward_tokens(const ShiftedPatchParams& p, const Plan& plan, const float*
 }
 
 // Adds to dx what the tokens [begin, end) of a sample read from each voxel of row (z, y).
-void collect_row(const ShiftedPatchParams& p, const Plan& plan, const uint8_t* mask, int64_t sample, int64_t begin,
-                 int64_t end, int64_t z, int64_t y, float* dx) {
+void collect_row(const ShiftedPatchParams& p, const Plan& plan, const uint8_t* mask, int64_t sample,
+                 int64_t begin, int64_t end, int64_t z, int64_t y, float* dx) {
   const int copies = p.copies();
   float* target_row = dx + ((sample * p.d + z) * p.h + y) * p.w * p.groups * p.channels;
   for (int copy = 0; copy < copies; ++copy) {
@@ -383,7 +394,8 @@ void collect_row(const ShiftedPatchParams& p, const Plan& plan, const uint8_t* m
           if (!is_present(p, mask, sample, k)) {
             continue;
           }
-          const float* source = plan.dx + (token - begin) * plan.row + k * plan.padded_features + tap * p.channels;
+          const float* source =
+              plan.dx + (token - begin) * plan.row + k * plan.padded_features + tap * p.channels;
           float* target = target_row + (vx * p.groups + k) * p.channels;
           for (int64_t c = 0; c < p.channels; ++c) {
             target[c] += source[c];
@@ -404,16 +416,17 @@ size_t shifted_patch_workspace_bytes(Context&, const ShiftedPatchParams& params,
   return make_plan(params, pass, nullptr).bytes;
 }
 
-void shifted_patch_forward(Context&, const ShiftedPatchParams& p, ConstData x_, const uint8_t* mask, ConstData gamma_,
-                           ConstData beta_, ConstData weight_, ConstData bias_, ConstData missing_, Data y_, float* mean,
-                           float* rstd, Workspace workspace) {
+void shifted_patch_forward(Context&, const ShiftedPatchParams& p, ConstData x_, const uint8_t* mask,
+                           ConstData gamma_, ConstData beta_, ConstData weight_, ConstData bias_,
+                           ConstData missing_, Data y_, float* mean, float* rstd, Workspace workspace) {
   const float* x = x_.as<float>("shifted_patch_forward: x");
   const float* missing = missing_.as<float>("shifted_patch_forward: missing");
   float* y = y_.as<float>("shifted_patch_forward: y");
   const Plan plan = make_plan(p, ShiftedPatchPass::forward, workspace.data);
   fill_taps(p, plan.tap);
   pack_forward(p, plan, gamma_.as<float>("shifted_patch_forward: gamma"),
-               beta_.as<float>("shifted_patch_forward: beta"), weight_.as<float>("shifted_patch_forward: weight"),
+               beta_.as<float>("shifted_patch_forward: beta"),
+               weight_.as<float>("shifted_patch_forward: weight"),
                bias_.as<float>("shifted_patch_forward: bias"));
   for (int64_t sample = 0; sample < p.n; ++sample) {
     const float scale = scale_of(p, mask, sample);
@@ -467,10 +480,10 @@ void shifted_patch_forward(Context&, const ShiftedPatchParams& p, ConstData x_, 
   }
 }
 
-void shifted_patch_backward(Context&, const ShiftedPatchParams& p, ConstData x_, const uint8_t* mask, ConstData gamma_,
-                            ConstData beta_, ConstData weight_, const float* mean, const float* rstd, ConstData dy_,
-                            Data dx_, Data dgamma_, Data dbeta_, Data dweight_, Data dbias_, Data dmissing_,
-                            GradMode mode, Workspace workspace) {
+void shifted_patch_backward(Context&, const ShiftedPatchParams& p, ConstData x_, const uint8_t* mask,
+                            ConstData gamma_, ConstData beta_, ConstData weight_, const float* mean,
+                            const float* rstd, ConstData dy_, Data dx_, Data dgamma_, Data dbeta_,
+                            Data dweight_, Data dbias_, Data dmissing_, GradMode mode, Workspace workspace) {
   const float* x = x_.as<float>("shifted_patch_backward: x");
   const float* gamma = gamma_.as<float>("shifted_patch_backward: gamma");
   const float* beta = beta_.as<float>("shifted_patch_backward: beta");
@@ -486,8 +499,9 @@ void shifted_patch_backward(Context&, const ShiftedPatchParams& p, ConstData x_,
   fill_taps(p, plan.tap);
   if (dx != nullptr) {
     const int64_t voxel_floats = p.groups * p.channels;
-    parallel_for(p.n * p.d * p.h * p.w, 4096,
-                 [&](int64_t begin, int64_t end) { std::fill(dx + begin * voxel_floats, dx + end * voxel_floats, 0.0f); });
+    parallel_for(p.n * p.d * p.h * p.w, 4096, [&](int64_t begin, int64_t end) {
+      std::fill(dx + begin * voxel_floats, dx + end * voxel_floats, 0.0f);
+    });
     parallel_for(p.groups * plan.outs, 8, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const float* factor = gamma + row / plan.outs * plan.features;
@@ -510,7 +524,8 @@ void shifted_patch_backward(Context&, const ShiftedPatchParams& p, ConstData x_,
       parallel_for(count, kTokenBlock, [&](int64_t begin, int64_t end) {
         backward_tokens(p, plan, x, mask, sample, slice, begin, end, scale, mean, rstd, dy, dx != nullptr);
       });
-      // Task (group, panel of features): A += D^T X; and one more: the sums of dy, in double, for they are long.
+      // Task (group, panel of features): A += D^T X; and one more: the sums of dy, in double, for they are
+      // long.
       parallel_for(p.groups * panels + 1, 1, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
           if (task == p.groups * panels) {
@@ -526,8 +541,8 @@ void shifted_patch_backward(Context&, const ShiftedPatchParams& p, ConstData x_,
           const int64_t k = task / panels;
           const int64_t first = task % panels * kPanel;
           if (is_present(p, mask, sample, k)) {
-            multiply(plan.outs, std::min(kPanel, plan.padded_features - first), count, plan.y, 1, plan.padded_outs,
-                     plan.x + k * plan.padded_features + first, plan.row,
+            multiply(plan.outs, std::min(kPanel, plan.padded_features - first), count, plan.y, 1,
+                     plan.padded_outs, plan.x + k * plan.padded_features + first, plan.row,
                      plan.a + k * plan.outs * plan.padded_features + first, plan.padded_features, true);
           }
         }

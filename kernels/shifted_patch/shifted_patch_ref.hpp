@@ -1,6 +1,6 @@
-// Shifted patch tokenization as a reader would write it down: features of one token of one group, LayerNorm, projection,
-// and the backward pass of each in turn. A template on the scalar type, so that tests evaluate it in double (exact) and
-// in float (what a naive implementation reaches).
+// Shifted patch tokenization as a reader would write it down: features of one token of one group, LayerNorm,
+// projection, and the backward pass of each in turn. A template on the scalar type, so that tests evaluate it
+// in double (exact) and in float (what a naive implementation reaches).
 #pragma once
 
 #include <algorithm>
@@ -34,9 +34,10 @@ void for_each_patch_feature(const ShiftedPatchParams& p, int64_t token, int64_t 
           }
           for (int64_t c = 0; c < p.channels; ++c, ++feature) {
             if (inside) {
-              body(feature, ((((sample * p.d + source[0]) * p.h + source[1]) * p.w + source[2]) * p.groups + group) *
-                                    p.channels +
-                                c);
+              body(feature,
+                   ((((sample * p.d + source[0]) * p.h + source[1]) * p.w + source[2]) * p.groups + group) *
+                           p.channels +
+                       c);
             }
           }
         }
@@ -47,9 +48,11 @@ void for_each_patch_feature(const ShiftedPatchParams& p, int64_t token, int64_t 
 
 // The normalised features of a token, before gamma and beta; writes their mean and 1 / standard deviation.
 template <class T>
-std::vector<T> normalised_patch(const ShiftedPatchParams& p, const T* x, int64_t token, int64_t group, T& mean, T& rstd) {
+std::vector<T> normalised_patch(const ShiftedPatchParams& p, const T* x, int64_t token, int64_t group,
+                                T& mean, T& rstd) {
   std::vector<T> f(static_cast<size_t>(p.features()), T(0));
-  for_each_patch_feature(p, token, group, [&](int64_t feature, int64_t at) { f[static_cast<size_t>(feature)] = x[at]; });
+  for_each_patch_feature(p, token, group,
+                         [&](int64_t feature, int64_t at) { f[static_cast<size_t>(feature)] = x[at]; });
   const T count = static_cast<T>(p.features());
   mean = 0;
   for (const T value : f) {
@@ -67,7 +70,8 @@ std::vector<T> normalised_patch(const ShiftedPatchParams& p, const T* x, int64_t
   return f;
 }
 
-inline bool patch_group_present(const ShiftedPatchParams& p, const uint8_t* mask, int64_t sample, int64_t group) {
+inline bool patch_group_present(const ShiftedPatchParams& p, const uint8_t* mask, int64_t sample,
+                                int64_t group) {
   return mask == nullptr || mask[sample * p.groups + group] != 0;
 }
 
@@ -83,8 +87,9 @@ T patch_scale(const ShiftedPatchParams& p, const uint8_t* mask, int64_t sample) 
 
 // mean and rstd [groups, tokens]; entries of absent groups are left alone.
 template <class T>
-void shifted_patch_forward(const ShiftedPatchParams& p, const T* x, const uint8_t* mask, const T* gamma, const T* beta,
-                           const T* weight, const T* bias, const T* missing, T* y, T* mean, T* rstd) {
+void shifted_patch_forward(const ShiftedPatchParams& p, const T* x, const uint8_t* mask, const T* gamma,
+                           const T* beta, const T* weight, const T* bias, const T* missing, T* y, T* mean,
+                           T* rstd) {
   const int64_t features = p.features();
   for (int64_t token = 0; token < p.tokens(); ++token) {
     const int64_t sample = token / (p.tokens() / p.n);
@@ -115,8 +120,9 @@ void shifted_patch_forward(const ShiftedPatchParams& p, const T* x, const uint8_
 
 // Overwrites every gradient; dmissing may be null.
 template <class T>
-void shifted_patch_backward(const ShiftedPatchParams& p, const T* x, const uint8_t* mask, const T* gamma, const T* beta,
-                            const T* weight, const T* dy, T* dx, T* dgamma, T* dbeta, T* dweight, T* dbias, T* dmissing) {
+void shifted_patch_backward(const ShiftedPatchParams& p, const T* x, const uint8_t* mask, const T* gamma,
+                            const T* beta, const T* weight, const T* dy, T* dx, T* dgamma, T* dbeta,
+                            T* dweight, T* dbias, T* dmissing) {
   const int64_t features = p.features();
   std::fill_n(dx, p.n * p.d * p.h * p.w * p.groups * p.channels, T(0));
   std::fill_n(dgamma, p.groups * features, T(0));

@@ -60,20 +60,21 @@ size_t sobel_magnitude_workspace_bytes(Context& context, const SobelParams& para
   VESAL_DISPATCH(context, sobel_magnitude_workspace_bytes(context, params));
 }
 
-void sobel_magnitude_backward(Context& context, const SobelParams& params, ConstData x, ConstData dmagnitude, Data dx,
-                              Workspace workspace) {
+void sobel_magnitude_backward(Context& context, const SobelParams& params, ConstData x, ConstData dmagnitude,
+                              Data dx, Workspace workspace) {
   check_params(params, {x, dmagnitude, dx}, "sobel_magnitude_backward");
   workspace.require(sobel_magnitude_workspace_bytes(context, params), "sobel_magnitude_backward");
   VESAL_DISPATCH(context, sobel_magnitude_backward(context, params, x, dmagnitude, dx, workspace));
 }
 
-void edge_gate_forward(Context& context, const EdgeGateParams& params, ConstData gradient, ConstData x, Data y) {
+void edge_gate_forward(Context& context, const EdgeGateParams& params, ConstData gradient, ConstData x,
+                       Data y) {
   check_params(params, {gradient, x, y}, "edge_gate_forward");
   VESAL_DISPATCH(context, edge_gate_forward(context, params, gradient, x, y));
 }
 
-void edge_gate_backward(Context& context, const EdgeGateParams& params, ConstData gradient, ConstData x, ConstData dy,
-                        Data dgradient, Data dx) {
+void edge_gate_backward(Context& context, const EdgeGateParams& params, ConstData gradient, ConstData x,
+                        ConstData dy, Data dgradient, Data dx) {
   check_params(params, {gradient, x, dy, dgradient, dx}, "edge_gate_backward");
   VESAL_DISPATCH(context, edge_gate_backward(context, params, gradient, x, dy, dgradient, dx));
 }

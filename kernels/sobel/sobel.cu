@@ -1,15 +1,14 @@
 // Sobel gradients in 3D, their magnitude, and the edge gate.
 //
-// Stencils: x is read once and three numbers a voxel (or one) are written; some 50 operations a voxel on 16 bytes:
-// limited by memory. A block computes a tile of 4 x 8 x 32 voxels from a copy with a border of one in shared memory.
-// Magnitude backward first writes the gradient's gradient to the workspace, then applies the transposed stencil.
-// Edge gate: x and y (backward: x, dy, dx) and the three gradients once, a few operations a byte: limited by memory.
-// Backward sums over the channels with up to 32 lanes a voxel in a fixed order.
-// No GPU timing exists yet (see bench/results/README.md).
-#include "kernels/sobel/sobel.hpp"
-
+// Stencils: x is read once and three numbers a voxel (or one) are written; some 50 operations a voxel on 16
+// bytes: limited by memory. A block computes a tile of 4 x 8 x 32 voxels from a copy with a border of one in
+// shared memory. Magnitude backward first writes the gradient's gradient to the workspace, then applies the
+// transposed stencil. Edge gate: x and y (backward: x, dy, dx) and the three gradients once, a few operations
+// a byte: limited by memory. Backward sums over the channels with up to 32 lanes a voxel in a fixed order. No
+// GPU timing exists yet (see bench/results/README.md).
 #include "base/size.hpp"
 #include "kernels/simt/device.hpp"
+#include "kernels/sobel/sobel.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {
@@ -42,7 +41,8 @@ VESAL_DEVICE Tile tile_of(const Volume& v, int64_t index) {
 using Plane = float[kTileH + 2][kTileW + 2];
 
 // One component of a tile with its border, zeros outside the volume. `stride` is the number of components.
-VESAL_DEVICE void load_tile(const Volume& v, const Tile& tile, const float* source, int stride, Plane* target) {
+VESAL_DEVICE void load_tile(const Volume& v, const Tile& tile, const float* source, int stride,
+                            Plane* target) {
   constexpr int kCount = (kTileD + 2) * (kTileH + 2) * (kTileW + 2);
   for (int i = static_cast<int>(threadIdx.x); i < kCount; i += kThreads) {
     const int c = i % (kTileW + 2);
@@ -54,9 +54,11 @@ VESAL_DEVICE void load_tile(const Volume& v, const Tile& tile, const float* sour
   }
 }
 
-// The 3 x 3 x 3 neighbourhood of a voxel whose corner is at (a, b, c): differentiated along one axis with [1, 0, -1] and
-// smoothed along the others with [1, 2, 1].
-VESAL_DEVICE float smooth_w(const Plane* t, int a, int b, int c) { return t[a][b][c] + 2.0f * t[a][b][c + 1] + t[a][b][c + 2]; }
+// The 3 x 3 x 3 neighbourhood of a voxel whose corner is at (a, b, c): differentiated along one axis with [1,
+// 0, -1] and smoothed along the others with [1, 2, 1].
+VESAL_DEVICE float smooth_w(const Plane* t, int a, int b, int c) {
+  return t[a][b][c] + 2.0f * t[a][b][c + 1] + t[a][b][c + 2];
+}
 VESAL_DEVICE float smooth_hw(const Plane* t, int a, int b, int c) {
   return smooth_w(t, a, b, c) + 2.0f * smooth_w(t, a, b + 1, c) + smooth_w(t, a, b + 2, c);
 }
@@ -85,11 +87,11 @@ VESAL_DEVICE float along_w(const Plane* t, int a, int b, int c) {
 
 enum class Output { gradient, magnitude, magnitude_backward };
 
-// gradient: out [.., 3]. magnitude: out [..]. magnitude_backward: out [.., 3] is the gradient of the loss with respect to
-// the Sobel gradient, given dmagnitude.
+// gradient: out [.., 3]. magnitude: out [..]. magnitude_backward: out [.., 3] is the gradient of the loss
+// with respect to the Sobel gradient, given dmagnitude.
 template <Output kOutput>
-VESAL_KERNEL void sobel_stencil(Volume v, const float* VESAL_RESTRICT x, const float* VESAL_RESTRICT dmagnitude,
-                                float* VESAL_RESTRICT out) {
+VESAL_KERNEL void sobel_stencil(Volume v, const float* VESAL_RESTRICT x,
+                                const float* VESAL_RESTRICT dmagnitude, float* VESAL_RESTRICT out) {
   VESAL_SHARED(float, tile_x, [kTileD + 2][kTileH + 2][kTileW + 2]);
   const Tile tile = tile_of(v, blockIdx.x);
   load_tile(v, tile, x, 1, tile_x);
@@ -123,7 +125,8 @@ VESAL_KERNEL void sobel_stencil(Volume v, const float* VESAL_RESTRICT x, const f
 }
 
 // The transposed stencil: smoothing is its own transpose, the derivative changes its sign.
-VESAL_KERNEL void sobel_transposed(Volume v, const float* VESAL_RESTRICT dgradient, float* VESAL_RESTRICT dx) {
+VESAL_KERNEL void sobel_transposed(Volume v, const float* VESAL_RESTRICT dgradient,
+                                   float* VESAL_RESTRICT dx) {
   VESAL_SHARED(float, tile_d, [kTileD + 2][kTileH + 2][kTileW + 2]);
   VESAL_SHARED(float, tile_h, [kTileD + 2][kTileH + 2][kTileW + 2]);
   VESAL_SHARED(float, tile_w, [kTileD + 2][kTileH + 2][kTileW + 2]);
@@ -233,42 +236,45 @@ void sobel_gradient_forward(Context& context, const SobelParams& params, ConstDa
   const float* x = x_.as<float>("sobel_gradient_forward: x");
   float* gradient = gradient_.as<float>("sobel_gradient_forward: gradient");
   const Volume volume = volume_of(params);
-  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_stencil<Output::gradient>, volume, x,
-         nullptr, gradient);
+  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_stencil<Output::gradient>,
+         volume, x, nullptr, gradient);
 }
 
 void sobel_gradient_backward(Context& context, const SobelParams& params, ConstData dgradient_, Data dx_) {
   const float* dgradient = dgradient_.as<float>("sobel_gradient_backward: dgradient");
   float* dx = dx_.as<float>("sobel_gradient_backward: dx");
   const Volume volume = volume_of(params);
-  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_transposed, volume, dgradient, dx);
+  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_transposed, volume, dgradient,
+         dx);
 }
 
 void sobel_magnitude_forward(Context& context, const SobelParams& params, ConstData x_, Data magnitude_) {
   const float* x = x_.as<float>("sobel_magnitude_forward: x");
   float* magnitude = magnitude_.as<float>("sobel_magnitude_forward: magnitude");
   const Volume volume = volume_of(params);
-  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_stencil<Output::magnitude>, volume, x,
-         nullptr, magnitude);
+  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_stencil<Output::magnitude>,
+         volume, x, nullptr, magnitude);
 }
 
 size_t sobel_magnitude_workspace_bytes(Context&, const SobelParams& p) {
   return static_cast<size_t>(p.n * p.d * p.h * p.w) * 3 * sizeof(float);
 }
 
-void sobel_magnitude_backward(Context& context, const SobelParams& params, ConstData x_, ConstData dmagnitude_,
-                              Data dx_, Workspace workspace) {
+void sobel_magnitude_backward(Context& context, const SobelParams& params, ConstData x_,
+                              ConstData dmagnitude_, Data dx_, Workspace workspace) {
   const float* x = x_.as<float>("sobel_magnitude_backward: x");
   const float* dmagnitude = dmagnitude_.as<float>("sobel_magnitude_backward: dmagnitude");
   float* dx = dx_.as<float>("sobel_magnitude_backward: dx");
   auto* dgradient = static_cast<float*>(workspace.data);
   const Volume volume = volume_of(params);
-  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_stencil<Output::magnitude_backward>,
-         volume, x, dmagnitude, dgradient);
-  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_transposed, volume, dgradient, dx);
+  launch(context.stream(), {.grid = tiles(volume), .block = kThreads},
+         sobel_stencil<Output::magnitude_backward>, volume, x, dmagnitude, dgradient);
+  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_transposed, volume, dgradient,
+         dx);
 }
 
-void edge_gate_forward(Context& context, const EdgeGateParams& params, ConstData gradient_, ConstData x_, Data y_) {
+void edge_gate_forward(Context& context, const EdgeGateParams& params, ConstData gradient_, ConstData x_,
+                       Data y_) {
   const float* gradient = gradient_.as<float>("edge_gate_forward: gradient");
   const float* x = x_.as<float>("edge_gate_forward: x");
   float* y = y_.as<float>("edge_gate_forward: y");

@@ -1,5 +1,6 @@
-// Sizes that the Sobel kernels are tested with: around a CUDA tile of 4 x 8 x 32 voxels and a host stretch of 256;
-// volumes thinner than the stencil. For the gate: channels around 1 to 32 lanes (CUDA), voxels around groups of 64 (host).
+// Sizes that the Sobel kernels are tested with: around a CUDA tile of 4 x 8 x 32 voxels and a host stretch of
+// 256; volumes thinner than the stencil. For the gate: channels around 1 to 32 lanes (CUDA), voxels around
+// groups of 64 (host).
 #pragma once
 
 #include <string>
@@ -35,8 +36,8 @@ struct EdgeGateCase {
 };
 
 inline const std::vector<EdgeGateCase> kEdgeGateCases = {
-    {"one", {1, 1}},        {"channels_2", {63, 2}},   {"channels_3", {64, 3}},   {"channels_4", {65, 4}},
-    {"channels_1", {257, 1}}, {"channels_15", {9, 15}}, {"channels_16", {8, 16}}, {"channels_17", {7, 17}},
+    {"one", {1, 1}},           {"channels_2", {63, 2}},   {"channels_3", {64, 3}},   {"channels_4", {65, 4}},
+    {"channels_1", {257, 1}},  {"channels_15", {9, 15}},  {"channels_16", {8, 16}},  {"channels_17", {7, 17}},
     {"channels_31", {33, 31}}, {"channels_32", {32, 32}}, {"channels_33", {31, 33}}, {"channels_65", {5, 65}},
 };
 

@@ -1,5 +1,6 @@
-// Sobel gradients and the edge gate on the host. The stencils are separable: for a stretch of a row, the nine rows around
-// it are combined over d and h first (three sums a voxel), then along w, in buffers that stay in the cache.
+// Sobel gradients and the edge gate on the host. The stencils are separable: for a stretch of a row, the nine
+// rows around it are combined over d and h first (three sums a voxel), then along w, in buffers that stay in
+// the cache.
 #include <algorithm>
 #include <cmath>
 
@@ -15,7 +16,9 @@ constexpr int64_t kStretch = 256;    // voxels of a row at a time
 constexpr int64_t kGateVoxels = 64;  // gates computed at a time
 constexpr int64_t kGrainVoxels = 4096;
 
-int64_t row_grain(const SobelParams& p) { return std::max<int64_t>(1, kGrainVoxels / std::max<int64_t>(p.w, 1)); }
+int64_t row_grain(const SobelParams& p) {
+  return std::max<int64_t>(1, kGrainVoxels / std::max<int64_t>(p.w, 1));
+}
 
 // What stands for a row outside the volume.
 alignas(64) constexpr float kZeros[3 * (kStretch + 2)] = {};
@@ -33,8 +36,8 @@ struct Rows {
   }
 };
 
-// A stretch of `count` voxels from w0 on with the voxel before and the voxel after it: those inside the volume are
-// `length` from `first` on, and the others are zero.
+// A stretch of `count` voxels from w0 on with the voxel before and the voxel after it: those inside the
+// volume are `length` from `first` on, and the others are zero.
 struct Stretch {
   int64_t first, length, offset;
 
@@ -50,8 +53,8 @@ struct Stretch {
 };
 
 // The gradient at `count` voxels of a row from w0 on: gd, gh, gw [count].
-void stretch_gradient(const SobelParams& p, const float* sample, int64_t d, int64_t h, int64_t w0, int64_t count,
-                      float* __restrict__ gd, float* __restrict__ gh, float* __restrict__ gw) {
+void stretch_gradient(const SobelParams& p, const float* sample, int64_t d, int64_t h, int64_t w0,
+                      int64_t count, float* __restrict__ gd, float* __restrict__ gh, float* __restrict__ gw) {
   // Sums over the nine rows at w0 - 1 .. w0 + count: derivative over d, over h, and over neither.
   alignas(64) float along_d[kStretch + 2], along_h[kStretch + 2], smooth[kStretch + 2];
   const Stretch stretch(p, w0, count);
@@ -121,7 +124,8 @@ void gradient_backward(const SobelParams& p, const float* dgradient, float* dx) 
         for (int64_t i = 0; i < stretch.length; ++i) {
           const int64_t e = 3 * i;
           const float by_d = (r6[e] + 2.0f * r7[e] + r8[e]) - (r0[e] + 2.0f * r1[e] + r2[e]);
-          const float by_h = (r2[e + 1] - r0[e + 1]) + 2.0f * (r5[e + 1] - r3[e + 1]) + (r8[e + 1] - r6[e + 1]);
+          const float by_h =
+              (r2[e + 1] - r0[e + 1]) + 2.0f * (r5[e + 1] - r3[e + 1]) + (r8[e + 1] - r6[e + 1]);
           const float by_w = (r0[e + 2] + 2.0f * r1[e + 2] + r2[e + 2]) +
                              2.0f * (r3[e + 2] + 2.0f * r4[e + 2] + r5[e + 2]) +
                              (r6[e + 2] + 2.0f * r7[e + 2] + r8[e + 2]);
@@ -140,7 +144,8 @@ void gradient_backward(const SobelParams& p, const float* dgradient, float* dx) 
 }
 
 // Gates sigmoid(magnitude) and magnitudes of `count` voxels, at most kGateVoxels.
-void gates(const float* gradient, int64_t count, float eps, float* __restrict__ magnitude, float* __restrict__ gate) {
+void gates(const float* gradient, int64_t count, float eps, float* __restrict__ magnitude,
+           float* __restrict__ gate) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     const float gd = gradient[3 * i], gh = gradient[3 * i + 1], gw = gradient[3 * i + 2];
@@ -149,22 +154,25 @@ void gates(const float* gradient, int64_t count, float eps, float* __restrict__ 
   }
 }
 
-int64_t gate_grain(const EdgeGateParams& p) { return std::max<int64_t>(1, kGrainVoxels / kGateVoxels / p.channels); }
+int64_t gate_grain(const EdgeGateParams& p) {
+  return std::max<int64_t>(1, kGrainVoxels / kGateVoxels / p.channels);
+}
 
 }  // namespace
 
 void sobel_gradient_forward(Context&, const SobelParams& p, ConstData x_, Data gradient_) {
   const float* x = x_.as<float>("sobel_gradient_forward: x");
   float* gradient = gradient_.as<float>("sobel_gradient_forward: gradient");
-  for_each_gradient(p, x, [&](int64_t voxel, int64_t count, const float* gd, const float* gh, const float* gw) {
-    float* target = gradient + voxel * 3;
+  for_each_gradient(p, x,
+                    [&](int64_t voxel, int64_t count, const float* gd, const float* gh, const float* gw) {
+                      float* target = gradient + voxel * 3;
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      target[3 * i] = gd[i];
-      target[3 * i + 1] = gh[i];
-      target[3 * i + 2] = gw[i];
-    }
-  });
+                      for (int64_t i = 0; i < count; ++i) {
+                        target[3 * i] = gd[i];
+                        target[3 * i + 1] = gh[i];
+                        target[3 * i + 2] = gw[i];
+                      }
+                    });
 }
 
 void sobel_gradient_backward(Context&, const SobelParams& p, ConstData dgradient_, Data dx_) {
@@ -175,12 +183,13 @@ void sobel_gradient_backward(Context&, const SobelParams& p, ConstData dgradient
 void sobel_magnitude_forward(Context&, const SobelParams& p, ConstData x_, Data magnitude_) {
   const float* x = x_.as<float>("sobel_magnitude_forward: x");
   float* magnitude = magnitude_.as<float>("sobel_magnitude_forward: magnitude");
-  for_each_gradient(p, x, [&](int64_t voxel, int64_t count, const float* gd, const float* gh, const float* gw) {
+  for_each_gradient(
+      p, x, [&](int64_t voxel, int64_t count, const float* gd, const float* gh, const float* gw) {
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      magnitude[voxel + i] = std::sqrt(gd[i] * gd[i] + gh[i] * gh[i] + gw[i] * gw[i] + p.eps);
-    }
-  });
+        for (int64_t i = 0; i < count; ++i) {
+          magnitude[voxel + i] = std::sqrt(gd[i] * gd[i] + gh[i] * gh[i] + gw[i] * gw[i] + p.eps);
+        }
+      });
 }
 
 size_t sobel_magnitude_workspace_bytes(Context&, const SobelParams& p) {
@@ -193,17 +202,18 @@ void sobel_magnitude_backward(Context&, const SobelParams& p, ConstData x_, Cons
   const float* dmagnitude = dmagnitude_.as<float>("sobel_magnitude_backward: dmagnitude");
   float* dx = dx_.as<float>("sobel_magnitude_backward: dx");
   auto* dgradient = static_cast<float*>(workspace.data);
-  for_each_gradient(p, x, [&](int64_t voxel, int64_t count, const float* gd, const float* gh, const float* gw) {
-    float* target = dgradient + voxel * 3;
+  for_each_gradient(p, x,
+                    [&](int64_t voxel, int64_t count, const float* gd, const float* gh, const float* gw) {
+                      float* target = dgradient + voxel * 3;
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      const float square = gd[i] * gd[i] + gh[i] * gh[i] + gw[i] * gw[i] + p.eps;
-      const float scale = square > 0.0f ? dmagnitude[voxel + i] / std::sqrt(square) : 0.0f;
-      target[3 * i] = scale * gd[i];
-      target[3 * i + 1] = scale * gh[i];
-      target[3 * i + 2] = scale * gw[i];
-    }
-  });
+                      for (int64_t i = 0; i < count; ++i) {
+                        const float square = gd[i] * gd[i] + gh[i] * gh[i] + gw[i] * gw[i] + p.eps;
+                        const float scale = square > 0.0f ? dmagnitude[voxel + i] / std::sqrt(square) : 0.0f;
+                        target[3 * i] = scale * gd[i];
+                        target[3 * i + 1] = scale * gh[i];
+                        target[3 * i + 2] = scale * gw[i];
+                      }
+                    });
   gradient_backward(p, dgradient, dx);
 }
 

@@ -10,7 +10,8 @@
 
 namespace vesal::kernels::reference {
 
-// Calls body(voxel, neighbour, weight of the neighbour in component 0, 1, 2 of the voxel's gradient) for all pairs.
+// Calls body(voxel, neighbour, weight of the neighbour in component 0, 1, 2 of the voxel's gradient) for all
+// pairs.
 template <class T, class Body>
 void for_each_sobel_tap(const SobelParams& p, Body&& body) {
   const T derivative[3] = {1, 0, -1};
@@ -47,7 +48,8 @@ template <class T>
 void sobel_gradient_backward(const SobelParams& p, const T* dgradient, T* dx) {
   std::fill(dx, dx + p.n * p.d * p.h * p.w, T(0));
   for_each_sobel_tap<T>(p, [&](int64_t voxel, int64_t neighbour, T wd, T wh, T ww) {
-    dx[neighbour] += wd * dgradient[voxel * 3] + wh * dgradient[voxel * 3 + 1] + ww * dgradient[voxel * 3 + 2];
+    dx[neighbour] +=
+        wd * dgradient[voxel * 3] + wh * dgradient[voxel * 3 + 1] + ww * dgradient[voxel * 3 + 2];
   });
 }
 
@@ -89,7 +91,8 @@ void edge_gate_forward(const EdgeGateParams& p, const T* gradient, const T* x, T
 }
 
 template <class T>
-void edge_gate_backward(const EdgeGateParams& p, const T* gradient, const T* x, const T* dy, T* dgradient, T* dx) {
+void edge_gate_backward(const EdgeGateParams& p, const T* gradient, const T* x, const T* dy, T* dgradient,
+                        T* dx) {
   for (int64_t v = 0; v < p.voxels; ++v) {
     const T magnitude = magnitude_of(gradient + v * 3, p.eps);
     const T gate = 1 / (1 + std::exp(-magnitude));

@@ -1,16 +1,18 @@
 // Window attention on a GPU, float32 arithmetic, in the portable dialect.
 //
 // What it computes: window_attention.hpp. For T real tokens, windows of n tokens, h heads of d dimensions:
-//   forward   at least 4 T h d (read qkv, bias table once; write out) numbers moved, 4 T n h d flops + T n h exponentials
-//   backward  at least 9 T h d numbers moved; 10 T n h d flops in one pass over the scores, 14 T n h d here, because
-//             dq and dk, dv are found in two kernels that each recompute scores and dp (no float atomics needed)
-// What limits it: n / 4 multiply-adds per byte (n = 64: 16), so the float32 units, then shared-memory reads: each thread
-// reads a key's or value's four numbers for four multiply-adds.
-// How: a thread (kSplit neighbouring threads where head_dim is large) owns a query row, or in the second backward kernel
-// a key, with its vectors in registers; blocks step through the window in tiles of kTile tokens in shared memory. The
-// softmax is running (Milakov and Gimelshein 2018; Dao et al. 2022), the backward pass recomputes it from lse. Shift,
-// padding and the regions of the mask are index arithmetic (window_geometry.hpp).
-// Bias gradient: each warp adds to a table of its own. For one key the rows of a warp hit different entries, and a warp
+//   forward   at least 4 T h d (read qkv, bias table once; write out) numbers moved, 4 T n h d flops + T n h
+//   exponentials backward  at least 9 T h d numbers moved; 10 T n h d flops in one pass over the scores, 14 T
+//   n h d here, because
+//             dq and dk, dv are found in two kernels that each recompute scores and dp (no float atomics
+//             needed)
+// What limits it: n / 4 multiply-adds per byte (n = 64: 16), so the float32 units, then shared-memory reads:
+// each thread reads a key's or value's four numbers for four multiply-adds. How: a thread (kSplit
+// neighbouring threads where head_dim is large) owns a query row, or in the second backward kernel a key,
+// with its vectors in registers; blocks step through the window in tiles of kTile tokens in shared memory.
+// The softmax is running (Milakov and Gimelshein 2018; Dao et al. 2022), the backward pass recomputes it from
+// lse. Shift, padding and the regions of the mask are index arithmetic (window_geometry.hpp). Bias gradient:
+// each warp adds to a table of its own. For one key the rows of a warp hit different entries, and a warp
 // barrier separates the keys, so the order is fixed; tables of all warps and chunks are then added in order.
 // No GPU timing exists yet (see bench/results/README.md).
 #include <algorithm>
@@ -90,8 +92,9 @@ VESAL_DEVICE TileToken tile_token(const WindowGeometry& g, const WindowPlace& pl
 }
 
 // Number c of part (0 q, 1 k, 2 v) of a token; what is hidden is not read.
-VESAL_DEVICE float part_of(const Heads& heads, const float* VESAL_RESTRICT qkv, const float* VESAL_RESTRICT qkv_bias,
-                           int64_t index, int code, int part, int head, int c) {
+VESAL_DEVICE float part_of(const Heads& heads, const float* VESAL_RESTRICT qkv,
+                           const float* VESAL_RESTRICT qkv_bias, int64_t index, int code, int part, int head,
+                           int c) {
   if (c >= heads.dim) {
     return 0.0f;
   }
@@ -102,7 +105,8 @@ VESAL_DEVICE float part_of(const Heads& heads, const float* VESAL_RESTRICT qkv, 
   return code >= 0 && qkv_bias != nullptr ? qkv_bias[column] : 0.0f;
 }
 
-// The dimension of element e of quad t: quads of the kSplit threads interleave, so that they read different banks.
+// The dimension of element e of quad t: quads of the kSplit threads interleave, so that they read different
+// banks.
 template <class V>
 VESAL_DEVICE int dimension(int lane, int t, int e) {
   return (t * V::kSplit + lane) * 4 + e;
@@ -145,11 +149,12 @@ VESAL_DEVICE float sum_split(float value) {
 }
 
 template <class V>
-VESAL_DEVICE void load_own(const Heads& heads, const float* qkv, const float* qkv_bias, int64_t index, int code,
-                           int part, int head, int lane, float factor, float (&own)[V::kDims]) {
+VESAL_DEVICE void load_own(const Heads& heads, const float* qkv, const float* qkv_bias, int64_t index,
+                           int code, int part, int head, int lane, float factor, float (&own)[V::kDims]) {
   VESAL_UNROLL
   for (int i = 0; i < V::kDims; ++i) {
-    own[i] = factor * part_of(heads, qkv, qkv_bias, index, code, part, head, dimension<V>(lane, i / 4, i % 4));
+    own[i] =
+        factor * part_of(heads, qkv, qkv_bias, index, code, part, head, dimension<V>(lane, i / 4, i % 4));
   }
 }
 
@@ -159,8 +164,8 @@ struct BiasTable {
   int stride;
 };
 
-VESAL_DEVICE BiasTable enter_bias(const WindowGeometry& g, const Heads& heads, const float* VESAL_RESTRICT table, int head,
-                                  float* shared) {
+VESAL_DEVICE BiasTable enter_bias(const WindowGeometry& g, const Heads& heads,
+                                  const float* VESAL_RESTRICT table, int head, float* shared) {
   if (g.bias_rows > kSharedTableRows) {
     return {table + head, heads.count};
   }
@@ -177,8 +182,9 @@ VESAL_DEVICE float bias_at(const BiasTable& bias, int row) {
 // Block (window x row tile, head): out and lse of kRows query rows.
 template <class V>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
-    forward_kernel(WindowGeometry g, Heads heads, const float* VESAL_RESTRICT qkv, const float* VESAL_RESTRICT qkv_bias,
-                   const float* VESAL_RESTRICT bias_table, float* VESAL_RESTRICT out, float* VESAL_RESTRICT lse) {
+    forward_kernel(WindowGeometry g, Heads heads, const float* VESAL_RESTRICT qkv,
+                   const float* VESAL_RESTRICT qkv_bias, const float* VESAL_RESTRICT bias_table,
+                   float* VESAL_RESTRICT out, float* VESAL_RESTRICT lse) {
   VESAL_SHARED(float4, keys, [kTile][V::kWidth / 4]);
   VESAL_SHARED(float4, values, [kTile][V::kWidth / 4]);
   VESAL_SHARED(TileToken, tokens, [kTile]);
@@ -267,8 +273,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
     backward_queries_kernel(WindowGeometry g, Heads heads, const float* VESAL_RESTRICT qkv,
                             const float* VESAL_RESTRICT qkv_bias, const float* VESAL_RESTRICT bias_table,
                             const float* VESAL_RESTRICT out, const float* VESAL_RESTRICT lse,
-                            const float* VESAL_RESTRICT dout, float* VESAL_RESTRICT dqkv, float* VESAL_RESTRICT delta,
-                            float* VESAL_RESTRICT tables, int shared_gradient) {
+                            const float* VESAL_RESTRICT dout, float* VESAL_RESTRICT dqkv,
+                            float* VESAL_RESTRICT delta, float* VESAL_RESTRICT tables, int shared_gradient) {
   VESAL_SHARED(float4, keys, [kTile][V::kWidth / 4]);
   VESAL_SHARED(float4, values, [kTile][V::kWidth / 4]);
   VESAL_SHARED(TileToken, tokens, [kTile]);
@@ -283,7 +289,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
   const int64_t end = items * (blockIdx.x + 1) / gridDim.x;
   const int centre = (g.bias_rows - 1) / 2;
   const BiasTable bias = enter_bias(g, heads, bias_table, head, dynamic);
-  float* kept = tables + ((static_cast<int64_t>(blockIdx.x) * heads.count + head) * V::kWarps + warp) * g.bias_rows;
+  float* kept =
+      tables + ((static_cast<int64_t>(blockIdx.x) * heads.count + head) * V::kWarps + warp) * g.bias_rows;
   float* gradient = kept;
   if (shared_gradient != 0) {
     gradient = dynamic + (g.bias_rows > kSharedTableRows ? 0 : g.bias_rows) + warp * g.bias_rows;
@@ -377,7 +384,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
     backward_keys_kernel(WindowGeometry g, Heads heads, const float* VESAL_RESTRICT qkv,
                          const float* VESAL_RESTRICT qkv_bias, const float* VESAL_RESTRICT bias_table,
                          const float* VESAL_RESTRICT lse, const float* VESAL_RESTRICT dout,
-                         const float* VESAL_RESTRICT delta, float* VESAL_RESTRICT dqkv, float* VESAL_RESTRICT padding) {
+                         const float* VESAL_RESTRICT delta, float* VESAL_RESTRICT dqkv,
+                         float* VESAL_RESTRICT padding) {
   static_assert(V::kRows <= 2 * kTile && V::kWidth <= V::kThreads);
   VESAL_SHARED(float4, rows, [2 * kTile][V::kWidth / 4]);  // kTile scaled queries, then kTile rows of dout
   VESAL_SHARED(TileToken, tokens, [kTile]);
@@ -489,8 +497,9 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
 }
 
 // Thread (bias row, head): the sum of all partial tables, in order.
-VESAL_KERNEL void sum_tables_kernel(int chunks, int heads, int warps, int bias_rows, const float* VESAL_RESTRICT tables,
-                                    float* VESAL_RESTRICT dbias_table, int accumulate) {
+VESAL_KERNEL void sum_tables_kernel(int chunks, int heads, int warps, int bias_rows,
+                                    const float* VESAL_RESTRICT tables, float* VESAL_RESTRICT dbias_table,
+                                    int accumulate) {
   const int row = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   const int head = static_cast<int>(blockIdx.y);
   if (row >= bias_rows) {
@@ -506,7 +515,8 @@ VESAL_KERNEL void sum_tables_kernel(int chunks, int heads, int warps, int bias_r
   *target = accumulate != 0 ? *target + sum : sum;
 }
 
-// Thread per number of dqkv_bias [3, heads, head_dim]: the sum over chunks, in order; 0 for q, which padding never asks.
+// Thread per number of dqkv_bias [3, heads, head_dim]: the sum over chunks, in order; 0 for q, which padding
+// never asks.
 VESAL_KERNEL void sum_padding_kernel(int chunks, int heads, int head_dim, const float* VESAL_RESTRICT padding,
                                      float* VESAL_RESTRICT dqkv_bias, int accumulate) {
   const int channels = heads * head_dim;
@@ -539,7 +549,8 @@ BackwardPlan plan_backward(const WindowAttentionParams& params) {
   with_variant(params.head_dim, [&](auto variant) {
     using V = decltype(variant);
     const int64_t items = g.windows * ceil_div(g.tokens, V::kRows);
-    const int64_t table_bytes = int64_t{params.heads} * V::kWarps * g.bias_rows * static_cast<int64_t>(sizeof(float));
+    const int64_t table_bytes =
+        int64_t{params.heads} * V::kWarps * g.bias_rows * static_cast<int64_t>(sizeof(float));
     plan.warps = V::kWarps;
     plan.chunks = std::max<int64_t>(
         1, std::min({items, std::max<int64_t>(1, kMaxBlocks / params.heads), kMaxTableBytes / table_bytes}));
@@ -557,8 +568,8 @@ int64_t bias_bytes(const WindowGeometry& g) {
 
 }  // namespace
 
-void window_attention_forward(Context& context, const WindowAttentionParams& params, ConstData qkv_, ConstData qkv_bias_,
-                              ConstData bias_table_, Data out_, float* lse) {
+void window_attention_forward(Context& context, const WindowAttentionParams& params, ConstData qkv_,
+                              ConstData qkv_bias_, ConstData bias_table_, Data out_, float* lse) {
   const float* qkv = qkv_.as<float>("window_attention_forward: qkv");
   const float* qkv_bias = qkv_bias_.as<float>("window_attention_forward: qkv_bias");
   const float* bias_table = bias_table_.as<float>("window_attention_forward: bias_table");
@@ -568,9 +579,10 @@ void window_attention_forward(Context& context, const WindowAttentionParams& par
   with_variant(params.head_dim, [&](auto variant) {
     using V = decltype(variant);
     const int64_t row_tiles = ceil_div(g.tokens, V::kRows);
-    launch(context.stream(),
-           {.grid = {g.windows * row_tiles, params.heads}, .block = V::kThreads, .shared_bytes = bias_bytes(g)},
-           forward_kernel<V>, g, heads, qkv, qkv_bias, bias_table, out, lse);
+    launch(
+        context.stream(),
+        {.grid = {g.windows * row_tiles, params.heads}, .block = V::kThreads, .shared_bytes = bias_bytes(g)},
+        forward_kernel<V>, g, heads, qkv, qkv_bias, bias_table, out, lse);
   });
 }
 
@@ -606,18 +618,20 @@ void window_attention_backward(Context& context, const WindowAttentionParams& pa
            {.grid = {plan.chunks, params.heads},
             .block = V::kThreads,
             .shared_bytes = bias_bytes(g) + (shared_gradient ? gradient_bytes : 0)},
-           backward_queries_kernel<V>, g, heads, qkv, qkv_bias, bias_table, out, lse, dout, dqkv, delta, tables,
-           shared_gradient ? 1 : 0);
+           backward_queries_kernel<V>, g, heads, qkv, qkv_bias, bias_table, out, lse, dout, dqkv, delta,
+           tables, shared_gradient ? 1 : 0);
     launch(context.stream(),
            {.grid = {plan.chunks, params.heads}, .block = V::kThreads, .shared_bytes = bias_bytes(g)},
            backward_keys_kernel<V>, g, heads, qkv, qkv_bias, bias_table, lse, dout, delta, dqkv, padding);
   });
   constexpr int kBlock = 128;
-  launch(context.stream(), {.grid = {ceil_div(g.bias_rows, kBlock), params.heads}, .block = kBlock}, sum_tables_kernel,
-         static_cast<int>(plan.chunks), params.heads, plan.warps, g.bias_rows, tables, dbias_table, accumulate);
+  launch(context.stream(), {.grid = {ceil_div(g.bias_rows, kBlock), params.heads}, .block = kBlock},
+         sum_tables_kernel, static_cast<int>(plan.chunks), params.heads, plan.warps, g.bias_rows, tables,
+         dbias_table, accumulate);
   if (dqkv_bias != nullptr) {
-    launch(context.stream(), {.grid = ceil_div(3 * params.channels(), kBlock), .block = kBlock}, sum_padding_kernel,
-           static_cast<int>(plan.chunks), params.heads, params.head_dim, padding, dqkv_bias, accumulate);
+    launch(context.stream(), {.grid = ceil_div(3 * params.channels(), kBlock), .block = kBlock},
+           sum_padding_kernel, static_cast<int>(plan.chunks), params.heads, params.head_dim, padding,
+           dqkv_bias, accumulate);
   }
 }
 

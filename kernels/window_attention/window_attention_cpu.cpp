@@ -1,10 +1,12 @@
-// Window attention on the CPU. A task is one head of a chunk of windows; it gathers a window's q, k and v into small
-// contiguous tiles on its stack and works through them eight query rows at a time, vectorised over the keys (scores)
-// and over the head dimension (outputs). The backward pass recomputes the probabilities from lse.
+// Window attention on the CPU. A task is one head of a chunk of windows; it gathers a window's q, k and v
+// into small contiguous tiles on its stack and works through them eight query rows at a time, vectorised over
+// the keys (scores) and over the head dimension (outputs). The backward pass recomputes the probabilities
+// from lse.
 //
-// The relative position bias of windows of up to 128 tokens is expanded once a task, and its gradient collected in the
-// same dense form; larger windows go through the table row by row. Each task sums its bias gradient into its own table
-// in the workspace; the tables are added in the order of the chunks, so no result depends on the number of threads.
+// The relative position bias of windows of up to 128 tokens is expanded once a task, and its gradient
+// collected in the same dense form; larger windows go through the table row by row. Each task sums its bias
+// gradient into its own table in the workspace; the tables are added in the order of the chunks, so no result
+// depends on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -99,8 +101,8 @@ void visit_tokens(const WindowGeometry& g, const WindowPlace& place, int begin, 
 }
 
 // out[r][j] = sum over c of rows[r][c] * columns[c][j] for kRows rows and `length` columns.
-void multiply_rows(const float* rows, int64_t ld_rows, const float* columns, int64_t ld_columns, int depth, int length,
-                   float* out, int64_t ld_out) {
+void multiply_rows(const float* rows, int64_t ld_rows, const float* columns, int64_t ld_columns, int depth,
+                   int length, float* out, int64_t ld_out) {
   for (int j = 0; j < length; j += kKeyStep) {
     Lanes sum[kRows][2] = {};
     for (int c = 0; c < depth; ++c) {
@@ -121,7 +123,8 @@ void multiply_rows(const float* rows, int64_t ld_rows, const float* columns, int
   }
 }
 
-// out[r][c] = out[r][c] * factor[r] + sum over j of weights[r][j] * values[j][c], kWidth registers of columns.
+// out[r][c] = out[r][c] * factor[r] + sum over j of weights[r][j] * values[j][c], kWidth registers of
+// columns.
 template <int kWidth>
 void combine_columns(const float* weights, int64_t ld_weights, const float* values, int64_t ld, int length,
                      const float* factor, float* out) {
@@ -169,7 +172,8 @@ void combine(const float* weights, int64_t ld_weights, const float* values, int 
 }
 
 // target[j][c] += sum over r of weights[r][j] * rows[r][c], one register of columns at a time.
-void spread(const float* weights, int64_t ld_weights, const float* rows, int padded_dim, int length, float* target) {
+void spread(const float* weights, int64_t ld_weights, const float* rows, int padded_dim, int length,
+            float* target) {
   for (int c = 0; c < padded_dim; c += kLanes) {
     Lanes row[kRows];
 #pragma GCC unroll 8
@@ -224,7 +228,8 @@ void bias_row(const BiasColumn& column, int64_t position, const int32_t* offsets
 }
 
 // The expanded bias [tokens][tokens rounded up to kKeyStep] of one head; `offsets` are those of all tokens.
-void expand_bias(const Shape& s, const BiasColumn& column, const int32_t* offsets, int padded_tokens, float* dense) {
+void expand_bias(const Shape& s, const BiasColumn& column, const int32_t* offsets, int padded_tokens,
+                 float* dense) {
   const int centre = (s.geometry.bias_rows - 1) / 2;
   for (int i = 0; i < s.geometry.tokens; ++i) {
     float* row = dense + int64_t{i} * padded_tokens;
@@ -279,8 +284,8 @@ void enter_queries(const Shape& s, const WindowPlace& place, int begin, int end,
 }
 
 // Part (1 k, 2 v) of each key: as rows [length][padded_dim] and, or, transposed [head_dim][length].
-void gather_keys(const Shape& s, const float* qkv, const float* qkv_bias, int head, int part, const TileTokens& keys,
-                 float* rows, float* transposed) {
+void gather_keys(const Shape& s, const float* qkv, const float* qkv_bias, int head, int part,
+                 const TileTokens& keys, float* rows, float* transposed) {
   const int64_t column = (int64_t{part} * s.heads + head) * s.head_dim;
   const float zeros[96] = {};
   for (int j = 0; j < keys.length; ++j) {
@@ -292,8 +297,10 @@ void gather_keys(const Shape& s, const float* qkv, const float* qkv_bias, int he
     }
     if (rows != nullptr) {
       float* row = rows + int64_t{j} * s.padded_dim;
-      std::copy_n(source, s.head_dim, row);
-      std::fill(row + s.head_dim, row + s.padded_dim, 0.0f);
+      for (int c = 0; c < s.padded_dim;
+           ++c) {  // a masked load; std::copy_n would call memmove for a few numbers
+        row[c] = c < s.head_dim ? source[c] : 0.0f;
+      }
     }
     if (transposed != nullptr) {
       for (int c = 0; c < s.head_dim; ++c) {
@@ -303,19 +310,17 @@ void gather_keys(const Shape& s, const float* qkv, const float* qkv_bias, int he
   }
 }
 
-// Rows [queries.length][padded_dim] of `source`, token `stride` apart, times `factor`; zero beyond queries.count.
+// Rows [queries.length][padded_dim] of `source`, token `stride` apart, times `factor`; zero beyond
+// queries.count.
 void gather_rows(const Shape& s, const float* source, int64_t stride, float factor, const TileTokens& queries,
                  float* rows) {
   for (int i = 0; i < queries.length; ++i) {
     float* row = rows + int64_t{i} * s.padded_dim;
-    int c = 0;
-    if (i < queries.count) {
-      const float* from = source + queries.index[i] * stride;
-      for (; c < s.head_dim; ++c) {
-        row[c] = factor * from[c];
-      }
+    const float* from = source + queries.index[std::min(i, queries.count - 1)] * stride;
+    const int count = i < queries.count ? s.head_dim : 0;
+    for (int c = 0; c < s.padded_dim; ++c) {
+      row[c] = c < count ? factor * from[c] : 0.0f;
     }
-    std::fill(row + c, row + s.padded_dim, 0.0f);
   }
 }
 
@@ -389,8 +394,8 @@ struct ForwardScratch {
   TileTokens query_tokens;
 };
 
-// Scores of eight queries -> exp(score - largest so far) in place; updates the rows' running maximum and sum, and says by
-// what factor earlier sums shrink (the running softmax of Milakov and Gimelshein 2018).
+// Scores of eight queries -> exp(score - largest so far) in place; updates the rows' running maximum and sum,
+// and says by what factor earlier sums shrink (the running softmax of Milakov and Gimelshein 2018).
 void softmax_step(const TileTokens& keys, float* scores, float* largest, float* sum, float* factor) {
   for (int r = 0; r < kRows; ++r) {
     float* row = scores + int64_t{r} * kMaxTile;
@@ -408,14 +413,17 @@ void softmax_step(const TileTokens& keys, float* scores, float* largest, float* 
       store_lanes(row + j, e);
       total += e;
     }
-    factor[r] = before == now ? 1.0f : std::exp(before - reference);
+    factor[r] = before == now ? 1.0f : 0.0f;
+    if (before < now && before > -std::numeric_limits<float>::infinity()) {
+      factor[r] = std::exp(before - now);
+    }
     sum[r] = sum[r] * factor[r] + sum_of_lanes(total);
     largest[r] = now;
   }
 }
 
-void forward_task(const Shape& s, const float* qkv, const float* qkv_bias, const float* bias_table, float* out,
-                  float* lse, int64_t chunk, int head) {
+void forward_task(const Shape& s, const float* qkv, const float* qkv_bias, const float* bias_table,
+                  float* out, float* lse, int64_t chunk, int head) {
   ForwardScratch scratch;
   TileTokens& keys = scratch.key_tokens;
   TileTokens& queries = scratch.query_tokens;
@@ -500,7 +508,8 @@ struct BackwardData {
 };
 
 // delta_i = dout_i . out_i, and lse; rows beyond count get what makes all their probabilities 0.
-void enter_rows(const Shape& s, const BackwardData& data, int head, const TileTokens& queries, BackwardScratch& scratch) {
+void enter_rows(const Shape& s, const BackwardData& data, int head, const TileTokens& queries,
+                BackwardScratch& scratch) {
   const int64_t column = int64_t{head} * s.head_dim;
   gather_rows(s, data.qkv + column, s.token_stride, s.scale, queries, scratch.queries);
   gather_rows(s, data.dout + column, s.channels(), 1.0f, queries, scratch.dout);
@@ -563,10 +572,10 @@ void backward_task(const Shape& s, const BackwardData& data, int64_t chunk, int 
         for (int i = 0; i < queries.length; i += kRows) {
           const float* block_queries = scratch.queries + int64_t{i} * s.padded_dim;
           const float* block_dout = scratch.dout + int64_t{i} * s.padded_dim;
-          multiply_rows(block_queries, s.padded_dim, scratch.keys_transposed, keys.length, s.head_dim, keys.length,
-                        scratch.probability, kMaxTile);
-          multiply_rows(block_dout, s.padded_dim, scratch.values_transposed, keys.length, s.head_dim, keys.length,
-                        scratch.dscores, kMaxTile);
+          multiply_rows(block_queries, s.padded_dim, scratch.keys_transposed, keys.length, s.head_dim,
+                        keys.length, scratch.probability, kMaxTile);
+          multiply_rows(block_dout, s.padded_dim, scratch.values_transposed, keys.length, s.head_dim,
+                        keys.length, scratch.dscores, kMaxTile);
           for (int r = 0; r < kRows; ++r) {
             const int query = std::min(i + r, queries.count - 1);
             bias_and_mask(bias.row(queries, query, keys, scratch.bias_buffer), queries.code[query], keys,
@@ -591,7 +600,8 @@ void backward_task(const Shape& s, const BackwardData& data, int64_t chunk, int 
           spread(scratch.dscores, kMaxTile, block_queries, s.padded_dim, keys.count, scratch.dkeys);
           const float factor[kRows] = {};
           std::fill_n(scratch.dqueries, int64_t{kRows} * s.padded_dim, 0.0f);
-          combine(scratch.dscores, kMaxTile, scratch.keys, s.padded_dim, keys.count, factor, scratch.dqueries);
+          combine(scratch.dscores, kMaxTile, scratch.keys, s.padded_dim, keys.count, factor,
+                  scratch.dqueries);
           for (int r = 0; r < kRows && i + r < queries.count; ++r) {
             const float* row = scratch.dqueries + int64_t{r} * s.padded_dim;
             float* target = data.dqkv + queries.index[i + r] * s.token_stride + int64_t{head} * s.head_dim;
@@ -605,9 +615,13 @@ void backward_task(const Shape& s, const BackwardData& data, int64_t chunk, int 
         const float* dkey = scratch.dkeys + int64_t{j} * s.padded_dim;
         const float* dvalue = scratch.dvalues + int64_t{j} * s.padded_dim;
         if (keys.index[j] >= 0) {
-          float* target = data.dqkv + keys.index[j] * s.token_stride + s.channels() + int64_t{head} * s.head_dim;
-          std::copy_n(dkey, s.head_dim, target);
-          std::copy_n(dvalue, s.head_dim, target + s.channels());
+          float* target =
+              data.dqkv + keys.index[j] * s.token_stride + s.channels() + int64_t{head} * s.head_dim;
+          float* value_target = target + s.channels();
+          for (int c = 0; c < s.head_dim; ++c) {
+            target[c] = dkey[c];
+            value_target[c] = dvalue[c];
+          }
         } else if (keys.code[j] != kHiddenToken) {
           for (int c = 0; c < s.head_dim; ++c) {
             padding[c] += dkey[c];
@@ -634,8 +648,8 @@ void assign(float& target, float value, GradMode mode) {
 
 }  // namespace
 
-void window_attention_forward(Context&, const WindowAttentionParams& params, ConstData qkv_, ConstData qkv_bias_,
-                              ConstData bias_table_, Data out_, float* lse) {
+void window_attention_forward(Context&, const WindowAttentionParams& params, ConstData qkv_,
+                              ConstData qkv_bias_, ConstData bias_table_, Data out_, float* lse) {
   const float* qkv = qkv_.as<float>("window_attention_forward: qkv");
   const float* qkv_bias = qkv_bias_.as<float>("window_attention_forward: qkv_bias");
   const float* bias_table = bias_table_.as<float>("window_attention_forward: bias_table");
@@ -654,9 +668,10 @@ size_t window_attention_backward_workspace_bytes(Context&, const WindowAttention
   return static_cast<size_t>(s.chunks * s.heads * per_task) * sizeof(float);
 }
 
-void window_attention_backward(Context&, const WindowAttentionParams& params, ConstData qkv_, ConstData qkv_bias_,
-                               ConstData bias_table_, ConstData out_, const float* lse, ConstData dout_, Data dqkv_,
-                               Data dqkv_bias_, Data dbias_table_, GradMode mode, Workspace workspace) {
+void window_attention_backward(Context&, const WindowAttentionParams& params, ConstData qkv_,
+                               ConstData qkv_bias_, ConstData bias_table_, ConstData out_, const float* lse,
+                               ConstData dout_, Data dqkv_, Data dqkv_bias_, Data dbias_table_, GradMode mode,
+                               Workspace workspace) {
   const Shape s = shape_of(params);
   const int64_t rows = s.geometry.bias_rows;
   float* tables = static_cast<float*>(workspace.data);

@@ -1,6 +1,6 @@
-// Window attention as a reader would write it down: for every window and head, every query row over all keys. Padding,
-// roll and the three regions per axis are applied literally. A template on the scalar type, so that tests evaluate it
-// in double (exact) and in float (what a naive implementation reaches).
+// Window attention as a reader would write it down: for every window and head, every query row over all keys.
+// Padding, roll and the three regions per axis are applied literally. A template on the scalar type, so that
+// tests evaluate it in double (exact) and in float (what a naive implementation reaches).
 #pragma once
 
 #include <algorithm>
@@ -53,7 +53,8 @@ inline std::vector<AttentionToken> attention_window(const WindowAttentionParams&
   return tokens;
 }
 
-inline int64_t attention_bias_row(const WindowAttentionParams& p, const AttentionToken& i, const AttentionToken& j) {
+inline int64_t attention_bias_row(const WindowAttentionParams& p, const AttentionToken& i,
+                                  const AttentionToken& j) {
   int64_t row = 0;
   for (int axis = 0; axis < 3; ++axis) {
     row = row * (2 * p.window[axis] - 1) + i.local[axis] - j.local[axis] + p.window[axis] - 1;
@@ -67,8 +68,8 @@ inline bool attention_sees(const WindowAttentionParams& p, const AttentionToken&
 
 // Element c of part (0 q, 1 k, 2 v) of head m of a token.
 template <class T>
-T attention_part(const WindowAttentionParams& p, const T* qkv, const T* qkv_bias, const AttentionToken& token, int part,
-                 int m, int c) {
+T attention_part(const WindowAttentionParams& p, const T* qkv, const T* qkv_bias, const AttentionToken& token,
+                 int part, int m, int c) {
   const int64_t column = (int64_t{part} * p.heads + m) * p.head_dim + c;
   if (token.row >= 0) {
     return qkv[token.row * 3 * p.channels() + column];
@@ -100,16 +101,19 @@ void for_each_window(const WindowAttentionParams& p, Body&& body) {
 
 // Scores of one query against all keys of its window; -infinity where masked.
 template <class T>
-std::vector<T> attention_scores(const WindowAttentionParams& p, const T* qkv, const T* qkv_bias, const T* bias_table,
-                                const std::vector<AttentionToken>& tokens, const AttentionToken& query, int m) {
+std::vector<T> attention_scores(const WindowAttentionParams& p, const T* qkv, const T* qkv_bias,
+                                const T* bias_table, const std::vector<AttentionToken>& tokens,
+                                const AttentionToken& query, int m) {
   std::vector<T> scores(tokens.size(), -std::numeric_limits<T>::infinity());
   for (size_t j = 0; j < tokens.size(); ++j) {
     if (attention_sees(p, query, tokens[j])) {
       T dot = 0;
       for (int c = 0; c < p.head_dim; ++c) {
-        dot += attention_part(p, qkv, qkv_bias, query, 0, m, c) * attention_part(p, qkv, qkv_bias, tokens[j], 1, m, c);
+        dot += attention_part(p, qkv, qkv_bias, query, 0, m, c) *
+               attention_part(p, qkv, qkv_bias, tokens[j], 1, m, c);
       }
-      scores[j] = static_cast<T>(p.scale) * dot + bias_table[attention_bias_row(p, query, tokens[j]) * p.heads + m];
+      scores[j] =
+          static_cast<T>(p.scale) * dot + bias_table[attention_bias_row(p, query, tokens[j]) * p.heads + m];
     }
   }
   return scores;
@@ -134,8 +138,8 @@ T attention_softmax(std::vector<T>& scores) {
 }
 
 template <class T>
-void window_attention_forward(const WindowAttentionParams& p, const T* qkv, const T* qkv_bias, const T* bias_table,
-                              T* out, T* lse) {
+void window_attention_forward(const WindowAttentionParams& p, const T* qkv, const T* qkv_bias,
+                              const T* bias_table, T* out, T* lse) {
   for_each_window(p, [&](const std::vector<AttentionToken>& tokens, int m) {
     for (const AttentionToken& query : tokens) {
       if (query.row < 0) {
@@ -157,12 +161,14 @@ void window_attention_forward(const WindowAttentionParams& p, const T* qkv, cons
   });
 }
 
-// Overwrites dqkv, dqkv_bias [3, heads, head_dim] (may be null) and dbias_table. As the contract has it, from the forward
-// pass's out and lse (in the float evaluation these are rounded, which bounds what any float32 backward can reach):
-// p_ij = exp(score_ij - lse_i), ds_ij = p_ij (dp_ij - sum over l of p_il dp_il), and that sum is dout_i . out_i.
+// Overwrites dqkv, dqkv_bias [3, heads, head_dim] (may be null) and dbias_table. As the contract has it, from
+// the forward pass's out and lse (in the float evaluation these are rounded, which bounds what any float32
+// backward can reach): p_ij = exp(score_ij - lse_i), ds_ij = p_ij (dp_ij - sum over l of p_il dp_il), and
+// that sum is dout_i . out_i.
 template <class T>
-void window_attention_backward(const WindowAttentionParams& p, const T* qkv, const T* qkv_bias, const T* bias_table,
-                               const T* out, const T* lse, const T* dout, T* dqkv, T* dqkv_bias, T* dbias_table) {
+void window_attention_backward(const WindowAttentionParams& p, const T* qkv, const T* qkv_bias,
+                               const T* bias_table, const T* out, const T* lse, const T* dout, T* dqkv,
+                               T* dqkv_bias, T* dbias_table) {
   std::fill_n(dqkv, p.tokens() * 3 * p.channels(), T(0));
   std::fill_n(dbias_table, p.bias_rows() * p.heads, T(0));
   if (dqkv_bias != nullptr) {

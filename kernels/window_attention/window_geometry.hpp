@@ -1,5 +1,5 @@
-// Which token of the volume sits where in a shifted, padded window: shared by the CPU and the CUDA kernels. A token of
-// a window is named by its local index l = (z * window_h + y) * window_w + x.
+// Which token of the volume sits where in a shifted, padded window: shared by the CPU and the CUDA kernels. A
+// token of a window is named by its local index l = (z * window_h + y) * window_w + x.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,8 @@ struct WindowPlace {
   int last[3];
 };
 
-// index: row of the token in [n * d * h * w], -1 for padding. code: tokens attend to each other where codes are equal.
-// offset: of token i and j, rel(i, j) = offset_i - offset_j + (bias_rows - 1) / 2.
+// index: row of the token in [n * d * h * w], -1 for padding. code: tokens attend to each other where codes
+// are equal. offset: of token i and j, rel(i, j) = offset_i - offset_j + (bias_rows - 1) / 2.
 struct WindowToken {
   int64_t index;
   int code;
@@ -70,20 +70,23 @@ VESAL_HOST_DEVICE inline WindowPlace window_place(const WindowGeometry& g, int64
 }
 
 // One axis: the voxel that sits at coordinate `local` of the window, -1 where that is padding.
-VESAL_HOST_DEVICE inline int window_voxel(const WindowGeometry& g, const WindowPlace& place, int axis, int local) {
+VESAL_HOST_DEVICE inline int window_voxel(const WindowGeometry& g, const WindowPlace& place, int axis,
+                                          int local) {
   const int padded = g.counts[axis] * g.window[axis];
   int voxel = place.origin[axis] + local + g.shift[axis];
   voxel -= voxel >= padded ? padded : 0;
   return voxel < g.extent[axis] ? voxel : -1;
 }
 
-// One axis: 1 where the roll brought the volume's near end into its last window. Every other window lies in a single
-// region, so one bit per axis tells apart what can meet in one window of the 27 regions.
-VESAL_HOST_DEVICE inline int window_region(const WindowGeometry& g, const WindowPlace& place, int axis, int local) {
+// One axis: 1 where the roll brought the volume's near end into its last window. Every other window lies in a
+// single region, so one bit per axis tells apart what can meet in one window of the 27 regions.
+VESAL_HOST_DEVICE inline int window_region(const WindowGeometry& g, const WindowPlace& place, int axis,
+                                           int local) {
   return place.last[axis] != 0 && local >= g.window[axis] - g.shift[axis] ? 1 : 0;
 }
 
-VESAL_HOST_DEVICE inline WindowToken window_token(const WindowGeometry& g, const WindowPlace& place, int local) {
+VESAL_HOST_DEVICE inline WindowToken window_token(const WindowGeometry& g, const WindowPlace& place,
+                                                  int local) {
   const int x = local % g.window[2];
   const int y = local / g.window[2] % g.window[1];
   const int z = local / (g.window[2] * g.window[1]);
@@ -95,7 +98,8 @@ VESAL_HOST_DEVICE inline WindowToken window_token(const WindowGeometry& g, const
   token.index = padding ? -1 : ((place.sample * g.extent[0] + vz) * g.extent[1] + vy) * g.extent[2] + vx;
   token.code = padding && g.mask_padding != 0
                    ? kHiddenToken
-                   : window_region(g, place, 0, z) * 4 + window_region(g, place, 1, y) * 2 + window_region(g, place, 2, x);
+                   : window_region(g, place, 0, z) * 4 + window_region(g, place, 1, y) * 2 +
+                         window_region(g, place, 2, x);
   token.offset = (z * (2 * g.window[1] - 1) + y) * (2 * g.window[2] - 1) + x;
   return token;
 }

@@ -1,5 +1,5 @@
-// The program as a user runs it: help, exit codes, one-line errors for every kind of bad input and nothing half-written,
-// and the whole way from phantoms over a two-step training to predictions and scores.
+// The program as a user runs it: help, exit codes, one-line errors for every kind of bad input and nothing
+// half-written, and the whole way from phantoms over a two-step training to predictions and scores.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -111,7 +111,8 @@ class CliTest : public ::testing::Test {
     root_ = pattern;
     data_ = root_ / "data";
     run_ = root_ / "run";
-    const Outcome phantoms = vesal({"phantom", "--out", data_, "--cases", "3", "--seed", "5", "--size", "32", "32", "32"});
+    const Outcome phantoms =
+        vesal({"phantom", "--out", data_, "--cases", "3", "--seed", "5", "--size", "32", "32", "32"});
     ASSERT_EQ(phantoms.code, 0) << phantoms.err;
     const Outcome training = vesal(train_arguments(data_, run_));
     ASSERT_EQ(training.code, 0) << training.err;
@@ -128,8 +129,12 @@ class CliTest : public ::testing::Test {
     return Process(root_, arguments, before).wait();
   }
   static Arguments train_arguments(const fs::path& data, const fs::path& run, int64_t steps = 2) {
-    return {"train", "--data", data, "--out", run, "--model", "fusion-micro", "--steps", std::to_string(steps), "--patch",
-            "16", "16", "16", "--batch", "1", "--device", "cpu"};
+    return {"train",        "--data",  data,
+            "--out",        run,       "--model",
+            "fusion-micro", "--steps", std::to_string(steps),
+            "--patch",      "16",      "16",
+            "16",           "--batch", "1",
+            "--device",     "cpu"};
   }
   static Outcome predict(const fs::path& input, const fs::path& out, const Arguments& more = {}) {
     Arguments arguments{"predict", "--weights", run_, "--input", input, "--out", out, "--device", "cpu"};
@@ -202,18 +207,21 @@ TEST_F(CliTest, HelpIsWorthReading) {
 }
 
 TEST_F(CliTest, WrongUsageIsOneLineWithAHint) {
-  expect_one_line(vesal({"train", "--data", "x", "--out", "y", "--stesp", "3"}), 2, "train", {"--stesp", "--steps"});
+  expect_one_line(vesal({"train", "--data", "x", "--out", "y", "--stesp", "3"}), 2, "train",
+                  {"--stesp", "--steps"});
   expect_one_line(vesal({"predict", "--out", "y"}), 2, "predict", {"--weights", "found nothing"});
-  expect_one_line(vesal({"phantom", "--out", "y", "--cases", "many"}), 2, "phantom", {"--cases", "many", "expected"});
+  expect_one_line(vesal({"phantom", "--out", "y", "--cases", "many"}), 2, "phantom",
+                  {"--cases", "many", "expected"});
   expect_one_line(vesal({"phantom", "--out", "y", "--size", "64", "64"}), 2, "phantom", {"--size"});
   expect_one_line(vesal({"train", "--data", "x", "--out", "y", "--steps", "3", "--minutes", "2"}), 2, "train",
                   {"--steps", "--minutes"});
   expect_one_line(vesal({"predict", "--weights", run_, "--out", "y"}), 2, "predict", {"--input"});
-  expect_one_line(vesal({"predict", "--weights", run_, "--input", data_, "--t1n", "f", "--out", "y"}), 2, "predict",
-                  {"--input", "--t1n"});
+  expect_one_line(vesal({"predict", "--weights", run_, "--input", data_, "--t1n", "f", "--out", "y"}), 2,
+                  "predict", {"--input", "--t1n"});
   expect_one_line(vesal({"doctor", "--device", "abacus"}), 2, "doctor", {"abacus"});
-  expect_one_line(vesal({"evaluate", "--predictions", data_, "--labels", data_, "--label-scheme", "brats1999"}), 2,
-                  "evaluate", {"brats1999", "brats2021"});
+  expect_one_line(
+      vesal({"evaluate", "--predictions", data_, "--labels", data_, "--label-scheme", "brats1999"}), 2,
+      "evaluate", {"brats1999", "brats2021"});
   const Outcome typo = vesal({"predcit"});
   EXPECT_EQ(typo.code, 2);
   EXPECT_NE(typo.err.find("predict"), std::string::npos) << typo.err;
@@ -271,27 +279,30 @@ TEST_F(CliTest, PredictsScoresAndKeepsItsWord) {
   EXPECT_EQ(files, tree(out));
   EXPECT_EQ(predict(data_, out, {"--overwrite", "--save-probabilities"}).code, 0);
   EXPECT_EQ(files.at("VesalPhantom-00001.nii.gz"), slurp(out / "VesalPhantom-00001.nii.gz"));
-  EXPECT_EQ(files.at("VesalPhantom-00001-wt-probability.nii.gz"), slurp(out / "VesalPhantom-00001-wt-probability.nii.gz"));
+  EXPECT_EQ(files.at("VesalPhantom-00001-wt-probability.nii.gz"),
+            slurp(out / "VesalPhantom-00001-wt-probability.nii.gz"));
 
   // Single files give the same label map.
   const fs::path one = data_ / "VesalPhantom-00001" / "VesalPhantom-00001";
-  const Outcome single = vesal({"predict", "--weights", run_ / "best.safetensors", "--t1n", one.string() + "-t1n.nii.gz",
-                                "--t1c", one.string() + "-t1c.nii.gz", "--t2w", one.string() + "-t2w.nii.gz", "--t2f",
-                                one.string() + "-t2f.nii.gz", "--out", work_ / "tumour.nii.gz", "--device", "cpu"});
+  const Outcome single =
+      vesal({"predict", "--weights", run_ / "best.safetensors", "--t1n", one.string() + "-t1n.nii.gz",
+             "--t1c", one.string() + "-t1c.nii.gz", "--t2w", one.string() + "-t2w.nii.gz", "--t2f",
+             one.string() + "-t2f.nii.gz", "--out", work_ / "tumour.nii.gz", "--device", "cpu"});
   ASSERT_EQ(single.code, 0) << single.err;
   EXPECT_EQ(files.at("VesalPhantom-00001.nii.gz"), slurp(work_ / "tumour.nii.gz"));
   EXPECT_TRUE(fs::exists(work_ / "tumour.png"));
   EXPECT_TRUE(fs::exists(work_ / "tumour-run.json"));
 
   // And they can be scored.
-  const Outcome scores = vesal({"evaluate", "--predictions", out, "--labels", data_, "--out", work_ / "scores"});
+  const Outcome scores =
+      vesal({"evaluate", "--predictions", out, "--labels", data_, "--out", work_ / "scores"});
   ASSERT_EQ(scores.code, 0) << scores.err;
   EXPECT_NE(scores.out.find("mean of 3"), std::string::npos) << scores.out;
   const auto summary = nlohmann::json::parse(slurp(work_ / "scores" / "summary.json"));
   EXPECT_EQ(summary.at("metric_per_case").size(), 3u);
   EXPECT_TRUE(fs::exists(work_ / "scores" / "metrics.csv"));
-  expect_one_line(vesal({"evaluate", "--predictions", out, "--labels", data_, "--out", work_ / "scores"}), 1, "evaluate",
-                  {"summary.json", "--overwrite"});
+  expect_one_line(vesal({"evaluate", "--predictions", out, "--labels", data_, "--out", work_ / "scores"}), 1,
+                  "evaluate", {"summary.json", "--overwrite"});
 }
 
 TEST_F(CliTest, ThePhantomsOwnLabelsScorePerfectly) {
@@ -300,7 +311,10 @@ TEST_F(CliTest, ThePhantomsOwnLabelsScorePerfectly) {
     const std::string name = "VesalPhantom-0000" + std::to_string(i);
     fs::copy_file(data_ / name / (name + "-seg.nii.gz"), work_ / "truth" / (name + ".nii.gz"));
   }
-  ASSERT_EQ(vesal({"evaluate", "--predictions", work_ / "truth", "--labels", data_, "--out", work_ / "scores"}).code, 0);
+  ASSERT_EQ(
+      vesal({"evaluate", "--predictions", work_ / "truth", "--labels", data_, "--out", work_ / "scores"})
+          .code,
+      0);
   const auto summary = nlohmann::json::parse(slurp(work_ / "scores" / "summary.json"));
   EXPECT_DOUBLE_EQ(summary.at("foreground_mean").at("Dice").get<double>(), 1.0);
   // Without one of them: named, counted, exit code 3.
@@ -330,11 +344,12 @@ TEST_F(CliTest, MissingAndEmptyDirectories) {
   expect_prediction_refused(work_ / "empty", {"empty", "expected"});
   expect_one_line(vesal(train_arguments(work_ / "nowhere", work_ / "run")), 1, "train", {"nowhere"});
   expect_one_line(vesal(train_arguments(work_ / "empty", work_ / "run")), 1, "train", {"empty", "expected"});
-  expect_one_line(vesal({"evaluate", "--predictions", work_ / "nowhere", "--labels", data_}), 1, "evaluate", {"nowhere"});
-  expect_one_line(vesal({"evaluate", "--predictions", work_ / "empty", "--labels", work_ / "empty"}), 1, "evaluate",
-                  {"empty", "expected"});
-  expect_one_line(vesal({"predict", "--weights", work_ / "empty", "--input", data_, "--out", work_ / "o"}), 1, "predict",
-                  {"empty", "safetensors"});
+  expect_one_line(vesal({"evaluate", "--predictions", work_ / "nowhere", "--labels", data_}), 1, "evaluate",
+                  {"nowhere"});
+  expect_one_line(vesal({"evaluate", "--predictions", work_ / "empty", "--labels", work_ / "empty"}), 1,
+                  "evaluate", {"empty", "expected"});
+  expect_one_line(vesal({"predict", "--weights", work_ / "empty", "--input", data_, "--out", work_ / "o"}), 1,
+                  "predict", {"empty", "safetensors"});
   // A mistyped output path does not grow a tree.
   expect_one_line(predict(data_, work_ / "no" / "such" / "parent"), 1, "predict", {"parent"});
   EXPECT_FALSE(fs::exists(work_ / "no"));
@@ -371,7 +386,8 @@ TEST_F(CliTest, LabelsOutsideTheScheme) {
     }
     labels.data[0] = 4.0f;
   });
-  expect_one_line(vesal(train_arguments(input, work_ / "run")), 1, "train", {"case-seg.nii.gz", "4", "brats2021"});
+  expect_one_line(vesal(train_arguments(input, work_ / "run")), 1, "train",
+                  {"case-seg.nii.gz", "4", "brats2021"});
   EXPECT_TRUE(tree(work_ / "run").empty());
 }
 
@@ -384,7 +400,8 @@ TEST_F(CliTest, NanVoxels) {
 
 TEST_F(CliTest, AllZeroVolume) {
   const fs::path input = copy_case();
-  change(input / "case-t1n.nii.gz", [](Image& image) { std::fill(image.data.begin(), image.data.end(), 0.0f); });
+  change(input / "case-t1n.nii.gz",
+         [](Image& image) { std::fill(image.data.begin(), image.data.end(), 0.0f); });
   expect_prediction_refused(input, {"case-t1n.nii.gz"});
 }
 
@@ -392,7 +409,9 @@ TEST_F(CliTest, TwoDimensionalFile) {
   const fs::path input = copy_case();
   // A NIfTI-1 header of a 16 x 16 image, float32.
   std::string bytes(352 + 16 * 16 * 4, '\0');
-  const auto put = [&](size_t offset, const void* value, size_t count) { std::memcpy(&bytes[offset], value, count); };
+  const auto put = [&](size_t offset, const void* value, size_t count) {
+    std::memcpy(&bytes[offset], value, count);
+  };
   const int32_t header_size = 348;
   const int16_t dim[8] = {2, 16, 16, 1, 1, 1, 1, 1};
   const int16_t type[2] = {16, 32};
@@ -412,18 +431,19 @@ TEST_F(CliTest, TwoDimensionalFile) {
 TEST_F(CliTest, WeightsOfAnotherModel) {
   // Files that hold no network of ours, another network's tensors, and half a file.
   const fs::path foreign = work_ / "foreign.safetensors";
-  weights::write_safetensors(
-      foreign, {{"conv.weight", DType::f32, {2}, [] { return std::vector<std::byte>(8); }}}, {{"format", "pt"}});
+  weights::write_safetensors(foreign,
+                             {{"conv.weight", DType::f32, {2}, [] { return std::vector<std::byte>(8); }}},
+                             {{"format", "pt"}});
   const weights::SafetensorsFile own(run_ / "best.safetensors");
   const fs::path other = work_ / "other.safetensors";
-  weights::write_safetensors(other, {{"conv.weight", DType::f32, {2}, [] { return std::vector<std::byte>(8); }}},
-                             own.metadata());
+  weights::write_safetensors(
+      other, {{"conv.weight", DType::f32, {2}, [] { return std::vector<std::byte>(8); }}}, own.metadata());
   const fs::path half = work_ / "half.safetensors";
   const std::string bytes = slurp(run_ / "best.safetensors");
   spit(half, bytes.substr(0, bytes.size() / 2));
   for (const fs::path& file : {foreign, other, half}) {
-    expect_one_line(vesal({"predict", "--weights", file, "--input", data_, "--out", work_ / "out"}), 1, "predict",
-                    {file.string()});
+    expect_one_line(vesal({"predict", "--weights", file, "--input", data_, "--out", work_ / "out"}), 1,
+                    "predict", {file.string()});
     EXPECT_FALSE(fs::exists(work_ / "out"));
   }
 }
@@ -434,7 +454,8 @@ TEST_F(CliTest, UnknownModality) {
   // Known, but not there.
   const fs::path input = copy_case();
   fs::remove(input / "case-t2f.nii.gz");
-  expect_one_line(predict(input, work_ / "out", {"--modalities", "t1n,flair"}), 1, "predict", {"case", "t2f"});
+  expect_one_line(predict(input, work_ / "out", {"--modalities", "t1n,flair"}), 1, "predict",
+                  {"case", "t2f"});
   EXPECT_FALSE(fs::exists(work_ / "out"));
 }
 
@@ -506,7 +527,8 @@ TEST_F(CliTest, InterruptedTrainingKeepsACheckpoint) {
   // Enough steps that the signal arrives in the middle.
   Process process(root_, train_arguments(data_, run, 100000));
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (process.out_so_far().find("training") == std::string::npos && std::chrono::steady_clock::now() < deadline) {
+  while (process.out_so_far().find("training") == std::string::npos &&
+         std::chrono::steady_clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   process.send(SIGINT);
@@ -520,7 +542,8 @@ TEST_F(CliTest, InterruptedTrainingKeepsACheckpoint) {
   expect_one_line(vesal(train_arguments(data_, run)), 2, "train", {"--resume"});
   EXPECT_EQ(before, tree(run));
   Process resumed(root_, {"train", "--data", data_, "--out", run, "--resume", "--device", "cpu"});
-  while (resumed.out_so_far().find("training") == std::string::npos && std::chrono::steady_clock::now() < deadline) {
+  while (resumed.out_so_far().find("training") == std::string::npos &&
+         std::chrono::steady_clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   resumed.send(SIGTERM);
@@ -531,7 +554,8 @@ TEST_F(CliTest, InterruptedPredictionKeepsWhatIsDone) {
   const fs::path out = work_ / "out";
   Process process(root_, {"predict", "--weights", run_, "--input", data_, "--out", out, "--overlap", "0.9"});
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (process.out_so_far().find("tiles  ") == std::string::npos && std::chrono::steady_clock::now() < deadline) {
+  while (process.out_so_far().find("tiles  ") == std::string::npos &&
+         std::chrono::steady_clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   process.send(SIGINT);
@@ -549,7 +573,8 @@ TEST_F(CliTest, InterruptedPredictionKeepsWhatIsDone) {
 TEST_F(CliTest, DoctorFindsAllWell) {
   const Outcome outcome = vesal({"doctor", "--device", "cpu"});
   EXPECT_EQ(outcome.code, 0) << outcome.out << outcome.err;
-  for (const char* const part : {"oneDNN", "zlib", "libpng", "nifti", "threads", "conv3d", "window_attention", "all well"}) {
+  for (const char* const part :
+       {"oneDNN", "zlib", "libpng", "nifti", "threads", "conv3d", "window_attention", "all well"}) {
     EXPECT_NE(outcome.out.find(part), std::string::npos) << part << " is not in\n" << outcome.out;
   }
 }

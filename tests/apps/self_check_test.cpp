@@ -1,4 +1,5 @@
-// The self-check of `vesal doctor` passes where the kernels are right, covers every family once, and would notice.
+// The self-check of `vesal doctor` passes where the kernels are right, covers every family once, and would
+// notice.
 #include "layers/self_check.hpp"
 
 #include <gtest/gtest.h>
@@ -16,8 +17,8 @@ void expect_all_right(Device device) {
   const std::vector<SelfCheckResult> results = self_check(context);
   std::set<std::string> families;
   for (const SelfCheckResult& result : results) {
-    EXPECT_TRUE(result.passed()) << result.family << " on " << to_string(device) << ": error " << result.error << ' '
-                                 << result.failure;
+    EXPECT_TRUE(result.passed()) << result.family << " on " << to_string(device) << ": error " << result.error
+                                 << ' ' << result.failure;
     // Rounding must show: an error of exactly 0 where sums are formed would mean that nothing was compared.
     if (result.family == "conv3d" || result.family == "linear" || result.family == "window_attention") {
       EXPECT_GT(result.error, 0.0) << result.family;
@@ -55,7 +56,8 @@ TEST(Sha256Test, KnownAnswers) {
   EXPECT_EQ(hash("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
   EXPECT_EQ(hash("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq"),
             "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
-  EXPECT_EQ(hash(std::string(1000000, 'a')), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+  EXPECT_EQ(hash(std::string(1000000, 'a')),
+            "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
   // In pieces, the same as at once.
   for (const size_t length : {55u, 56u, 63u, 64u, 65u}) {
     const std::string text(length, 'x');

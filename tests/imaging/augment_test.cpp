@@ -32,7 +32,8 @@ PreparedCase ruler(Size3 size) {
     for (int64_t z = 0; z < size.z; ++z) {
       for (int64_t y = 0; y < size.y; ++y) {
         for (int64_t x = 0; x < size.x; ++x) {
-          prepared.images[m].at(x, y, z) = static_cast<float>(1 + x + 100 * y + 10000 * z) + 0.25f * static_cast<float>(m);
+          prepared.images[m].at(x, y, z) =
+              static_cast<float>(1 + x + 100 * y + 10000 * z) + 0.25f * static_cast<float>(m);
         }
       }
     }
@@ -123,7 +124,9 @@ TEST(Augment, SmallVolumesAreCentredAndPadded) {
     const int64_t margin = (patch.x - 5) / 2;
     const int64_t z = std::max<int64_t>(0, (patch.z - 20) / 2);
     const int64_t y = (patch.y - 6) / 2;
-    const auto value = [&](int64_t x) { return sample.image[static_cast<size_t>(((z * patch.y + y) * patch.x + x) * 4)]; };
+    const auto value = [&](int64_t x) {
+      return sample.image[static_cast<size_t>(((z * patch.y + y) * patch.x + x) * 4)];
+    };
     EXPECT_NE(value(margin), 0);
     if (margin > 0) {
       EXPECT_EQ(value(margin - 1), 0);
@@ -168,8 +171,8 @@ TEST(Augment, TurningByNothingIsACropAndTurningShowsNoBorder) {
   for (size_t i = 0; i < plain.image.size(); ++i) {
     ASSERT_NEAR(turned.image[i], plain.image[i], 0.1f);  // values to 400000 in float
   }
-  // A crop that lies 12 voxels inside reaches at most 16 * sqrt(3) / 2 * 1 / 0.85 = 16.3 voxels from its centre, so
-  // with a patch of the volume's middle no padding may show at any angle.
+  // A crop that lies 12 voxels inside reaches at most 16 * sqrt(3) / 2 * 1 / 0.85 = 16.3 voxels from its
+  // centre, so with a patch of the volume's middle no padding may show at any angle.
   options.max_rotation_degrees = 45;
   options.min_zoom = 0.9f;
   options.max_zoom = 1.2f;
@@ -209,12 +212,15 @@ TEST(Augment, RotationIsRigidInMillimetres) {
       for (int64_t x = 20; x < 40; ++x) {
         const double r = std::hypot(double(x) - 29.5, double(y) - 29.5, 4 * (double(z) - 7.5));
         if (r > 5) {
-          worst = std::max(worst, std::abs(100 - r - double(sample.image[static_cast<size_t>(((z * 60 + y) * 60 + x) * 4)])));
+          worst = std::max(
+              worst,
+              std::abs(100 - r - double(sample.image[static_cast<size_t>(((z * 60 + y) * 60 + x) * 4)])));
         }
       }
     }
   }
-  // Linear interpolation of |p| over 4 mm, at least 5 mm from its kink: 4^2 / (8 * 5) = 0.4 and two thin axes.
+  // Linear interpolation of |p| over 4 mm, at least 5 mm from its kink: 4^2 / (8 * 5) = 0.4 and two thin
+  // axes.
   EXPECT_LT(worst, 0.6);
 }
 
@@ -266,7 +272,10 @@ TEST(Augment, EachIntensityChangeDoesWhatItSays) {
   EXPECT_NEAR(shifted.second, deviation, 1e-4);
   EXPECT_GT(std::abs(shifted.first - mean), 1e-4);
   EXPECT_LT(std::abs(shifted.first - mean), 0.2501);
-  const auto noisy = moments(changed([](AugmentOptions& o) { o.noise_probability = 1; o.max_noise = 1; }));
+  const auto noisy = moments(changed([](AugmentOptions& o) {
+    o.noise_probability = 1;
+    o.max_noise = 1;
+  }));
   EXPECT_GT(noisy.second, deviation);
   const auto blurred = moments(changed([](AugmentOptions& o) { o.blur_probability = 1; }));
   EXPECT_LT(blurred.second, deviation);

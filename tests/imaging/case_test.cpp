@@ -81,12 +81,15 @@ TEST(FindCase, Errors) {
   touch(folder / "segs/a_seg.nii.gz");
   touch(folder / "segs/b_seg.nii.gz");
   expect_error<FormatError>([&] { find_case(folder / "segs"); }, {"a_seg.nii.gz", "b_seg.nii.gz"});
-  expect_error<IoError>([&] { find_case(folder / "missing"); }, {"missing", "no such folder", "expected files like"});
+  expect_error<IoError>([&] { find_case(folder / "missing"); },
+                        {"missing", "no such folder", "expected files like"});
   expect_error<IoError>([&] { list_cases(folder / "missing"); }, {"missing", "no such folder"});
   expect_error<IoError>([&] { list_cases(folder / "two/a_t1.nii.gz"); }, {"is not a folder"});
   std::filesystem::create_directory(folder / "empty");
-  expect_error<FormatError>([&] { find_case(folder / "empty"); }, {"no image of a known modality", "t1n.nii.gz"});
-  expect_error<FormatError>([&] { list_cases(folder / "empty"); }, {"no case found among 0 subfolders", "t1n.nii.gz"});
+  expect_error<FormatError>([&] { find_case(folder / "empty"); },
+                            {"no image of a known modality", "t1n.nii.gz"});
+  expect_error<FormatError>([&] { list_cases(folder / "empty"); },
+                            {"no case found among 0 subfolders", "t1n.nii.gz"});
 }
 
 // Four images and labels on one grid, in different storage orders.
@@ -134,14 +137,16 @@ TEST_F(CaseOnDisk, Subsets) {
   EXPECT_EQ(loaded.header.orientation, "RAS") << "outputs are written like the first present modality";
   std::filesystem::remove(path("t1c"));
   std::filesystem::remove(path("t2f"));
-  expect_error<UsageError>([&] { load_case(find_case(folder_.path()), options); }, {"none of the wanted", "t1c,t2f", "found t1n,t2w"});
+  expect_error<UsageError>([&] { load_case(find_case(folder_.path()), options); },
+                           {"none of the wanted", "t1c,t2f", "found t1n,t2w"});
 }
 
 TEST_F(CaseOnDisk, GridsMustAgree) {
   const auto files = find_case(folder_.path());
   const Geometry larger = make_geometry({6, 7, 9}, {1, 1, 2});
   write_like(path("t2w"), random_image(larger, 1), make_nifti_header(larger, "LPS"));
-  expect_error<FormatError>([&] { load_case(files); }, {"c-t2w.nii.gz", "c-t1n.nii.gz", "size 6 x 7 x 8 against 6 x 7 x 9"});
+  expect_error<FormatError>([&] { load_case(files); },
+                            {"c-t2w.nii.gz", "c-t1n.nii.gz", "size 6 x 7 x 8 against 6 x 7 x 9"});
   Geometry moved = geometry_;
   moved.affine[2][3] += 3;
   write_like(path("t2w"), images_[2], make_nifti_header(moved, "LPS"));
@@ -166,7 +171,8 @@ TEST(LabelScheme, BothWays) {
   values.data = {0, 1, 2, 4, 4, 2, 1, 0};
   const LabelMap labels = labels_from_scheme(values, LabelScheme::brats2021, "s.nii");
   EXPECT_EQ(labels.data, (std::vector<uint8_t>{0, 1, 2, 3, 3, 2, 1, 0}));
-  EXPECT_EQ(labels_to_scheme(labels, LabelScheme::brats2021).data, (std::vector<uint8_t>{0, 1, 2, 4, 4, 2, 1, 0}));
+  EXPECT_EQ(labels_to_scheme(labels, LabelScheme::brats2021).data,
+            (std::vector<uint8_t>{0, 1, 2, 4, 4, 2, 1, 0}));
   EXPECT_EQ(labels_to_scheme(labels, LabelScheme::brats2023).data, labels.data);
   EXPECT_EQ(parse_label_scheme("brats2021"), LabelScheme::brats2021);
   EXPECT_EQ(parse_label_scheme("brats2023"), LabelScheme::brats2023);
@@ -176,17 +182,20 @@ TEST(LabelScheme, BothWays) {
 TEST(LabelScheme, NothingIsGuessed) {
   Image values(make_geometry({2, 2, 2}, {1, 1, 1}));
   values.data = {0, 1, 2, 4, 4, 2, 1, 0};
-  expect_error<FormatError>([&] { labels_from_scheme(values, LabelScheme::brats2023, "s.nii"); },
-                            {"s.nii", "label 4", "2 voxels", "0, 1, 2, 3", "all labels fit scheme brats2021"});
+  expect_error<FormatError>(
+      [&] { labels_from_scheme(values, LabelScheme::brats2023, "s.nii"); },
+      {"s.nii", "label 4", "2 voxels", "0, 1, 2, 3", "all labels fit scheme brats2021"});
   values.data[0] = 3;
   try {
     labels_from_scheme(values, LabelScheme::brats2023, "s.nii");
     FAIL();
   } catch (const FormatError& error) {
-    EXPECT_EQ(std::string(error.what()).find("fit"), std::string::npos) << "3 and 4 together fit neither scheme";
+    EXPECT_EQ(std::string(error.what()).find("fit"), std::string::npos)
+        << "3 and 4 together fit neither scheme";
   }
   values.data = {0, 0.5f, 1, 1, 1, 1, 1, 1};
-  expect_error<FormatError>([&] { labels_from_scheme(values, LabelScheme::brats2023, "s.nii"); }, {"label 0.5", "1 voxels"});
+  expect_error<FormatError>([&] { labels_from_scheme(values, LabelScheme::brats2023, "s.nii"); },
+                            {"label 0.5", "1 voxels"});
   values.data[1] = std::numeric_limits<float>::quiet_NaN();
   expect_error<FormatError>([&] { labels_from_scheme(values, LabelScheme::brats2023, "s.nii"); }, {"NaN"});
   LabelMap bad(values.geometry, uint8_t{4});
@@ -194,7 +203,8 @@ TEST(LabelScheme, NothingIsGuessed) {
 }
 
 TEST(Regions, MembershipAndPainting) {
-  const bool expected[4][3] = {{false, false, false}, {true, true, false}, {true, false, false}, {true, true, true}};
+  const bool expected[4][3] = {
+      {false, false, false}, {true, true, false}, {true, false, false}, {true, true, true}};
   LabelMap labels(make_geometry({4, 1, 1}, {1, 1, 1}));
   labels.data = {0, 1, 2, 3};
   for (const Region region : kRegions) {
@@ -216,7 +226,8 @@ TEST(Regions, MembershipAndPainting) {
   EXPECT_EQ(label_of_regions(0.5f, 0.49f, 0.49f), kLabelEd) << "the threshold itself is inside";
   EXPECT_EQ(label_of_regions(0, 0, 1), kLabelEt) << "later regions paint over earlier ones";
   EXPECT_EQ(label_of_regions(0.6f, 0.6f, 0.6f, 0.7f), 0);
-  expect_error<ShapeError>([&] { regions_to_labels(wt, tc, std::span(et).first(3), painted); }, {"3 probabilities"});
+  expect_error<ShapeError>([&] { regions_to_labels(wt, tc, std::span(et).first(3), painted); },
+                           {"3 probabilities"});
 }
 
 TEST(CaseRealData, Brats2021) {
@@ -232,7 +243,8 @@ TEST(CaseRealData, Brats2021) {
   EXPECT_EQ(loaded.geometry.size, (Size3{240, 240, 155}));
   EXPECT_EQ(loaded.header.orientation, "LPS");
   options.scheme = LabelScheme::brats2023;
-  expect_error<FormatError>([&] { load_case(cases[1], options); }, {"_seg.nii.gz", "label 4", "fit scheme brats2021"});
+  expect_error<FormatError>([&] { load_case(cases[1], options); },
+                            {"_seg.nii.gz", "label 4", "fit scheme brats2021"});
 }
 
 TEST(CaseRealData, ModalitiesOnDifferentGridsAreNamed) {
@@ -242,7 +254,8 @@ TEST(CaseRealData, ModalitiesOnDifferentGridsAreNamed) {
   files.name = "isles";
   for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
     std::string name = entry.path().filename().string();
-    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     if (name.ends_with("flair.nii.gz")) {
       files.images[3] = entry.path();
     } else if (name.ends_with("dwi.nii.gz")) {

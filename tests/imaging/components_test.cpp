@@ -72,8 +72,8 @@ TEST(Components, CornersTouch) {
 
 TEST(Components, SizeFilters) {
   LabelMap labels(make_geometry({10, 3, 1}, {1, 1, 1}));
-  labels.data = {1, 2, 0, 3, 0, 1, 1, 1, 0, 2,   //
-                 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,   //
+  labels.data = {1, 2, 0, 3, 0, 1, 1, 1, 0, 2,  //
+                 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  //
                  0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
   LabelMap filtered = labels;
   EXPECT_EQ(remove_small_components(filtered, 2), 2);

@@ -15,7 +15,8 @@ LabelMap ball(const Geometry& geometry, Vector3 centre, double radius_mm) {
   for (int64_t z = 0; z < geometry.size.z; ++z) {
     for (int64_t y = 0; y < geometry.size.y; ++y) {
       for (int64_t x = 0; x < geometry.size.x; ++x) {
-        const double r = std::hypot((double(x) - centre.x) * geometry.spacing_mm.x, (double(y) - centre.y) * geometry.spacing_mm.y,
+        const double r = std::hypot((double(x) - centre.x) * geometry.spacing_mm.x,
+                                    (double(y) - centre.y) * geometry.spacing_mm.y,
                                     (double(z) - centre.z) * geometry.spacing_mm.z);
         mask.at(x, y, z) = r <= radius_mm ? 1 : 0;
       }
@@ -33,8 +34,8 @@ std::vector<Vector3> surface_points(const LabelMap& mask) {
   for (int64_t z = 0; z < n.z; ++z) {
     for (int64_t y = 0; y < n.y; ++y) {
       for (int64_t x = 0; x < n.x; ++x) {
-        if (value(x, y, z) && !(value(x - 1, y, z) && value(x + 1, y, z) && value(x, y - 1, z) && value(x, y + 1, z) &&
-                                value(x, y, z - 1) && value(x, y, z + 1))) {
+        if (value(x, y, z) && !(value(x - 1, y, z) && value(x + 1, y, z) && value(x, y - 1, z) &&
+                                value(x, y + 1, z) && value(x, y, z - 1) && value(x, y, z + 1))) {
           const Vector3 s = mask.geometry.spacing_mm;
           points.push_back({double(x) * s.x, double(y) * s.y, double(z) * s.z});
         }
@@ -62,7 +63,8 @@ double brute_force_hd95(const LabelMap& a, const LabelMap& b) {
   std::sort(all.begin(), all.end());
   const double at = 0.95 * static_cast<double>(all.size() - 1);
   const size_t low = static_cast<size_t>(at);
-  return low + 1 < all.size() ? all[low] + (at - static_cast<double>(low)) * (all[low + 1] - all[low]) : all[low];
+  return low + 1 < all.size() ? all[low] + (at - static_cast<double>(low)) * (all[low + 1] - all[low])
+                              : all[low];
 }
 
 TEST(Metrics, CountsByHand) {
@@ -204,7 +206,11 @@ TEST(Metrics, RegionsAreComparedAsUnions) {
   EXPECT_EQ(m[1].dice, 1);  // TC
   EXPECT_EQ(m[2].dice, 0);  // ET
   EXPECT_DOUBLE_EQ(m[2].hd95_mm, 2);
-  expect_error<ShapeError>([&] { compare_masks(p, LabelMap(make_geometry({4, 1, 2}, {1, 1, 1}))); }, {"4 x 1 x 1", "4 x 1 x 2"});
+  expect_error<ShapeError>(
+      [&] {
+        compare_masks(p, LabelMap(make_geometry({4, 1, 2}, {1, 1, 1})));
+      },
+      {"4 x 1 x 1", "4 x 1 x 2"});
 }
 
 }  // namespace

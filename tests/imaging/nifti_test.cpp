@@ -1,5 +1,6 @@
-// NIfTI files: orientations, byte orders, versions, types, scaling, damaged files, atomic writing. Headers are built
-// here byte by byte, from the standard's table of offsets, so that reader and writer do not vouch for each other.
+// NIfTI files: orientations, byte orders, versions, types, scaling, damaged files, atomic writing. Headers
+// are built here byte by byte, from the standard's table of offsets, so that reader and writer do not vouch
+// for each other.
 #include "imaging/nifti.hpp"
 
 #include <sys/resource.h>
@@ -247,13 +248,13 @@ TEST(Nifti, OtherByteOrder) {
       }
     }
   };
-  swap(0, 4, 1);      // sizeof_hdr
-  swap(40, 2, 8);     // dim
-  swap(68, 2, 4);     // intent_code, datatype, bitpix, slice_start
-  swap(76, 4, 11);    // pixdim, vox_offset, slope, inter
-  swap(252, 2, 2);    // form codes
-  swap(256, 4, 18);   // quaternion, offsets, sform
-  swap(352, 4, 24);   // voxels
+  swap(0, 4, 1);     // sizeof_hdr
+  swap(40, 2, 8);    // dim
+  swap(68, 2, 4);    // intent_code, datatype, bitpix, slice_start
+  swap(76, 4, 11);   // pixdim, vox_offset, slope, inter
+  swap(252, 2, 2);   // form codes
+  swap(256, 4, 18);  // quaternion, offsets, sform
+  swap(352, 4, 24);  // voxels
   write_bytes(folder / "big.nii", big);
   const NiftiImage a = read_nifti(folder / "little.nii");
   const NiftiImage b = read_nifti(folder / "big.nii");
@@ -300,9 +301,13 @@ TEST(Nifti, WritingKeepsTheHeadersGeometry) {
   EXPECT_EQ(field(124, float{}), 0.0f);
   write_like(folder / "same.nii", image.volume, image.header);
   const std::vector<char> floats = bytes_of(folder / "same.nii");
-  EXPECT_TRUE(std::equal(raw.bytes.begin() + 352, raw.bytes.end(), floats.begin() + 352)) << "voxels back in place";
-  expect_error<ShapeError>([&] { write_like(folder / "x.nii", LabelMap(make_geometry({1, 2, 3}, {1, 1, 1})), image.header); },
-                           {"1 x 2 x 3", "2 x 3 x 4"});
+  EXPECT_TRUE(std::equal(raw.bytes.begin() + 352, raw.bytes.end(), floats.begin() + 352))
+      << "voxels back in place";
+  expect_error<ShapeError>(
+      [&] {
+        write_like(folder / "x.nii", LabelMap(make_geometry({1, 2, 3}, {1, 1, 1})), image.header);
+      },
+      {"1 x 2 x 3", "2 x 3 x 4"});
   EXPECT_FALSE(std::filesystem::exists(folder / "x.nii"));
 }
 
@@ -363,7 +368,8 @@ TEST(Nifti, HeaderAndImageInTwoFiles) {
 
 TEST(Nifti, BadFiles) {
   const TemporaryFolder folder;
-  const auto reject = [&](const std::string& name, const std::vector<char>& bytes, std::vector<std::string> parts) {
+  const auto reject = [&](const std::string& name, const std::vector<char>& bytes,
+                          std::vector<std::string> parts) {
     write_bytes(folder / name, bytes);
     parts.push_back(name);
     expect_error<FormatError>([&] { read_nifti(folder / name); }, parts);
@@ -377,7 +383,7 @@ TEST(Nifti, BadFiles) {
   std::memset(raw.bytes.data() + 344, 0, 4);
   reject("analyze.nii", raw.bytes, {"not a NIfTI file", "magic"});
   raw = small_file();
-  raw.bytes.resize(raw.bytes.size() - 1);
+  raw.bytes.pop_back();
   reject("truncated.nii", raw.bytes, {"truncated"});
   raw = small_file();
   raw.dims({24, 1});
@@ -444,18 +450,21 @@ TEST(Nifti, DamagedGzip) {
   const auto path = folder / "good.nii.gz";
   write_like(path, random_image(geometry, 8), make_nifti_header(geometry, "RAS"));
   const std::vector<char> good = bytes_of(path);
-  for (const size_t keep : {good.size() - 1, good.size() - 8, good.size() - 9, good.size() / 2, size_t{400}}) {
+  for (const size_t keep :
+       {good.size() - 1, good.size() - 8, good.size() - 9, good.size() / 2, size_t{400}}) {
     write_bytes(folder / "cut.nii.gz", {good.begin(), good.begin() + static_cast<std::ptrdiff_t>(keep)});
     expect_error<FormatError>([&] { read_nifti(folder / "cut.nii.gz"); }, {"cut.nii.gz", "truncated"});
   }
   std::vector<char> bad = good;
   bad[bad.size() - 6] ^= 1;  // in the checksum
   write_bytes(folder / "crc.nii.gz", bad);
-  expect_error<FormatError>([&] { read_nifti(folder / "crc.nii.gz"); }, {"crc.nii.gz", "damaged", "incorrect data check"});
+  expect_error<FormatError>([&] { read_nifti(folder / "crc.nii.gz"); },
+                            {"crc.nii.gz", "damaged", "incorrect data check"});
   bad = good;
   bad[bad.size() - 2] ^= 1;  // in the length
   write_bytes(folder / "length.nii.gz", bad);
-  expect_error<FormatError>([&] { read_nifti(folder / "length.nii.gz"); }, {"damaged", "incorrect length check"});
+  expect_error<FormatError>([&] { read_nifti(folder / "length.nii.gz"); },
+                            {"damaged", "incorrect length check"});
   bad = good;
   bad[bad.size() / 2] ^= 0x55;
   write_bytes(folder / "flip.nii.gz", bad);
@@ -524,10 +533,12 @@ TEST(Nifti, WritingIsAtomicAndRepeatable) {
   EXPECT_EQ(folder.entries(), 1u);
   EXPECT_EQ(bytes_of(path), first);
 
-  expect_error<IoError>([&] { write_like(folder / "none/a.nii", image, header); }, {"none/a.nii", "cannot be created"});
+  expect_error<IoError>([&] { write_like(folder / "none/a.nii", image, header); },
+                        {"none/a.nii", "cannot be created"});
   expect_error<UsageError>([&] { write_like(folder / "a.mha", image, header); }, {"a.mha", ".nii.gz"});
   std::filesystem::create_directory(folder / "dir.nii");
-  expect_error<IoError>([&] { write_like(folder / "dir.nii", image, header); }, {"dir.nii", "renaming failed"});
+  expect_error<IoError>([&] { write_like(folder / "dir.nii", image, header); },
+                        {"dir.nii", "renaming failed"});
   EXPECT_EQ(folder.entries(), 2u);
 }
 
@@ -543,8 +554,9 @@ TEST(Nifti, Int16RoundsAndRefusesWhatDoesNotFit) {
   EXPECT_EQ(back.data[1], -32768.0f);
   for (const float value : {32768.0f, std::numeric_limits<float>::quiet_NaN()}) {
     image.data[1] = value;
-    expect_error<FormatError>([&] { write_like(folder / "b.nii", image, make_nifti_header(geometry, "RAS"), VoxelType::int16); },
-                              {"does not fit in int16"});
+    expect_error<FormatError>(
+        [&] { write_like(folder / "b.nii", image, make_nifti_header(geometry, "RAS"), VoxelType::int16); },
+        {"does not fit in int16"});
   }
   EXPECT_EQ(folder.entries(), 1u);
 }
@@ -556,7 +568,37 @@ TEST(Nifti, OrientationNamesAreChecked) {
   }
 }
 
-// Sums over real files, as nibabel's as_closest_canonical gives them (5.0.0, computed once by hand).
+// Orientation, size, sum, and sum weighted by index % 9973, as nibabel 5.0.0's as_closest_canonical gives
+// them.
+TEST(NiftiRealData, AgreesWithNibabel) {
+  struct Known {
+    const char* file;
+    const char* orientation;
+    Size3 size;
+    double sum;
+    double weighted;
+  };
+  const Known known[] = {
+      {"nifti_odd/avg152T1_LR_nifti2.nii.gz", "LAS", {91, 109, 91}, 74825382, 315025277794},
+      {"totalsegmentator/example_ct.nii.gz", "RAS", {122, 101, 112}, -496851173, -2463089823279},
+      {"brats2021/BraTS2021_01477/BraTS2021_01477_seg.nii.gz", "LPS", {240, 240, 155}, 312881, 1558384654}};
+  for (const Known& expected : known) {
+    const auto path = data_folder() / expected.file;
+    NEED_FILE(path);
+    const NiftiImage image = read_nifti(path);
+    double sum = 0;
+    double weighted = 0;
+    for (size_t i = 0; i < image.volume.data.size(); ++i) {
+      sum += double(image.volume.data[i]);
+      weighted += double(image.volume.data[i]) * double(i % 9973);
+    }
+    EXPECT_EQ(image.header.orientation, expected.orientation) << path;
+    EXPECT_EQ(image.volume.size(), expected.size) << path;
+    EXPECT_EQ(sum, expected.sum) << path;  // whole numbers below 2^53
+    EXPECT_EQ(weighted, expected.weighted) << path;
+  }
+}
+
 TEST(NiftiRealData, OddFiles) {
   const auto odd = data_folder() / "nifti_odd";
   NEED_FILE(odd);
@@ -572,8 +614,8 @@ TEST(NiftiRealData, HeadersComeBack) {
   const TemporaryFolder folder;
   const std::vector<std::filesystem::path> files{
       data_folder() / "brats2021/BraTS2021_01477/BraTS2021_01477_seg.nii.gz",
-      data_folder() / "spinal_cord/sub-unf01_T2w.nii.gz", data_folder() / "totalsegmentator/example_ct.nii.gz",
-      data_folder() / "meshnet/t1_crop.nii.gz"};
+      data_folder() / "spinal_cord/sub-unf01_T2w.nii.gz",
+      data_folder() / "totalsegmentator/example_ct.nii.gz", data_folder() / "meshnet/t1_crop.nii.gz"};
   for (const auto& file : files) {
     NEED_FILE(file);
     const NiftiImage image = read_nifti(file);
@@ -582,7 +624,8 @@ TEST(NiftiRealData, HeadersComeBack) {
     EXPECT_EQ(again.volume.data, image.volume.data) << file;
     EXPECT_EQ(again.header.orientation, image.header.orientation) << file;
     EXPECT_EQ(geometry_difference(again.header.geometry, image.header.geometry, 0), "") << file;
-    EXPECT_TRUE(std::equal(image.header.bytes.begin() + 252, image.header.bytes.begin() + 328, again.header.bytes.begin() + 252));
+    EXPECT_TRUE(std::equal(image.header.bytes.begin() + 252, image.header.bytes.begin() + 328,
+                           again.header.bytes.begin() + 252));
   }
 }
 

@@ -122,7 +122,8 @@ TEST(Phantom, ShareWithoutEnhancement) {
 
 TEST(Phantom, OtherSizesShowTheSameHeadRoughly) {
   const auto head_ml = [](const Case& c) {
-    return static_cast<double>(std::count_if(c.images[0].data.begin(), c.images[0].data.end(), [](float v) { return v != 0; })) *
+    return static_cast<double>(std::count_if(c.images[0].data.begin(), c.images[0].data.end(),
+                                             [](float v) { return v != 0; })) *
            c.geometry.voxel_ml();
   };
   const double coarse = head_ml(make_phantom(small(4, {24, 32, 40}), 0));
@@ -168,8 +169,8 @@ TEST(Phantom, AnatomyFromAVolume) {
   write_like(folder / "t1.nii.gz", t1, make_nifti_header(t1.geometry, "LIA"));
   const LabelMap tissue = tissue_from_anatomy(folder / "t1.nii.gz", {48, 48, 48});
   EXPECT_EQ(tissue.at(24, 24, 24), static_cast<uint8_t>(Tissue::white));
-  EXPECT_EQ(tissue.at(24 + 13, 24, 24), static_cast<uint8_t>(Tissue::grey));   // 54 mm
-  EXPECT_EQ(tissue.at(24 + 16, 24, 24), static_cast<uint8_t>(Tissue::csf));    // 66 mm
+  EXPECT_EQ(tissue.at(24 + 13, 24, 24), static_cast<uint8_t>(Tissue::grey));  // 54 mm
+  EXPECT_EQ(tissue.at(24 + 16, 24, 24), static_cast<uint8_t>(Tissue::csf));   // 66 mm
   EXPECT_EQ(tissue.at(24 + 20, 24, 24), static_cast<uint8_t>(Tissue::outside));
   PhantomOptions options = small();
   options.anatomy = folder / "t1.nii.gz";
@@ -179,7 +180,11 @@ TEST(Phantom, AnatomyFromAVolume) {
   }
   EXPECT_EQ(make_phantom(options, 0, tissue).images[2].data, c.images[2].data);
   expect_error<IoError>([&] { tissue_from_anatomy(folder / "none.nii", {48, 48, 48}); }, {"none.nii"});
-  expect_error<ShapeError>([&] { make_phantom(small(0, {32, 32, 32}), 0, tissue); }, {"tissue has 48 x 48 x 48"});
+  expect_error<ShapeError>(
+      [&] {
+        make_phantom(small(0, {32, 32, 32}), 0, tissue);
+      },
+      {"tissue has 48 x 48 x 48"});
 }
 
 }  // namespace

@@ -85,7 +85,8 @@ double mean_column(const Canvas& canvas, Color color, int left, int right, int t
   for (int y = top; y < canvas.height(); ++y) {
     for (int x = left; x < right; ++x) {
       const Color c = canvas.get(x, y);
-      const bool alike = std::abs(c.r - color.r) < 12 && std::abs(c.g - color.g) < 12 && std::abs(c.b - color.b) < 12;
+      const bool alike =
+          std::abs(c.r - color.r) < 12 && std::abs(c.g - color.g) < 12 && std::abs(c.b - color.b) < 12;
       sum += alike ? x : 0;
       count += alike;
     }
@@ -116,7 +117,8 @@ TEST(Montage, PatientsRightIsOnTheLeft) {
   const double coronal = mean_column(canvas, green, third, 2 * third, 60);
   ASSERT_GT(coronal, 0);
   EXPECT_LT(coronal, 1.5 * third) << "coronal panel";
-  EXPECT_GT(mean_column(canvas, green, 2 * third, canvas.width(), 60), 0) << "the sagittal slice goes through it";
+  EXPECT_GT(mean_column(canvas, green, 2 * third, canvas.width(), 60), 0)
+      << "the sagittal slice goes through it";
 }
 
 TEST(Montage, TwoRowsTitlesAndNoTumour) {
@@ -134,7 +136,8 @@ TEST(Montage, TwoRowsTitlesAndNoTumour) {
   const LabelMap empty(c.geometry);
   EXPECT_GT(case_montage(c.images[3], &empty, &c.labels, options).height(), one.height());
   EXPECT_GT(case_montage(c.images[3], nullptr, nullptr, options).height(), 100);
-  EXPECT_GT(case_montage(Image(c.geometry), &empty, nullptr, {}).height(), 100) << "an empty image is drawn, not divided by";
+  EXPECT_GT(case_montage(Image(c.geometry), &empty, nullptr, {}).height(), 100)
+      << "an empty image is drawn, not divided by";
   const LabelMap other(make_geometry({5, 5, 5}, {1, 1, 1}));
   expect_error<ShapeError>([&] { case_montage(c.images[3], &other, nullptr, options); }, {"5 x 5 x 5"});
 }
@@ -142,8 +145,15 @@ TEST(Montage, TwoRowsTitlesAndNoTumour) {
 TEST(Charts, AnyDataDraws) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const double infinity = std::numeric_limits<double>::infinity();
-  const std::vector<std::vector<double>> series{
-      {}, {1}, {2, 2, 2}, {0, 0}, {nan, nan}, {1, nan, 3, infinity, 5}, {-1e-12, 1e-12}, {1e9, -1e9}, {1e300, -1e300}};
+  const std::vector<std::vector<double>> series{{},
+                                                {1},
+                                                {2, 2, 2},
+                                                {0, 0},
+                                                {nan, nan},
+                                                {1, nan, 3, infinity, 5},
+                                                {-1e-12, 1e-12},
+                                                {1e9, -1e9},
+                                                {1e300, -1e300}};
   for (const auto& values : series) {
     Curve curve{"c", {}, values};
     for (size_t i = 0; i < values.size(); ++i) {
@@ -154,12 +164,17 @@ TEST(Charts, AnyDataDraws) {
     EXPECT_GT(pixels_of(canvas, {40, 40, 40}), 500) << "axes";
   }
   EXPECT_EQ(draw_charts({}, 640, 300).height(), 300);
-  expect_error<ShapeError>([] { draw_charts({Chart{"t", "x", "y", {Curve{"c", {1}, {}}}, false, 0, 1}}); }, {"curve c"});
+  expect_error<ShapeError>(
+      [] {
+        draw_charts({Chart{"t", "x", "y", {Curve{"c", {1}, {}}}, false, 0, 1}});
+      },
+      {"curve c"});
   expect_error<UsageError>([] { draw_charts({}, 10, 10); }, {"at least 320"});
 }
 
 TEST(Charts, CurvesLieWhereTheirValuesAre) {
-  const Chart chart{"t", "x", "y", {Curve{"low", {0, 10}, {0.2, 0.2}}, Curve{"high", {0, 10}, {0.8, 0.8}}}, true, 0, 1};
+  const Chart chart{"t",  "x", "y", {Curve{"low", {0, 10}, {0.2, 0.2}}, Curve{"high", {0, 10}, {0.8, 0.8}}},
+                    true, 0,   1};
   const Canvas canvas = draw_charts({chart}, 640, 400);
   // Plot area: 64 below the top to 56 above the bottom, as the axes show.
   const int middle = 360;
@@ -167,7 +182,8 @@ TEST(Charts, CurvesLieWhereTheirValuesAre) {
     double sum = 0, count = 0;
     for (int y = 60; y < 350; ++y) {
       const Color c = canvas.get(middle, y);
-      const bool alike = std::abs(c.r - color.r) < 20 && std::abs(c.g - color.g) < 20 && std::abs(c.b - color.b) < 20;
+      const bool alike =
+          std::abs(c.r - color.r) < 20 && std::abs(c.g - color.g) < 20 && std::abs(c.b - color.b) < 20;
       sum += alike ? y : 0;
       count += alike;
     }

@@ -85,7 +85,8 @@ TEST(Prepare, ConstantModalityBecomesZero) {
     value = value != 0 ? 500.0f : 0.0f;
   }
   const PreparedCase prepared = prepare_case(source);
-  EXPECT_TRUE(std::all_of(prepared.images[2].data.begin(), prepared.images[2].data.end(), [](float v) { return v == 0; }));
+  EXPECT_TRUE(std::all_of(prepared.images[2].data.begin(), prepared.images[2].data.end(),
+                          [](float v) { return v == 0; }));
 }
 
 TEST(Prepare, ThreadsDoNotMatter) {
@@ -106,7 +107,8 @@ TEST(Tile, CopiesInsideAndPadsOutside) {
   const PreparedCase prepared = prepare_case(source);
   const Size3 n = prepared.size();
   const Size3 tile{8, 7, 6};
-  for (const Size3 start : {Size3{0, 0, 0}, Size3{5, 4, 3}, Size3{-3, -2, -1}, Size3{n.x - 4, n.y - 3, n.z - 5}, Size3{-20, 0, 0}}) {
+  for (const Size3 start : {Size3{0, 0, 0}, Size3{5, 4, 3}, Size3{-3, -2, -1},
+                            Size3{n.x - 4, n.y - 3, n.z - 5}, Size3{-20, 0, 0}}) {
     std::vector<float> out(static_cast<size_t>(tile.voxels() * 4), std::numeric_limits<float>::quiet_NaN());
     extract_tile(prepared, start, tile, out);
     for (int64_t z = 0; z < tile.z; ++z) {
@@ -177,7 +179,8 @@ TEST(Restore, SlabsAreSeamless) {
   regions_to_labels(fine[0].data, fine[1].data, fine[2].data, part.data);
   paste(part, prepared.box, expected);
   EXPECT_EQ(labels.data, expected.data);
-  expect_error<ShapeError>([&] { restore_region_labels(prepared, std::span(values).first(7)); }, {"restore", "7 values"});
+  expect_error<ShapeError>([&] { restore_region_labels(prepared, std::span(values).first(7)); },
+                           {"restore", "7 values"});
   expect_error<ShapeError>([&] { restore_probability(prepared, values, 3, 3); }, {"channel 3 of 3"});
   expect_error<ShapeError>([&] { restore_class_labels(prepared, values, 300); }, {"300 classes"});
   expect_error<ShapeError>([&] { restore_labels(prepared, phantom.labels); }, {"restore_labels"});
@@ -193,7 +196,8 @@ TEST(PrepareRealData, BratsThereAndBack) {
   const PreparedCase prepared = prepare_case(loaded, {{2, 2, 2}});
   EXPECT_LT(prepared.size().voxels(), 100 * 100 * 90);
   EXPECT_LE(std::abs(prepared.geometry.spacing_mm.x - 2), 0.02);
-  const auto metrics = compare_regions(restore_region_labels(prepared, region_probabilities(prepared.labels)), loaded.labels);
+  const auto metrics =
+      compare_regions(restore_region_labels(prepared, region_probabilities(prepared.labels)), loaded.labels);
   // What 2 mm costs a perfect prediction.
   EXPECT_GT(metrics[0].dice, 0.93);
   EXPECT_GT(metrics[1].dice, 0.90);

@@ -1,4 +1,5 @@
-// Resampling against a plain reference, and what must hold whatever the numbers: identity, constants, no aliasing.
+// Resampling against a plain reference, and what must hold whatever the numbers: identity, constants, no
+// aliasing.
 #include "imaging/resample.hpp"
 
 #include <algorithm>
@@ -13,8 +14,9 @@ namespace {
 
 Geometry target_of(const Geometry& source, Size3 size) {
   const Vector3 fov = source.field_of_view_mm();
-  const Geometry target = geometry_for_spacing(
-      source, {fov.x / static_cast<double>(size.x), fov.y / static_cast<double>(size.y), fov.z / static_cast<double>(size.z)});
+  const Geometry target =
+      geometry_for_spacing(source, {fov.x / static_cast<double>(size.x), fov.y / static_cast<double>(size.y),
+                                    fov.z / static_cast<double>(size.z)});
   EXPECT_EQ(target.size, size);
   return target;
 }
@@ -24,7 +26,9 @@ double weight(int64_t n_source, int64_t n_target, int64_t t, int64_t s) {
   const double scale = static_cast<double>(n_source) / static_cast<double>(n_target);
   const double centre = (static_cast<double>(t) + 0.5) * scale - 0.5;
   if (scale >= 1.5) {
-    const auto triangle = [&](int64_t i) { return std::max(0.0, 1.0 - std::abs(static_cast<double>(i) - centre) / scale); };
+    const auto triangle = [&](int64_t i) {
+      return std::max(0.0, 1.0 - std::abs(static_cast<double>(i) - centre) / scale);
+    };
     double total = 0;
     for (int64_t i = 0; i < n_source; ++i) {
       total += triangle(i);
@@ -51,8 +55,8 @@ TEST(Resample, MatchesTheReference) {
             for (int64_t k = 0; k < from.z; ++k) {
               for (int64_t j = 0; j < from.y; ++j) {
                 for (int64_t i = 0; i < from.x; ++i) {
-                  sum += weight(from.x, to.x, x, i) * weight(from.y, to.y, y, j) * weight(from.z, to.z, z, k) *
-                         static_cast<double>(image.at(i, j, k));
+                  sum += weight(from.x, to.x, x, i) * weight(from.y, to.y, y, j) *
+                         weight(from.z, to.z, z, k) * static_cast<double>(image.at(i, j, k));
                 }
               }
             }
@@ -100,7 +104,8 @@ TEST(Resample, ConstantsAndRampsSurvive) {
 }
 
 TEST(Resample, HalvingDoesNotAlias) {
-  // The finest pattern there is must vanish; two linear weights alone would keep it at full strength at some phases.
+  // The finest pattern there is must vanish; two linear weights alone would keep it at full strength at some
+  // phases.
   Image stripes(make_geometry({33, 4, 4}, {1, 1, 1}));
   for (int64_t i = 0; i < static_cast<int64_t>(stripes.data.size()); ++i) {
     stripes.data[static_cast<size_t>(i)] = i % 33 % 2 ? 1.0f : -1.0f;
@@ -130,7 +135,11 @@ TEST(Resample, GeometryCoversTheSameBox) {
     expect_error<UsageError>([&] { geometry_for_spacing(source, bad); }, {"positive"});
   }
   const Image image(source);
-  expect_error<ShapeError>([&] { resample_to_grid(image, make_geometry({10, 10, 10}, {1, 1, 1})); }, {"same box"});
+  expect_error<ShapeError>(
+      [&] {
+        resample_to_grid(image, make_geometry({10, 10, 10}, {1, 1, 1}));
+      },
+      {"same box"});
 }
 
 TEST(Resample, SlicesEqualTheWholeAndThreadsDoNotMatter) {
@@ -147,7 +156,9 @@ TEST(Resample, SlicesEqualTheWholeAndThreadsDoNotMatter) {
   const size_t plane = static_cast<size_t>(to.x * to.y);
   for (int64_t z = 0; z < to.z; z += 7) {
     const int64_t end = std::min<int64_t>(z + 7, to.z);
-    resampler.run(image.data, z, end, std::span(parts).subspan(static_cast<size_t>(z) * plane, static_cast<size_t>(end - z) * plane));
+    resampler.run(
+        image.data, z, end,
+        std::span(parts).subspan(static_cast<size_t>(z) * plane, static_cast<size_t>(end - z) * plane));
   }
   EXPECT_EQ(parts, whole);
   expect_error<ShapeError>([&] { resampler.run(image.data, 0, 2, whole); }, {"do not fit"});

@@ -40,7 +40,8 @@ TEST(TileStarts, CoverBothEndsWithTheAskedOverlap) {
         const double step = std::max(1.0, static_cast<double>(tile) * (1 - overlap));
         for (size_t i = 1; i < starts.size(); ++i) {
           ASSERT_GT(starts[i], starts[i - 1]);
-          ASSERT_LE(static_cast<double>(starts[i] - starts[i - 1]), step + 1) << "rounding moves a start by half a voxel";
+          ASSERT_LE(static_cast<double>(starts[i] - starts[i - 1]), step + 1)
+              << "rounding moves a start by half a voxel";
         }
       }
     }
@@ -70,7 +71,8 @@ struct Blended {
 template <class Value>
 Blended blend(Size3 volume, Size3 tile, double overlap, int64_t channels, const Value& value) {
   Blended result;
-  result.values.assign(static_cast<size_t>(volume.voxels() * channels), std::numeric_limits<float>::quiet_NaN());
+  result.values.assign(static_cast<size_t>(volume.voxels() * channels),
+                       std::numeric_limits<float>::quiet_NaN());
   const int64_t plane = volume.x * volume.y * channels;
   SlabBlender blender(volume, tile, channels, [&](int64_t begin, int64_t end, std::span<const float> values) {
     EXPECT_EQ(static_cast<int64_t>(values.size()), (end - begin) * plane);
@@ -98,13 +100,15 @@ Blended blend(Size3 volume, Size3 tile, double overlap, int64_t channels, const 
 
 // Different in every tile.
 float noise(size_t number, Size3 p, int64_t c) {
-  const Philox4 words = philox(number, static_cast<uint64_t>(p.x + 1000 * p.y + 1000000 * p.z + 10000), static_cast<uint64_t>(c));
+  const Philox4 words = philox(number, static_cast<uint64_t>(p.x + 1000 * p.y + 1000000 * p.z + 10000),
+                               static_cast<uint64_t>(c));
   return uniform_from_bits(words.x) - 0.5f;
 }
 
 TEST(SlabBlender, EqualsAPlainWeightedMean) {
   const Size3 tile{6, 5, 4};
-  for (const Size3 volume : {Size3{6, 5, 4}, Size3{7, 6, 5}, Size3{5, 4, 3}, Size3{13, 11, 17}, Size3{6, 3, 9}, Size3{1, 1, 1}}) {
+  for (const Size3 volume :
+       {Size3{6, 5, 4}, Size3{7, 6, 5}, Size3{5, 4, 3}, Size3{13, 11, 17}, Size3{6, 3, 9}, Size3{1, 1, 1}}) {
     for (const double overlap : {0.0, 0.5, 0.75}) {
       const auto blended = blend(volume, tile, overlap, 2, noise);
       const auto weights = gaussian_weights(tile);

@@ -52,11 +52,11 @@ inline std::filesystem::path data_folder() {
 }
 
 // Skips the test where a real file is absent.
-#define NEED_FILE(path)                                                                             \
-  do {                                                                                              \
-    if (!std::filesystem::exists(path)) {                                                           \
-      GTEST_SKIP() << (path).string() << " is absent (set VESAL_DATA to the folder of real data)";  \
-    }                                                                                               \
+#define NEED_FILE(path)                                                                            \
+  do {                                                                                             \
+    if (!std::filesystem::exists(path)) {                                                          \
+      GTEST_SKIP() << (path).string() << " is absent (set VESAL_DATA to the folder of real data)"; \
+    }                                                                                              \
   } while (false)
 
 inline std::vector<char> bytes_of(const std::filesystem::path& path) {

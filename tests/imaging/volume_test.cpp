@@ -46,7 +46,11 @@ TEST(Volume, CropAndPasteAreInverse) {
   EXPECT_EQ(copy.at(2, 1, 3), image.at(2, 1, 3));
   EXPECT_EQ(copy.at(1, 1, 3), -1.0f);
   EXPECT_EQ(copy.at(6, 1, 3), -1.0f);
-  expect_error<ShapeError>([&] { crop(image, {{4, 0, 0}, {4, 1, 1}}); }, {"does not lie within", "7 x 6 x 5"});
+  expect_error<ShapeError>(
+      [&] {
+        crop(image, {{4, 0, 0}, {4, 1, 1}});
+      },
+      {"does not lie within", "7 x 6 x 5"});
   expect_error<ShapeError>([&] { crop(image, {{-1, 0, 0}, {4, 1, 1}}); }, {"does not lie within"});
   expect_error<ShapeError>([&] { paste(part, {{0, 0, 0}, {1, 1, 1}}, copy); }, {"part has 4 x 5 x 2"});
 }

@@ -1,5 +1,5 @@
-// Graph kernels: the built structure against a plain search, edge by edge; weights, products and their gradients
-// against references; properties that any such graph has.
+// Graph kernels: the built structure against a plain search, edge by edge; weights, products and their
+// gradients against references; properties that any such graph has.
 #include "kernels/graph/graph.hpp"
 
 #include <algorithm>
@@ -74,9 +74,10 @@ std::vector<float> features_of(const GraphParams& p, uint64_t seed = 11) {
 }
 
 std::string on(Device device, const std::string& name) {
-  return name + " on " + std::string(device.type == DeviceType::cpu    ? "cpu"
-                                     : device.type == DeviceType::simt ? "simt"
-                                                                       : "cuda");
+  return name + " on " +
+         std::string(device.type == DeviceType::cpu    ? "cpu"
+                     : device.type == DeviceType::simt ? "simt"
+                                                       : "cuda");
 }
 
 template <class Out, class In>
@@ -103,7 +104,8 @@ TEST(GraphBuild, TiesGoToTheSmallerIndex) {
   const GraphParams line{1, 1, 1, 70, 34, 1};
   const std::vector<float> equal(70, 2.5f);
   const HostGraph expected_line = reference::graph_build(line, equal.data());
-  ASSERT_EQ(expected_line.row_offsets[70] - expected_line.row_offsets[69], 36);  // 0..33, its neighbour 68, itself
+  ASSERT_EQ(expected_line.row_offsets[70] - expected_line.row_offsets[69],
+            36);  // 0..33, its neighbour 68, itself
   for (const Device device : test_devices()) {
     SCOPED_TRACE(on(device, "ties"));
     expect_same_graph(build_on(device, p, features), expected);
@@ -111,7 +113,8 @@ TEST(GraphBuild, TiesGoToTheSmallerIndex) {
   }
 }
 
-// Features whose distances differ only in the last bit: a fused multiply-add or another order of the sum shows.
+// Features whose distances differ only in the last bit: a fused multiply-add or another order of the sum
+// shows.
 TEST(GraphBuild, RoundsAlikeOnEveryDevice) {
   const GraphParams p{1, 1, 1, 130, 5, 40};
   std::vector<float> features = random_normal(p.features, 5);
@@ -181,7 +184,8 @@ TEST(GraphBuild, NearestNeighboursFollowAPermutationOfTheNodes) {
   }
   std::vector<float> permuted(features.size());
   for (size_t i = 0; i < order.size(); ++i) {
-    std::copy_n(features.begin() + order[i] * p.features, p.features, permuted.begin() + static_cast<int64_t>(i) * 5);
+    std::copy_n(features.begin() + order[i] * p.features, p.features,
+                permuted.begin() + static_cast<int64_t>(i) * 5);
   }
   const auto semantic_pairs = [](const HostGraph& graph, const std::vector<int64_t>& name) {
     std::set<std::pair<int64_t, int64_t>> pairs;
@@ -252,7 +256,8 @@ TEST(GraphBuild, WrongArgumentsThrow) {
   EXPECT_THROW(graph_build_workspace_bytes(context, {1, 0, 4, 4, 8, 1}), ShapeError);
   EXPECT_THROW(graph_build_workspace_bytes(context, {1, 4, 4, 4, -1, 1}), ShapeError);
   EXPECT_THROW(graph_build_workspace_bytes(context, {1, 4, 4, 4, 8, 0}), ShapeError);
-  EXPECT_THROW(graph_build_workspace_bytes(context, {1, 64, 32, 32, 32000, 1}), ShapeError);  // more than 2^31 edges
+  EXPECT_THROW(graph_build_workspace_bytes(context, {1, 64, 32, 32, 32000, 1}),
+               ShapeError);  // more than 2^31 edges
   const GraphParams p{1, 2, 2, 2, 3, 4};
   const DeviceGraph graph({DeviceType::cpu, 0}, p);
   const std::vector<float> features = features_of(p);
@@ -263,8 +268,8 @@ TEST(GraphBuild, WrongArgumentsThrow) {
   Graph wrong = graph.get();
   wrong.nodes = 7;
   EXPECT_THROW(graph_build(context, p, features.data(), wrong, enough), ShapeError);
-  EXPECT_THROW(graph_spmm(context, graph.get(), 0, features.data(), features.data(), false, graph.columns.get(),
-                          GradMode::overwrite),
+  EXPECT_THROW(graph_spmm(context, graph.get(), 0, features.data(), features.data(), false,
+                          graph.columns.get(), GradMode::overwrite),
                ShapeError);
   EXPECT_THROW(graph_spmm(context, graph.get(), 1, features.data(), features.data(), false,
                           Data(graph.types.get(), DType::f16), GradMode::overwrite),
@@ -273,7 +278,9 @@ TEST(GraphBuild, WrongArgumentsThrow) {
 
 // ---- Values ----
 
-HostGraph graph_of(const GraphCase& c) { return reference::graph_build(c.params, features_of(c.params).data()); }
+HostGraph graph_of(const GraphCase& c) {
+  return reference::graph_build(c.params, features_of(c.params).data());
+}
 
 const std::vector<float> kTheta = {0.7f, -0.4f, 0.3f};
 
@@ -289,7 +296,8 @@ TEST(GraphSymmetricWeights, MatchReference) {
     const std::vector<double> wide_gradient = widen(gradient);
     std::vector<double> exact_dtheta(kEdgeTypes);
     std::vector<float> naive_dtheta(kEdgeTypes);
-    reference::graph_symmetric_weights_backward(host, theta.data(), wide_gradient.data(), exact_dtheta.data());
+    reference::graph_symmetric_weights_backward(host, theta.data(), wide_gradient.data(),
+                                                exact_dtheta.data());
     reference::graph_symmetric_weights_backward(host, kTheta.data(), gradient.data(), naive_dtheta.data());
     for (const Device device : test_devices()) {
       const std::string what = on(device, c.name);
@@ -300,8 +308,9 @@ TEST(GraphSymmetricWeights, MatchReference) {
       graph_symmetric_weights_forward(context, graph.get(), t.get(), values.get(), workspace);
       expect_close("symmetric weights, " + what, values.host(), exact, naive);
 
-      // The sums cancel (dtheta sums to zero over the types): an absolute error is due to the rounding of the values,
-      // 4 units in the last place of the largest |value * dvalue| times the square root of their number.
+      // The sums cancel (dtheta sums to zero over the types): an absolute error is due to the rounding of the
+      // values, 4 units in the last place of the largest |value * dvalue| times the square root of their
+      // number.
       double scale = 0;
       for (size_t e = 0; e < exact.size(); ++e) {
         scale = std::max(scale, std::abs(exact[e] * wide_gradient[e]));
@@ -310,8 +319,8 @@ TEST(GraphSymmetricWeights, MatchReference) {
       const DeviceArray<float> dtheta(device, kEdgeTypes);
       const auto backward = [&](GradMode mode) {
         const DeviceWorkspace scratch(device, graph_symmetric_weights_workspace_bytes(context, graph.get()));
-        graph_symmetric_weights_backward(context, graph.get(), t.get(), values.get(), dvalues.get(), dtheta.get(), mode,
-                                         scratch);
+        graph_symmetric_weights_backward(context, graph.get(), t.get(), values.get(), dvalues.get(),
+                                         dtheta.get(), mode, scratch);
         return dtheta.host();
       };
       const std::vector<float> once = backward(GradMode::overwrite);
@@ -320,7 +329,8 @@ TEST(GraphSymmetricWeights, MatchReference) {
         EXPECT_LE(std::abs(once[type] - exact_dtheta[type]), limit) << what << ", theta " << type;
         EXPECT_EQ(twice[type], once[type] + once[type]) << what << ", theta " << type;
       }
-      expect_same_bits("symmetric weights backward, " + what, device, [&] { return backward(GradMode::overwrite); });
+      expect_same_bits("symmetric weights backward, " + what, device,
+                       [&] { return backward(GradMode::overwrite); });
     }
   }
 }
@@ -339,7 +349,8 @@ TEST(GraphSymmetricWeights, DoNotOverflow) {
       const DeviceArray<float> t(device, theta), values(device, host.edges());
       const DeviceWorkspace workspace(device, graph_symmetric_weights_workspace_bytes(context, graph.get()));
       graph_symmetric_weights_forward(context, graph.get(), t.get(), values.get(), workspace);
-      expect_close(on(device, "large theta"), values.host(), exact, std::vector<float>(exact.begin(), exact.end()));
+      expect_close(on(device, "large theta"), values.host(), exact,
+                   std::vector<float>(exact.begin(), exact.end()));
     }
   }
 }
@@ -374,10 +385,13 @@ TEST(GraphAttention, ScoresMatchReference) {
     const auto nodes = static_cast<size_t>(in.host.nodes());
     const std::vector<double> wa = widen(in.a), wb = widen(in.b), wt = widen(kTheta), wd = widen(in.dscores);
     const double slope = kSlope;
-    std::vector<double> exact(in.host.columns.size()), exact_da(nodes), exact_db(nodes), exact_dtheta(kEdgeTypes);
-    std::vector<float> naive(in.host.columns.size()), naive_da(nodes), naive_db(nodes), naive_dtheta(kEdgeTypes);
+    std::vector<double> exact(in.host.columns.size()), exact_da(nodes), exact_db(nodes),
+        exact_dtheta(kEdgeTypes);
+    std::vector<float> naive(in.host.columns.size()), naive_da(nodes), naive_db(nodes),
+        naive_dtheta(kEdgeTypes);
     reference::graph_attention_scores_forward(in.host, slope, wa.data(), wb.data(), wt.data(), exact.data());
-    reference::graph_attention_scores_forward(in.host, kSlope, in.a.data(), in.b.data(), kTheta.data(), naive.data());
+    reference::graph_attention_scores_forward(in.host, kSlope, in.a.data(), in.b.data(), kTheta.data(),
+                                              naive.data());
     reference::graph_attention_scores_backward(in.host, slope, wa.data(), wb.data(), wt.data(), wd.data(),
                                                exact_da.data(), exact_db.data(), exact_dtheta.data());
     reference::graph_attention_scores_backward(in.host, kSlope, in.a.data(), in.b.data(), kTheta.data(),
@@ -387,16 +401,20 @@ TEST(GraphAttention, ScoresMatchReference) {
       const std::string what = on(device, c.name);
       Context context(device);
       const DeviceGraph graph(device, in.host);
-      const DeviceArray<float> a(device, in.a), b(device, in.b), theta(device, kTheta), dscores(device, in.dscores);
+      const DeviceArray<float> a(device, in.a), b(device, in.b), theta(device, kTheta),
+          dscores(device, in.dscores);
       const DeviceArray<float> scores(device, in.host.edges());
-      graph_attention_scores_forward(context, graph.get(), kSlope, a.get(), b.get(), theta.get(), scores.get());
+      graph_attention_scores_forward(context, graph.get(), kSlope, a.get(), b.get(), theta.get(),
+                                     scores.get());
       expect_close("attention scores, " + what, scores.host(), exact, naive);
       expect_same_bits("attention backward, " + what, device, [&] {
-        const DeviceArray<float> da(device, in.host.nodes()), db(device, in.host.nodes()), dtheta(device, kEdgeTypes);
+        const DeviceArray<float> da(device, in.host.nodes()), db(device, in.host.nodes()),
+            dtheta(device, kEdgeTypes);
         const auto backward = [&](GradMode mode) {
-          const DeviceWorkspace workspace(device, graph_attention_scores_workspace_bytes(context, graph.get()));
-          graph_attention_scores_backward(context, graph.get(), kSlope, a.get(), b.get(), theta.get(), dscores.get(),
-                                          da.get(), db.get(), dtheta.get(), mode, workspace);
+          const DeviceWorkspace workspace(device,
+                                          graph_attention_scores_workspace_bytes(context, graph.get()));
+          graph_attention_scores_backward(context, graph.get(), kSlope, a.get(), b.get(), theta.get(),
+                                          dscores.get(), da.get(), db.get(), dtheta.get(), mode, workspace);
         };
         backward(GradMode::overwrite);
         expect_close("da, " + what, da.host(), exact_da, naive_da);
@@ -431,8 +449,8 @@ TEST(GraphAttention, GradientIsNumeric) {
                                              analytic.data() + nodes, analytic.data() + 2 * nodes);
   expect_gradient("a, b, theta", packed, analytic, [&](const std::vector<double>& at) {
     std::vector<double> scores(in.host.columns.size());
-    reference::graph_attention_scores_forward(in.host, 0.2, at.data(), at.data() + nodes, at.data() + 2 * nodes,
-                                              scores.data());
+    reference::graph_attention_scores_forward(in.host, 0.2, at.data(), at.data() + nodes,
+                                              at.data() + 2 * nodes, scores.data());
     return std::inner_product(scores.begin(), scores.end(), gradient.begin(), 0.0);
   });
 }
@@ -440,7 +458,8 @@ TEST(GraphAttention, GradientIsNumeric) {
 TEST(GraphSegmentSoftmax, MatchesReference) {
   for (const GraphCase& c : kGraphCases) {
     const HostGraph host = graph_of(c);
-    const std::vector<float> scores = random_normal(host.edges(), 51, 3.0f), gradient = random_normal(host.edges(), 52);
+    const std::vector<float> scores = random_normal(host.edges(), 51, 3.0f),
+                             gradient = random_normal(host.edges(), 52);
     const std::vector<double> wide_scores = widen(scores), wide_gradient = widen(gradient);
     std::vector<double> exact(scores.size()), exact_gradient(scores.size());
     std::vector<float> naive(scores.size()), naive_gradient(scores.size());
@@ -448,7 +467,8 @@ TEST(GraphSegmentSoftmax, MatchesReference) {
     reference::graph_segment_softmax_forward(host, scores.data(), naive.data());
     const std::vector<float> rounded(exact.begin(), exact.end());
     const std::vector<double> wide_values = widen(rounded);
-    reference::graph_segment_softmax_backward(host, wide_values.data(), wide_gradient.data(), exact_gradient.data());
+    reference::graph_segment_softmax_backward(host, wide_values.data(), wide_gradient.data(),
+                                              exact_gradient.data());
     reference::graph_segment_softmax_backward(host, rounded.data(), gradient.data(), naive_gradient.data());
     for (const Device device : test_devices()) {
       const std::string what = on(device, c.name);
@@ -522,8 +542,8 @@ TEST(GraphProducts, MatchReference) {
     for (const int64_t features : {1, 7, 8, 9, 12, 15, 16, 17, 24, 63, 64, 65, 81}) {
       const std::string name = c.name + concat(", ", features, " features");
       const int64_t size = host.nodes() * features;
-      const auto run = [&](const std::vector<float>& values, const std::vector<float>& z, const std::vector<float>& a,
-                           const std::vector<float>& old, bool integers) {
+      const auto run = [&](const std::vector<float>& values, const std::vector<float>& z,
+                           const std::vector<float>& a, const std::vector<float>& old, bool integers) {
         const std::vector<double> wide_values = widen(values), wide_z = widen(z), wide_a = widen(a);
         std::vector<double> exact_sddmm(values.size());
         std::vector<float> naive_sddmm(values.size());
@@ -543,11 +563,14 @@ TEST(GraphProducts, MatchReference) {
           for (const bool transposed : {false, true}) {
             std::vector<double> exact(static_cast<size_t>(size));
             std::vector<float> naive(static_cast<size_t>(size));
-            reference::graph_spmm(host, features, wide_values.data(), wide_z.data(), transposed, exact.data());
+            reference::graph_spmm(host, features, wide_values.data(), wide_z.data(), transposed,
+                                  exact.data());
             reference::graph_spmm(host, features, values.data(), z.data(), transposed, naive.data());
             const DeviceArray<float> y(device, size), sum(device, old);
-            graph_spmm(context, graph.get(), features, v.get(), dz.get(), transposed, y.get(), GradMode::overwrite);
-            graph_spmm(context, graph.get(), features, v.get(), dz.get(), transposed, sum.get(), GradMode::accumulate);
+            graph_spmm(context, graph.get(), features, v.get(), dz.get(), transposed, y.get(),
+                       GradMode::overwrite);
+            graph_spmm(context, graph.get(), features, v.get(), dz.get(), transposed, sum.get(),
+                       GradMode::accumulate);
             if (integers) {
               expect_equal("spmm, " + what, y.host(), exact);
               for (size_t i = 0; i < exact.size(); ++i) {
@@ -562,8 +585,8 @@ TEST(GraphProducts, MatchReference) {
       };
       run(random_integers(host.edges(), 81), random_integers(size, 82), random_integers(size, 83),
           random_integers(size, 84), true);
-      run(random_normal(host.edges(), 85), random_normal(size, 86), random_normal(size, 87), random_normal(size, 88),
-          false);
+      run(random_normal(host.edges(), 85), random_normal(size, 86), random_normal(size, 87),
+          random_normal(size, 88), false);
     }
   }
 }
@@ -572,7 +595,8 @@ TEST(GraphProducts, MatchReference) {
 TEST(GraphProducts, CompleteGraphIsADenseProduct) {
   const GraphParams p{1, 3, 3, 4, 35, 3};
   const int64_t nodes = p.nodes(), features = 10;
-  const std::vector<float> matrix = random_integers(nodes * nodes, 91), z = random_integers(nodes * features, 92);
+  const std::vector<float> matrix = random_integers(nodes * nodes, 91),
+                           z = random_integers(nodes * features, 92);
   for (const bool transposed : {false, true}) {
     std::vector<double> dense(static_cast<size_t>(nodes * features));
     for (int64_t i = 0; i < nodes; ++i) {
@@ -588,7 +612,8 @@ TEST(GraphProducts, CompleteGraphIsADenseProduct) {
       ASSERT_EQ(host.edges(), nodes * nodes);
       const DeviceGraph graph(device, host);
       const DeviceArray<float> values(device, matrix), dense_z(device, z), y(device, nodes * features);
-      graph_spmm(context, graph.get(), features, values.get(), dense_z.get(), transposed, y.get(), GradMode::overwrite);
+      graph_spmm(context, graph.get(), features, values.get(), dense_z.get(), transposed, y.get(),
+                 GradMode::overwrite);
       expect_equal(on(device, "dense product"), y.host(), dense);
     }
   }
@@ -598,8 +623,8 @@ TEST(GraphProducts, CompleteGraphIsADenseProduct) {
 TEST(GraphProducts, BackwardIsNumeric) {
   const HostGraph host = graph_of({"tiny", {1, 2, 2, 2, 2, 3}});
   const int64_t features = 3, size = host.nodes() * features;
-  const std::vector<double> values = widen(random_normal(host.edges(), 101)), z = widen(random_normal(size, 102)),
-                            dy = widen(random_normal(size, 103));
+  const std::vector<double> values = widen(random_normal(host.edges(), 101)),
+                            z = widen(random_normal(size, 102)), dy = widen(random_normal(size, 103));
   const auto loss = [&](const std::vector<double>& v, const std::vector<double>& x) {
     std::vector<double> y(static_cast<size_t>(size));
     reference::graph_spmm(host, features, v.data(), x.data(), false, y.data());
@@ -615,7 +640,8 @@ TEST(GraphProducts, BackwardIsNumeric) {
 TEST(GraphProducts, SameBitsUnderEverySchedule) {
   const HostGraph host = graph_of(kGraphCases[10]);
   const int64_t features = 37;
-  const std::vector<float> values = random_normal(host.edges(), 111), z = random_normal(host.nodes() * features, 112);
+  const std::vector<float> values = random_normal(host.edges(), 111),
+                           z = random_normal(host.nodes() * features, 112);
   for (const Device device : test_devices()) {
     Context context(device);
     const DeviceGraph graph(device, host);

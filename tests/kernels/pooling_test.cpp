@@ -18,8 +18,8 @@ std::string on(Device device, const std::string& name) {
   return concat(name, ", device ", static_cast<int>(device.type));
 }
 
-// PyTorch's rule, as in its documentation: floor or ceil of (extent - kernel) / stride + 1, where a window that would
-// begin outside the volume is dropped.
+// PyTorch's rule, as in its documentation: floor or ceil of (extent - kernel) / stride + 1, where a window
+// that would begin outside the volume is dropped.
 TEST(PoolParams, CountsWindowsAsPyTorchDoes) {
   for (int kernel = 1; kernel <= 5; ++kernel) {
     for (int stride = 1; stride <= 6; ++stride) {
@@ -62,7 +62,8 @@ TEST(MaxPool, ForwardIsExact) {
     const PoolParams& p = c.params;
     ASSERT_GT(output_count(p), 0) << c.name;
     // Integers from a small range: most windows have several equal maxima.
-    for (const std::vector<float>& x : {random_normal(input_count(p), 1), random_integers(input_count(p), 2, -1, 1)}) {
+    for (const std::vector<float>& x :
+         {random_normal(input_count(p), 1), random_integers(input_count(p), 2, -1, 1)}) {
       std::vector<float> y(static_cast<size_t>(output_count(p)));
       std::vector<uint8_t> index(y.size());
       reference::max_pool3d_forward(p, x.data(), y.data(), index.data());
@@ -118,7 +119,8 @@ TEST(MaxPool, BackwardMatchesReference) {
     std::vector<uint8_t> index(y.size());
     reference::max_pool3d_forward(p, x.data(), y.data(), index.data());
     for (const bool integers : {true, false}) {
-      const std::vector<float> dy = integers ? random_integers(output_count(p), 5) : random_normal(output_count(p), 6);
+      const std::vector<float> dy =
+          integers ? random_integers(output_count(p), 5) : random_normal(output_count(p), 6);
       std::vector<double> exact(x.size());
       std::vector<float> naive(x.size());
       const std::vector<double> wide = widen(dy);
@@ -195,7 +197,8 @@ TEST(AvgPool, IsExactForIntegersInWindowsOfEight) {
 
 TEST(Pooling, GradientsAreNumeric) {
   const PoolParams p{1, 3, 4, 5, 2, {2, 3, 2}, {1, 2, 2}, true};
-  const std::vector<double> x = widen(random_normal(input_count(p), 11)), dy = widen(random_normal(output_count(p), 12));
+  const std::vector<double> x = widen(random_normal(input_count(p), 11)),
+                            dy = widen(random_normal(output_count(p), 12));
   std::vector<double> y(dy.size()), dmax(x.size()), davg(x.size());
   std::vector<uint8_t> index(dy.size());
   reference::max_pool3d_forward(p, x.data(), y.data(), index.data());
@@ -220,7 +223,8 @@ TEST(Pooling, NoWindowFits) {
   ASSERT_EQ(output_count(p), 0);
   for (const Device device : test_devices()) {
     Context context(device);
-    const DeviceArray<float> x(device, random_normal(input_count(p), 13)), y(device, 1), dx(device, input_count(p));
+    const DeviceArray<float> x(device, random_normal(input_count(p), 13)), y(device, 1),
+        dx(device, input_count(p));
     const DeviceArray<uint8_t> index(device, 1);
     max_pool3d_forward(context, p, x.get(), y.get(), index.get());
     avg_pool3d_forward(context, p, x.get(), y.get());

@@ -20,7 +20,8 @@ std::string on(Device device, const ResizeCase& c, Interpolation interpolation) 
                 static_cast<int>(device.type));
 }
 
-// Every pair of extents up to 40 and some large ones: taps as the formula says, and readers() the exact inverse.
+// Every pair of extents up to 40 and some large ones: taps as the formula says, and readers() the exact
+// inverse.
 TEST(ResizeAxis, TapsAndReadersAgree) {
   std::vector<std::pair<int, int>> extents;
   for (int in = 1; in <= 40; ++in) {
@@ -43,7 +44,8 @@ TEST(ResizeAxis, TapsAndReadersAgree) {
         const double source = interpolation == Interpolation::nearest
                                   ? static_cast<double>(static_cast<int64_t>(o) * in / out)
                                   : std::clamp((o + 0.5) * in / out - 0.5, 0.0, in - 1.0);
-        ASSERT_NEAR(t.first + static_cast<double>(t.fraction), source, 1e-7 * in) << in << " " << out << " " << o;
+        ASSERT_NEAR(t.first + static_cast<double>(t.fraction), source, 1e-7 * in)
+            << in << " " << out << " " << o;
         ++read[static_cast<size_t>(t.first)];
         if (t.second != t.first) {
           ++read[static_cast<size_t>(t.second)];
@@ -73,8 +75,10 @@ TEST(Resize, MatchesReference) {
         if (integers && !exact_weights) {
           continue;
         }
-        const std::vector<float> x = integers ? random_integers(input_count(p), 1) : random_normal(input_count(p), 2);
-        const std::vector<float> dy = integers ? random_integers(output_count(p), 3) : random_normal(output_count(p), 4);
+        const std::vector<float> x =
+            integers ? random_integers(input_count(p), 1) : random_normal(input_count(p), 2);
+        const std::vector<float> dy =
+            integers ? random_integers(output_count(p), 3) : random_normal(output_count(p), 4);
         const std::vector<double> wide_x = widen(x), wide_dy = widen(dy);
         std::vector<double> exact_y(dy.size()), exact_dx(x.size());
         std::vector<float> naive_y(dy.size()), naive_dx(x.size());
@@ -142,8 +146,9 @@ TEST(Resize, UnreadVoxelsLeaveNoTrace) {
   }
   for (int64_t v = 0; v < 81; ++v) {
     if (v / 27 != 1 || v / 9 % 3 != 1 || v % 3 != 1) {
-      std::fill_n(x.begin() + v * p.c, p.c, v % 2 == 0 ? std::numeric_limits<float>::quiet_NaN()
-                                                       : std::numeric_limits<float>::infinity());
+      std::fill_n(
+          x.begin() + v * p.c, p.c,
+          v % 2 == 0 ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity());
     }
   }
   for (const Device device : test_devices()) {
@@ -157,7 +162,8 @@ TEST(Resize, UnreadVoxelsLeaveNoTrace) {
 TEST(Resize, GradientIsNumeric) {
   for (const Interpolation interpolation : {Interpolation::trilinear, Interpolation::nearest}) {
     const ResizeParams p{2, 2, 3, 4, 5, 2, 7, 2, interpolation};
-    const std::vector<double> x = widen(random_normal(input_count(p), 6)), dy = widen(random_normal(output_count(p), 7));
+    const std::vector<double> x = widen(random_normal(input_count(p), 6)),
+                              dy = widen(random_normal(output_count(p), 7));
     std::vector<double> dx(x.size());
     reference::resize_backward(p, dy.data(), dx.data());
     expect_gradient("x", x, dx, [&](const std::vector<double>& at) {

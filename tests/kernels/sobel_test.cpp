@@ -17,7 +17,9 @@ std::string on(Device device, const std::string& name) {
   return concat(name, ", device ", static_cast<int>(device.type));
 }
 
-void append(std::vector<float>& all, const std::vector<float>& more) { all.insert(all.end(), more.begin(), more.end()); }
+void append(std::vector<float>& all, const std::vector<float>& more) {
+  all.insert(all.end(), more.begin(), more.end());
+}
 
 double dot(const std::vector<double>& a, const std::vector<double>& b) {
   return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
@@ -65,7 +67,8 @@ TEST(SobelGradient, MatchesReference) {
   }
 }
 
-// A ramp along an axis: 32 units a voxel inside (2 by the derivative, 16 by the smoothing, downwards), over the spacing.
+// A ramp along an axis: 32 units a voxel inside (2 by the derivative, 16 by the smoothing, downwards), over
+// the spacing.
 TEST(SobelGradient, RampHasAKnownSlope) {
   const SobelParams p{1, 5, 6, 7, {2.0f, 4.0f, 0.5f}};
   std::vector<float> x;
@@ -119,7 +122,8 @@ TEST(SobelMagnitude, MatchesReference) {
   }
 }
 
-// Where the volume is constant the gradient is zero: magnitude sqrt(eps), and no gradient flows, even with eps = 0.
+// Where the volume is constant the gradient is zero: magnitude sqrt(eps), and no gradient flows, even with
+// eps = 0.
 TEST(SobelMagnitude, IsFlatWhereTheVolumeIs) {
   for (const float eps : {1e-12f, 0.0f}) {
     const SobelParams p{1, 4, 5, 6, {1, 1, 1}, eps};
@@ -150,7 +154,8 @@ TEST(EdgeGate, MatchesReference) {
     std::vector<float> naive(x.size()), naive_dg(g.size()), naive_dx(x.size());
     reference::edge_gate_forward(p, wide_g.data(), wide_x.data(), exact.data());
     reference::edge_gate_forward(p, g.data(), x.data(), naive.data());
-    reference::edge_gate_backward(p, wide_g.data(), wide_x.data(), wide_dy.data(), exact_dg.data(), exact_dx.data());
+    reference::edge_gate_backward(p, wide_g.data(), wide_x.data(), wide_dy.data(), exact_dg.data(),
+                                  exact_dx.data());
     reference::edge_gate_backward(p, g.data(), x.data(), dy.data(), naive_dg.data(), naive_dx.data());
     for (const Device device : test_devices()) {
       const std::string what = on(device, c.name);
@@ -229,7 +234,8 @@ TEST(Sobel, WrongArgumentsThrow) {
   EXPECT_NO_THROW(sobel_gradient_forward(context, p, x.data(), gradient.data()));
   EXPECT_THROW(sobel_gradient_forward(context, p, nullptr, gradient.data()), ShapeError);
   EXPECT_THROW(sobel_magnitude_backward(context, p, x.data(), x.data(), x.data(), Workspace{}), ShapeError);
-  EXPECT_THROW(sobel_gradient_backward(context, p, ConstData(gradient.data(), DType::bf16), x.data()), ShapeError);
+  EXPECT_THROW(sobel_gradient_backward(context, p, ConstData(gradient.data(), DType::bf16), x.data()),
+               ShapeError);
   p.spacing[2] = 0;
   EXPECT_THROW(sobel_gradient_forward(context, p, x.data(), gradient.data()), ShapeError);
   p.spacing[2] = NAN;

@@ -1,6 +1,6 @@
-// Window attention on every device against double-precision loops, its gradients against numeric differences, and the
-// properties that tolerances cannot show: bit-equal repeats, independence of the thread count, and that what is masked
-// is never read.
+// Window attention on every device against double-precision loops, its gradients against numeric differences,
+// and the properties that tolerances cannot show: bit-equal repeats, independence of the thread count, and
+// that what is masked is never read.
 #include "kernels/window_attention/window_attention.hpp"
 
 #include <cmath>
@@ -10,10 +10,10 @@
 #include <numeric>
 
 #include "base/parallel.hpp"
-#include "base/philox.hpp"
 #include "kernels/window_attention/window_attention_cases.hpp"
 #include "kernels/window_attention/window_attention_ref.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/naive_error.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -63,10 +63,11 @@ Outputs<T> run_reference(const WindowAttentionParams& p, const Inputs& inputs) {
   r.dqkv.resize(qkv.size());
   r.dqkv_bias.resize(qkv_bias.size());
   r.dbias_table.resize(bias_table.size());
-  reference::window_attention_forward<T>(p, qkv.data(), pointer_or_null(qkv_bias), bias_table.data(), r.out.data(),
-                                         r.lse.data());
-  reference::window_attention_backward<T>(p, qkv.data(), pointer_or_null(qkv_bias), bias_table.data(), r.out.data(),
-                                          r.lse.data(), dout.data(), r.dqkv.data(), pointer_or_null(r.dqkv_bias), r.dbias_table.data());
+  reference::window_attention_forward<T>(p, qkv.data(), pointer_or_null(qkv_bias), bias_table.data(),
+                                         r.out.data(), r.lse.data());
+  reference::window_attention_backward<T>(p, qkv.data(), pointer_or_null(qkv_bias), bias_table.data(),
+                                          r.out.data(), r.lse.data(), dout.data(), r.dqkv.data(),
+                                          pointer_or_null(r.dqkv_bias), r.dbias_table.data());
   return r;
 }
 
@@ -92,8 +93,8 @@ Outputs<float> run_device(Device device, const WindowAttentionParams& p, const I
   float* dbias_pointer = with_bias ? dqkv_bias.get() : nullptr;
   window_attention_forward(context, p, qkv.get(), bias_pointer, bias_table.get(), out.get(), lse.get());
   const DeviceWorkspace workspace(device, window_attention_backward_workspace_bytes(context, p));
-  window_attention_backward(context, p, qkv.get(), bias_pointer, bias_table.get(), out.get(), lse.get(), dout.get(),
-                            dqkv.get(), dbias_pointer, dbias_table.get(), mode, workspace);
+  window_attention_backward(context, p, qkv.get(), bias_pointer, bias_table.get(), out.get(), lse.get(),
+                            dout.get(), dqkv.get(), dbias_pointer, dbias_table.get(), mode, workspace);
   return {out.host(), lse.host(), dqkv.host(), dqkv_bias.host(), dbias_table.host()};
 }
 
@@ -119,33 +120,15 @@ std::vector<float> reorder(const std::vector<float>& values, const std::vector<s
   std::vector<float> result(values.size());
   for (size_t first = 0; first < values.size(); first += order.size()) {
     for (size_t c = 0; c < order.size(); ++c) {
-      (back ? result[first + order[c]] : result[first + c]) = back ? values[first + c] : values[first + order[c]];
+      (back ? result[first + order[c]] : result[first + c]) =
+          back ? values[first + c] : values[first + order[c]];
     }
   }
   return result;
 }
 
-// Of two evaluations, element by element the one further from `exact`.
-void keep_worse(std::vector<float>& kept, const std::vector<float>& other, const std::vector<double>& exact) {
-  for (size_t i = 0; i < exact.size(); ++i) {
-    if (std::abs(static_cast<double>(other[i]) - exact[i]) > std::abs(static_cast<double>(kept[i]) - exact[i])) {
-      kept[i] = other[i];
-    }
-  }
-}
-
-// Each number moved to a neighbouring float32, up, down, or not at all: the resolution of float32 inputs.
-std::vector<float> moved_by_one_ulp(std::vector<float> values, RandomStream& random) {
-  for (float& value : values) {
-    const int64_t direction = random.below(3) - 1;
-    value = direction == 0 ? value : std::nextafter(value, direction < 0 ? -INFINITY : INFINITY);
-  }
-  return values;
-}
-
-// What a naive float32 evaluation reaches. A few large scores carry most of the error, and in one evaluation they may
-// happen to be nearly exact; so the reference is evaluated several times, with the head's dimensions summed in another
-// order and the inputs within their last place, and each element keeps its worst result.
+// What a naive float32 evaluation reaches (naive_error.hpp); here the head's dimensions are also summed in
+// other orders.
 Outputs<float> run_naive(const WindowAttentionParams& p, const Inputs& inputs, const Outputs<double>& exact) {
   constexpr int kEvaluations = 16;
   Outputs<float> worst = run_reference<float>(p, inputs);
@@ -191,10 +174,25 @@ TEST(WindowAttention, MatchesReference) {
 
 TEST(WindowAttention, AnalyticGradientsMatchNumericOnes) {
   const std::vector<WindowAttentionCase> tiny{
-      {"attend", {.d = 3, .h = 2, .w = 3, .heads = 2, .head_dim = 4, .window = {2, 2, 2}, .shift = {1, 0, 1},
-                  .scale = 0.5f}},
-      {"masked", {.d = 3, .h = 2, .w = 3, .heads = 1, .head_dim = 5, .window = {2, 2, 2}, .shift = {1, 1, 0},
-                  .padding = PaddingMode::masked, .scale = 0.5f}},
+      {"attend",
+       {.d = 3,
+        .h = 2,
+        .w = 3,
+        .heads = 2,
+        .head_dim = 4,
+        .window = {2, 2, 2},
+        .shift = {1, 0, 1},
+        .scale = 0.5f}},
+      {"masked",
+       {.d = 3,
+        .h = 2,
+        .w = 3,
+        .heads = 1,
+        .head_dim = 5,
+        .window = {2, 2, 2},
+        .shift = {1, 1, 0},
+        .padding = PaddingMode::masked,
+        .scale = 0.5f}},
   };
   for (const WindowAttentionCase& c : tiny) {
     const WindowAttentionParams& p = c.params;
@@ -203,7 +201,8 @@ TEST(WindowAttention, AnalyticGradientsMatchNumericOnes) {
     const std::vector<double> qkv = widen(inputs.qkv);
     const std::vector<double> qkv_bias = widen(inputs.qkv_bias);
     const std::vector<double> bias_table = widen(inputs.bias_table);
-    const auto loss = [&](const std::vector<double>& q, const std::vector<double>& b, const std::vector<double>& t) {
+    const auto loss = [&](const std::vector<double>& q, const std::vector<double>& b,
+                          const std::vector<double>& t) {
       std::vector<double> out(inputs.dout.size());
       reference::window_attention_forward<double>(p, q.data(), b.data(), t.data(), out.data(), nullptr);
       double sum = 0;
@@ -228,8 +227,8 @@ TEST(WindowAttention, AccumulatesWhereAsked) {
     const Outputs<float> fresh = run_device(device, c.params, inputs);
     const Outputs<float> added = run_device(device, c.params, inputs, GradMode::accumulate, 3.0f);
     expect_equal("dqkv is overwritten in either mode", added.dqkv, fresh.dqkv);
-    for (const auto& [sum, term] : {std::pair{&added.dqkv_bias, &fresh.dqkv_bias},
-                                    std::pair{&added.dbias_table, &fresh.dbias_table}}) {
+    for (const auto& [sum, term] :
+         {std::pair{&added.dqkv_bias, &fresh.dqkv_bias}, std::pair{&added.dbias_table, &fresh.dbias_table}}) {
       for (size_t i = 0; i < term->size(); ++i) {
         ASSERT_EQ((*sum)[i], 3.0f + (*term)[i]) << "on " << to_string(device) << ", element " << i;
       }
@@ -250,7 +249,8 @@ TEST(WindowAttention, GivesTheSameBitsEachTime) {
 }
 
 TEST(WindowAttention, DoesNotDependOnTheNumberOfThreads) {
-  const WindowAttentionParams p{.n = 1, .d = 9, .h = 12, .w = 8, .heads = 3, .head_dim = 12, .shift = {2, 2, 2}};
+  const WindowAttentionParams p{
+      .n = 1, .d = 9, .h = 12, .w = 8, .heads = 3, .head_dim = 12, .shift = {2, 2, 2}};
   const Inputs inputs = make_inputs(p, true, 22);
   const Device cpu{DeviceType::cpu, 0};
   const int threads = thread_count();
@@ -299,7 +299,8 @@ TEST(WindowAttention, EqualScoresAverageTheValues) {
   }
 }
 
-// Scores in the thousands: exp overflows unless the row's maximum is taken off first, and the softmax is nearly one-hot.
+// Scores in the thousands: exp overflows unless the row's maximum is taken off first, and the softmax is
+// nearly one-hot.
 TEST(WindowAttention, LargeScoresDoNotOverflow) {
   const WindowAttentionCase& c = find_case("129 tokens a window");
   const Inputs inputs = make_inputs(c.params, true, 24, 60.0f);
@@ -333,14 +334,15 @@ TEST(WindowAttention, RejectsWrongArguments) {
   EXPECT_THROW(forward({.window = {2000, 2000, 2000}}), ShapeError);
   const WindowAttentionParams p{.window = {1, 1, 1}};
   EXPECT_THROW(window_attention_forward(context, p, ConstData{}, nullptr, &x, &x, nullptr), ShapeError);
-  EXPECT_THROW(window_attention_forward(context, p, ConstData{&x, DType::bf16}, nullptr, &x, &x, nullptr), ShapeError);
+  EXPECT_THROW(window_attention_forward(context, p, ConstData{&x, DType::bf16}, nullptr, &x, &x, nullptr),
+               ShapeError);
   EXPECT_THROW(window_attention_backward(context, p, &x, nullptr, &x, &x, &x, &x, &x, nullptr, &x,
                                          GradMode::overwrite, Workspace{}),
                ShapeError);
   const size_t bytes = window_attention_backward_workspace_bytes(context, p);
   std::vector<float> scratch(bytes / sizeof(float));
-  EXPECT_THROW(window_attention_backward(context, p, &x, nullptr, &x, &x, &x, &x, &x, &x, &x, GradMode::overwrite,
-                                         Workspace{scratch.data(), bytes}),
+  EXPECT_THROW(window_attention_backward(context, p, &x, nullptr, &x, &x, &x, &x, &x, &x, &x,
+                                         GradMode::overwrite, Workspace{scratch.data(), bytes}),
                ShapeError)
       << "dqkv_bias without qkv_bias";
 }
@@ -361,11 +363,13 @@ TEST(WindowAttention, WritesVectorsForTheOracle) {
     for (const auto& triple : {p.window, p.shift}) {
       index << ' ' << triple[0] << ' ' << triple[1] << ' ' << triple[2];
     }
-    index << ' ' << (p.padding == PaddingMode::masked) << ' ' << p.scale << ' ' << c.qkv_bias << ' ' << c.name << '\n';
+    index << ' ' << (p.padding == PaddingMode::masked) << ' ' << p.scale << ' ' << c.qkv_bias << ' ' << c.name
+          << '\n';
     std::ofstream file(concat(folder, '/', number++, ".f32"), std::ios::binary);
-    for (const std::vector<float>* part : {&inputs.qkv, &inputs.qkv_bias, &inputs.bias_table, &inputs.dout, &r.out,
-                                           &r.dqkv, &r.dqkv_bias, &r.dbias_table}) {
-      file.write(reinterpret_cast<const char*>(part->data()), static_cast<std::streamsize>(part->size() * sizeof(float)));
+    for (const std::vector<float>* part : {&inputs.qkv, &inputs.qkv_bias, &inputs.bias_table, &inputs.dout,
+                                           &r.out, &r.dqkv, &r.dqkv_bias, &r.dbias_table}) {
+      file.write(reinterpret_cast<const char*>(part->data()),
+                 static_cast<std::streamsize>(part->size() * sizeof(float)));
     }
     ASSERT_TRUE(file.good());
   }

@@ -1,11 +1,11 @@
-// Evaluation: pairing of files, scores of hand-made label maps, the rules for empty regions and failures, and the form
-// of what is written.
+// Evaluation: pairing of files, scores of hand-made label maps, the rules for empty regions and failures, and
+// the form of what is written.
 #include "training/evaluation.hpp"
 
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <algorithm>
+#include <atomic>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -21,7 +21,8 @@ using imaging::LabelMap;
 using imaging::Region;
 using Json = nlohmann::ordered_json;
 
-// A 10 x 8 x 6 map at 2 x 1 x 1.5 mm whose first `count` voxels along x of row (0, 0), (0, 1), ... have `label`.
+// A 10 x 8 x 6 map at 2 x 1 x 1.5 mm whose first `count` voxels along x of row (0, 0), (0, 1), ... have
+// `label`.
 LabelMap make_map(uint8_t label, int64_t begin, int64_t end) {
   LabelMap map(imaging::make_geometry({10, 8, 6}, {2, 1, 1.5}));
   for (int64_t i = begin; i < end; ++i) {
@@ -174,7 +175,8 @@ TEST_F(EvaluationTest, SummaryHasTheFormOfNnunet) {
     EXPECT_EQ(metrics.at("n_pred").get<int>(), 8);
     EXPECT_DOUBLE_EQ(summary.at("mean").at(region).at("IoU").get<double>(), 0.6);
   }
-  EXPECT_NE(summary.at("vesal").at("rule_for_empty_regions").get<std::string>().find("373.13"), std::string::npos);
+  EXPECT_NE(summary.at("vesal").at("rule_for_empty_regions").get<std::string>().find("373.13"),
+            std::string::npos);
 }
 
 TEST_F(EvaluationTest, TableOfValuesHasALineForEachCaseAndRegion) {

@@ -1,5 +1,5 @@
-// Sliding-window inference of whole cases: tiles, skipping, padding, missing modalities, stopping, the memory plan, and
-// the files that come out.
+// Sliding-window inference of whole cases: tiles, skipping, padding, missing modalities, stopping, the memory
+// plan, and the files that come out.
 #include "training/predictor.hpp"
 
 #include <gtest/gtest.h>
@@ -54,8 +54,9 @@ TEST_F(PredictorTest, OneTileIsTheNetworksOutput) {
   imaging::extract_tile(prepared, start, patch, input);
   const Tensor volume = Tensor::from_host(context_, input, {1, 32, 32, 32, 4});
   const models::ModalityMask all{1, 1, 1, 1};
-  const std::vector<float> logits =
-      network_.forward(context_, volume, std::span(&all, 1), {}).segmentation.value().to_host<float>(context_);
+  const std::vector<float> logits = network_.forward(context_, volume, std::span(&all, 1), {})
+                                        .segmentation.value()
+                                        .to_host<float>(context_);
   for (int64_t z = 0; z < result.size.z; ++z) {
     for (int64_t y = 0; y < result.size.y; ++y) {
       for (int64_t x = 0; x < result.size.x; ++x) {
@@ -83,7 +84,8 @@ TEST_F(PredictorTest, ManyTilesGiveProbabilitiesTwiceTheSame) {
   };
   const RegionProbabilities first = predict_case(context_, network_, prepared, settings);
   EXPECT_EQ(calls, first.tiles);
-  EXPECT_EQ(first.tiles, static_cast<int64_t>(imaging::tile_grid(prepared.size(), settings.patch, 0.3).size()));
+  EXPECT_EQ(first.tiles,
+            static_cast<int64_t>(imaging::tile_grid(prepared.size(), settings.patch, 0.3).size()));
   for (const float value : first.values) {
     ASSERT_TRUE(value >= 0.0f && value <= 1.0f) << value;
   }
@@ -112,7 +114,8 @@ TEST_F(PredictorTest, TilesWithoutHeadAreSkipped) {
   EXPECT_EQ(result.tiles_skipped, result.tiles - holding);
   EXPECT_GT(result.tiles_skipped, 0);
   const Size3 size = result.size;
-  const size_t far_corner = static_cast<size_t>((((size.z - 1) * size.y + size.y - 1) * size.x + size.x - 1) * 3);
+  const size_t far_corner =
+      static_cast<size_t>((((size.z - 1) * size.y + size.y - 1) * size.x + size.x - 1) * 3);
   EXPECT_EQ(result.values[far_corner], 0.0f);
   const size_t inside = static_cast<size_t>(prepared.mask.index(15, 15, 15)) * 3;
   EXPECT_GT(result.values[inside], 0.0f);
@@ -126,22 +129,29 @@ TEST_F(PredictorTest, AbsentModalitiesLeaveNoTrace) {
     std::fill(prepared.images[absent].data.begin(), prepared.images[absent].data.end(),
               std::numeric_limits<float>::quiet_NaN());
   }
-  EXPECT_TRUE(same_bits(clean.values, predict_case(context_, network_, prepared, two, tiles({32, 32, 32})).values));
+  EXPECT_TRUE(
+      same_bits(clean.values, predict_case(context_, network_, prepared, two, tiles({32, 32, 32})).values));
   // And what is shown matters.
-  const RegionProbabilities one = predict_case(context_, network_, prepared, {1, 0, 0, 0}, tiles({32, 32, 32}));
+  const RegionProbabilities one =
+      predict_case(context_, network_, prepared, {1, 0, 0, 0}, tiles({32, 32, 32}));
   EXPECT_FALSE(same_bits(clean.values, one.values));
 }
 
 TEST_F(PredictorTest, RefusesWhatMakesNoSense) {
   imaging::PreparedCase prepared = this->prepared(1, 32)[0];
-  EXPECT_TRUE(holds(message_of<ShapeError>([&] { predict_case(context_, network_, prepared, tiles({32, 24, 32})); }),
+  EXPECT_TRUE(holds(message_of<ShapeError>([&] {
+                      predict_case(context_, network_, prepared, tiles({32, 24, 32}));
+                    }),
                     "32 x 24 x 32"));
   message_of<ShapeError>([&] { predict_case(context_, network_, prepared, tiles({0, 16, 16})); });
-  message_of<UsageError>([&] { predict_case(context_, network_, prepared, {0, 0, 0, 0}, tiles({16, 16, 16})); });
+  message_of<UsageError>([&] {
+    predict_case(context_, network_, prepared, {0, 0, 0, 0}, tiles({16, 16, 16}));
+  });
   prepared.present[2] = false;
-  EXPECT_TRUE(holds(
-      message_of<UsageError>([&] { predict_case(context_, network_, prepared, {1, 1, 1, 1}, tiles({16, 16, 16})); }),
-      "t2w"));
+  EXPECT_TRUE(holds(message_of<UsageError>([&] {
+                      predict_case(context_, network_, prepared, {1, 1, 1, 1}, tiles({16, 16, 16}));
+                    }),
+                    "t2w"));
 }
 
 TEST_F(PredictorTest, StopsBetweenTiles) {
@@ -173,8 +183,8 @@ TEST_F(PredictorTest, MemoryPlanCountsWhatIsHeld) {
   EXPECT_THROW(plan_memory({240, 240, 155}, {140, 170, 140}, 4, tiles({90, 96, 96}), 500), ShapeError);
 }
 
-// The estimate from a small tile is what a large one really takes, within a third: windows and graph nodes do not scale
-// exactly with voxels.
+// The estimate from a small tile is what a large one really takes, within a third: windows and graph nodes do
+// not scale exactly with voxels.
 TEST_F(PredictorTest, NetworkMemoryIsForeseen) {
   const int64_t expected = measure_network_bytes(context_, network_, {48, 48, 64});
   const imaging::PreparedCase prepared = this->prepared(1, 48)[0];
@@ -185,7 +195,8 @@ TEST_F(PredictorTest, NetworkMemoryIsForeseen) {
 }
 
 TEST_F(PredictorTest, BoxesGoToTheFilesOwnAxes) {
-  imaging::NiftiHeader header = imaging::make_nifti_header(imaging::make_geometry({10, 20, 30}, {1, 1, 1}), "PIR");
+  imaging::NiftiHeader header =
+      imaging::make_nifti_header(imaging::make_geometry({10, 20, 30}, {1, 1, 1}), "PIR");
   const imaging::Box3 canonical{{1, 2, 3}, {4, 5, 6}};
   // P: canonical y, flipped: 20 - 2 - 5; I: canonical z, flipped: 30 - 3 - 6; R: canonical x as it is.
   const imaging::Box3 stored = box_in_file(canonical, header);
@@ -220,7 +231,8 @@ TEST_F(PredictorTest, StatisticsAgreeWithTheLabels) {
   EXPECT_NEAR(json.at("ET").at("intensity").at("t2f").at("mean").get<double>(),
               static_cast<double>(source.images[3].at(5, 10, 20)), 1e-3);
   // An empty region has no place.
-  const auto empty = nlohmann::json::parse(region_statistics_json(imaging::LabelMap(source.geometry), source));
+  const auto empty =
+      nlohmann::json::parse(region_statistics_json(imaging::LabelMap(source.geometry), source));
   EXPECT_EQ(empty.at("ET").at("voxels"), 0);
   EXPECT_TRUE(empty.at("ET").at("bounding_box_voxels").is_null());
 }
@@ -251,7 +263,9 @@ TEST_F(PredictorTest, FilesComeOutOnTheInputsGridOrNotAtAll) {
   // The picture's name is taken by a folder: the case fails and its label map does not stay behind.
   const fs::path blocked = folder_ / "blocked";
   fs::create_directories(blocked / "a.png" / "x");
-  EXPECT_THROW(predict_files(context_, network_, files, options, prediction_paths(blocked / "a.nii.gz", false)), Error);
+  EXPECT_THROW(
+      predict_files(context_, network_, files, options, prediction_paths(blocked / "a.nii.gz", false)),
+      Error);
   EXPECT_EQ(listing(blocked), (std::vector<std::string>{"a.png"}));
 }
 
