@@ -22,7 +22,7 @@ void check_params(const char* what, const InstanceNormParams& p) {
 }  // namespace
 
 size_t instance_norm_workspace_bytes(Context&, const InstanceNormParams& params) {
-  // Partial sums of the slabs, and two sums of each channel and sample.
+  // For each slab and channel two doubles on the CPU, three floats in kernels; and two floats for each channel and sample.
   return column_partials_bytes(params.n, params.spatial, params.channels, 2) +
          static_cast<size_t>(params.n * params.channels) * 2 * sizeof(float);
 }

@@ -11,8 +11,8 @@
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
-// partials [n, slabs, 2, channels] = the mean of each slab and the sum of squared distances from it. Values and means are
-// counted from the sample's first voxel, so that a mean far from 0 costs no digits.
+// partials [n, slabs, 3, channels] = the mean of each slab, what rounding has left out of that mean, and the sum of
+// squared distances from the two together: a mean far from 0 costs no digits of the variance.
 VESAL_KERNEL void slab_statistics_kernel(int64_t rows, int64_t channels, int width, const float* VESAL_RESTRICT x,
                                          float* VESAL_RESTRICT partials) {
   VESAL_SHARED(float, scratch, [kLoopThreads]);
@@ -23,33 +23,32 @@ VESAL_KERNEL void slab_statistics_kernel(int64_t rows, int64_t channels, int wid
   const int64_t start = first + static_cast<int>(threadIdx.x) / width;
   const int step = kLoopThreads / width;
   const float* values = x + sample * rows * channels + column;
-  const float origin = column < channels ? values[0] : 0.0f;
   float total = 0.0f;
   for (int64_t row = start; row < last; row += step) {
-    total += values[row * channels] - origin;
+    total += values[row * channels];
   }
   const float mean = column_sum(total, width, scratch) / static_cast<float>(last - first);
   float distance = 0.0f;
   float squares = 0.0f;
   for (int64_t row = start; row < last; row += step) {
-    const float d = values[row * channels] - origin - mean;
+    const float d = values[row * channels] - mean;
     distance += d;
     squares += d * d;
   }
-  // The sum of distances is what rounding has left out of the mean.
   distance = column_sum(distance, width, scratch);
   squares = column_sum(squares, width, scratch);
   const float correction = distance / static_cast<float>(last - first);
   if (static_cast<int>(threadIdx.x) < width && column < channels) {
-    float* target = partials + (sample * gridDim.x + blockIdx.x) * 2 * channels + column;
-    target[0] = mean + correction;
-    target[channels] = squares - correction * distance;
+    float* target = partials + (sample * gridDim.x + blockIdx.x) * 3 * channels + column;
+    target[0] = mean;
+    target[channels] = correction;
+    target[2 * channels] = squares - correction * distance;
   }
 }
 
 // Mean and rstd of each channel and sample from the slabs' statistics.
 VESAL_KERNEL void merge_statistics_kernel(int64_t rows, int64_t slabs, int64_t channels, int width, float eps,
-                                          const float* VESAL_RESTRICT x, const float* VESAL_RESTRICT partials, float* VESAL_RESTRICT mean,
+                                          const float* VESAL_RESTRICT partials, float* VESAL_RESTRICT mean,
                                           float* VESAL_RESTRICT rstd) {
   VESAL_SHARED(float, scratch, [kLoopThreads]);
   const int64_t sample = blockIdx.y;
@@ -57,22 +56,24 @@ VESAL_KERNEL void merge_statistics_kernel(int64_t rows, int64_t slabs, int64_t c
   const int64_t start = static_cast<int>(threadIdx.x) / width;
   const int64_t last = column < channels ? slabs : 0;
   const int step = kLoopThreads / width;
-  const float* slab_means = partials + sample * slabs * 2 * channels + column;
+  const float* values = partials + sample * slabs * 3 * channels + column;
+  // Means are counted from the first slab's: a small difference of near numbers is exact.
+  const float origin = column < channels ? values[0] : 0.0f;
   float total = 0.0f;
   for (int64_t slab = start; slab < last; slab += step) {
     const auto count = static_cast<float>(slab_begin(rows, slabs, slab + 1) - slab_begin(rows, slabs, slab));
-    total += count * slab_means[slab * 2 * channels];
+    total += count * (values[slab * 3 * channels] - origin + values[(slab * 3 + 1) * channels]);
   }
   const float offset = column_sum(total, width, scratch) / static_cast<float>(rows);
   float squares = 0.0f;
   for (int64_t slab = start; slab < last; slab += step) {
     const auto count = static_cast<float>(slab_begin(rows, slabs, slab + 1) - slab_begin(rows, slabs, slab));
-    const float d = slab_means[slab * 2 * channels] - offset;
-    squares += slab_means[(slab * 2 + 1) * channels] + count * d * d;
+    const float d = values[slab * 3 * channels] - origin + values[(slab * 3 + 1) * channels] - offset;
+    squares += values[(slab * 3 + 2) * channels] + count * d * d;
   }
   squares = column_sum(squares, width, scratch);
   if (static_cast<int>(threadIdx.x) < width && column < channels) {
-    mean[sample * channels + column] = x[sample * rows * channels + column] + offset;
+    mean[sample * channels + column] = origin + offset;
     rstd[sample * channels + column] = 1.0f / sqrtf(squares / static_cast<float>(rows) + eps);
   }
 }
@@ -218,7 +219,7 @@ void instance_norm_forward(Context& context, const InstanceNormParams& p, ConstD
   launch(context.stream(), {.grid = {slabs, tiles, p.n}, .block = {kLoopThreads, 1, 1}}, slab_statistics_kernel, p.spatial,
          p.channels, width, x, partials);
   launch(context.stream(), {.grid = {tiles, p.n, 1}, .block = {kLoopThreads, 1, 1}}, merge_statistics_kernel, p.spatial,
-         slabs, p.channels, width, p.eps, x, static_cast<const float*>(partials), mean, rstd);
+         slabs, p.channels, width, p.eps, static_cast<const float*>(partials), mean, rstd);
   const Normalisation normalisation{mean, rstd, gamma.as<float>("instance_norm_forward: gamma"),
                                     beta.as<float>("instance_norm_forward: beta"), p.channels};
   with_activation(p.activation, [&](auto activation) {
