@@ -1,7 +1,7 @@
 // Elementary functions as branch-free float32 expressions that GCC vectorises inside a loop; for CPU kernels.
-// Errors are in units in the last place (ulp) of the exact result and are measured over dense sweeps of the whole domain
-// in tests/kernels/elementwise_test.cpp. The polynomials were fitted for this file (least squares in 113-bit arithmetic,
-// reweighted towards the smallest largest relative error).
+// Errors are in units in the last place (ulp) of the exact result and are measured over dense sweeps of the
+// whole domain in tests/kernels/elementwise_test.cpp. The polynomials were fitted for this file (least
+// squares in 113-bit arithmetic, reweighted towards the smallest largest relative error).
 #pragma once
 
 #include <bit>
@@ -10,8 +10,8 @@
 namespace vesal::kernels {
 
 // e^x within 1 ulp, subnormal results included; 0 below -103.98, infinity above 88.7228, NaN stays NaN.
-// Cody-Waite reduction x = n ln 2 + r, |r| <= ln 2 / 2, and a degree-7 Taylor polynomial (remainder < 2^-27). Adding
-// 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+// Cody-Waite reduction x = n ln 2 + r, |r| <= ln 2 / 2, and a degree-7 Taylor polynomial (remainder < 2^-27).
+// Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
 inline float vector_exp(float x) {
   const float above = x < -104.0f ? -104.0f : x;
   const float clamped = above > 89.0f ? 89.0f : above;
@@ -34,8 +34,8 @@ inline float vector_exp(float x) {
   return p * a * b;
 }
 
-// erf(x) within 6 ulp, never beyond +-1; NaN stays NaN. x * P(x^2) / Q(x^2) of degrees 5 and 5 (relative error 2^-25.7) on |x| < 3.92,
-// beyond which erf rounds to +-1.
+// erf(x) within 6 ulp, never beyond +-1; NaN stays NaN. x * P(x^2) / Q(x^2) of degrees 5 and 5 (relative
+// error 2^-25.7) on |x| < 3.92, beyond which erf rounds to +-1.
 inline float vector_erf(float x) {
   const float z = x * x;
   float p = 2.050083668e-06f;
@@ -56,8 +56,8 @@ inline float vector_erf(float x) {
   return below < -1.0f ? -1.0f : below;
 }
 
-// tanh(x) within 5 ulp, never beyond +-1; NaN stays NaN. x * P(x^2) / Q(x^2) of degrees 4 and 4 (relative error 2^-25.5) on |x| < 9.02,
-// beyond which tanh rounds to +-1.
+// tanh(x) within 5 ulp, never beyond +-1; NaN stays NaN. x * P(x^2) / Q(x^2) of degrees 4 and 4 (relative
+// error 2^-25.5) on |x| < 9.02, beyond which tanh rounds to +-1.
 inline float vector_tanh(float x) {
   const float z = x * x;
   float p = 1.331907981e-08f;
@@ -82,8 +82,8 @@ inline float vector_sigmoid(float x) {
   return (x < 0.0f ? e : 1.0f) / (1.0f + e);
 }
 
-// log(1 + u) for u in [0, 1] within 2 ulp: 2 atanh(s), s = u / (2 + u), with a degree-5 polynomial in s^2 <= 1/9
-// (relative error 2^-33).
+// log(1 + u) for u in [0, 1] within 2 ulp: 2 atanh(s), s = u / (2 + u), with a degree-5 polynomial in s^2 <=
+// 1/9 (relative error 2^-33).
 inline float vector_log1p_unit(float u) {
   const float s = u / (2.0f + u);
   const float z = s * s;

@@ -303,10 +303,12 @@ void Run::open() {
   require_sensible(settings_);
   std::error_code error;
   if (!settings_.resume) {
-    for (const std::filesystem::path& file : {last_, settings_.out / "best.safetensors"}) {
-      check<UsageError>(!std::filesystem::exists(file, error), file.string(),
-                        ": a run is there already: continue it with --resume, or choose another --out");
-    }
+    const std::filesystem::path best = settings_.out / "best.safetensors";
+    check<UsageError>(!std::filesystem::exists(last_, error), last_.string(),
+                      ": a run is there already: continue it with --resume, or choose another --out");
+    check<UsageError>(
+        !std::filesystem::exists(best, error), best.string(),
+        ": weights are there already, without a checkpoint to resume: remove them, or choose another --out");
     require_writable(settings_.out);
     info_.network = models::fusion_preset(settings_.model.value_or("fusion-tiny"));
     info_.network.deep_supervision = settings_.deep_supervision.value_or(true);

@@ -1,5 +1,6 @@
-// CPU loops over [n, rows, channels] that stay vectorised for any number of channels, 1 and 3 included: consecutive rows
-// are joined into one wide row of at least 64 floats, and what belongs to a channel (a mean, a sum) is repeated to match.
+// CPU loops over [n, rows, channels] that stay vectorised for any number of channels, 1 and 3 included:
+// consecutive rows are joined into one wide row of at least 64 floats, and what belongs to a channel (a mean,
+// a sum) is repeated to match.
 #pragma once
 
 #include <algorithm>
@@ -38,7 +39,8 @@ std::vector<float> repeat_channels(int64_t channels, Value&& value) {
   return repeated;
 }
 
-// Calls body(i, j) for the flat elements i of rows [begin, end), j the place in the wide row. Iterations are independent.
+// Calls body(i, j) for the flat elements i of rows [begin, end), j the place in the wide row. Iterations are
+// independent.
 template <class Body>
 void for_wide_rows(int64_t begin, int64_t end, int64_t channels, Body&& body) {
   const int64_t wide = wide_width(channels);
@@ -52,8 +54,8 @@ void for_wide_rows(int64_t begin, int64_t end, int64_t channels, Body&& body) {
   }
 }
 
-// sums[k * channels + c] = sum over rows [begin, end) of what term(i, j, add) adds by add(k, value), k < kSums: float32 in
-// columns of the wide row, then double. acc holds kSums * wide_width(channels) floats.
+// sums[k * channels + c] = sum over rows [begin, end) of what term(i, j, add) adds by add(k, value), k <
+// kSums: float32 in columns of the wide row, then double. acc holds kSums * wide_width(channels) floats.
 template <int kSums, class Term>
 void sum_columns(int64_t begin, int64_t end, int64_t channels, float* acc, double* sums, Term&& term) {
   const int64_t wide = wide_width(channels);
@@ -77,24 +79,25 @@ void sum_columns(int64_t begin, int64_t end, int64_t channels, float* acc, doubl
   }
 }
 
-// partials [n, slabs, kSums, channels] = the sums of each slab. prepare(sample) returns a term for rows of that sample:
-// term(i, j, add) as above, i the flat element within [n, rows, channels].
+// partials [n, slabs, kSums, channels] = the sums of each slab. prepare(sample) returns a term for rows of
+// that sample: term(i, j, add) as above, i the flat element within [n, rows, channels].
 template <int kSums, class Prepare>
 void column_partials(int64_t n, int64_t rows, int64_t channels, double* partials, Prepare&& prepare) {
   const int64_t slabs = slab_count(rows);
-  parallel_for(n * slabs, ceil_div(16384, std::max<int64_t>(rows / slabs * channels, 1)), [&](int64_t first, int64_t last) {
-    std::vector<float> acc(static_cast<size_t>(kSums * wide_width(channels)));
-    for (int64_t item = first; item < last;) {
-      const int64_t sample = item / slabs;
-      const auto term = prepare(sample);
-      for (; item < std::min(last, (sample + 1) * slabs); ++item) {
-        const int64_t slab = item - sample * slabs;
-        sum_columns<kSums>(sample * rows + slab_begin(rows, slabs, slab),
-                           sample * rows + slab_begin(rows, slabs, slab + 1), channels, acc.data(),
-                           partials + item * kSums * channels, term);
-      }
-    }
-  });
+  parallel_for(n * slabs, ceil_div(16384, std::max<int64_t>(rows / slabs * channels, 1)),
+               [&](int64_t first, int64_t last) {
+                 std::vector<float> acc(static_cast<size_t>(kSums * wide_width(channels)));
+                 for (int64_t item = first; item < last;) {
+                   const int64_t sample = item / slabs;
+                   const auto term = prepare(sample);
+                   for (; item < std::min(last, (sample + 1) * slabs); ++item) {
+                     const int64_t slab = item - sample * slabs;
+                     sum_columns<kSums>(sample * rows + slab_begin(rows, slabs, slab),
+                                        sample * rows + slab_begin(rows, slabs, slab + 1), channels,
+                                        acc.data(), partials + item * kSums * channels, term);
+                   }
+                 }
+               });
 }
 
 // finish(sample, c, sums) with the slabs' sums added in slab order.
@@ -114,22 +117,23 @@ void column_totals(int64_t n, int64_t rows, int64_t channels, const double* part
   }
 }
 
-// For every element: prepare(sample) returns body(i, j) as in for_wide_rows. Slabs run backwards in each thread's share,
-// because a reduction that came before has left its last slabs in the cache.
+// For every element: prepare(sample) returns body(i, j) as in for_wide_rows. Slabs run backwards in each
+// thread's share, because a reduction that came before has left its last slabs in the cache.
 template <class Prepare>
 void column_map(int64_t n, int64_t rows, int64_t channels, Prepare&& prepare) {
   const int64_t slabs = slab_count(rows);
-  parallel_for(n * slabs, ceil_div(16384, std::max<int64_t>(rows / slabs * channels, 1)), [&](int64_t first, int64_t last) {
-    for (int64_t item = last - 1; item >= first;) {
-      const int64_t sample = item / slabs;
-      const auto body = prepare(sample);
-      for (; item >= std::max(first, sample * slabs); --item) {
-        const int64_t slab = item - sample * slabs;
-        for_wide_rows(sample * rows + slab_begin(rows, slabs, slab), sample * rows + slab_begin(rows, slabs, slab + 1),
-                      channels, body);
-      }
-    }
-  });
+  parallel_for(n * slabs, ceil_div(16384, std::max<int64_t>(rows / slabs * channels, 1)),
+               [&](int64_t first, int64_t last) {
+                 for (int64_t item = last - 1; item >= first;) {
+                   const int64_t sample = item / slabs;
+                   const auto body = prepare(sample);
+                   for (; item >= std::max(first, sample * slabs); --item) {
+                     const int64_t slab = item - sample * slabs;
+                     for_wide_rows(sample * rows + slab_begin(rows, slabs, slab),
+                                   sample * rows + slab_begin(rows, slabs, slab + 1), channels, body);
+                   }
+                 }
+               });
 }
 
 }  // namespace vesal::kernels::cpu

@@ -36,7 +36,8 @@ void unary_forward(Context& context, Unary kind, int64_t count, ConstData x, Dat
   VESAL_DISPATCH(context, unary_forward(context, kind, count, x, y, slope));
 }
 
-void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, ConstData dy, Data dx, float slope) {
+void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, ConstData dy, Data dx,
+                    float slope) {
   check_count("unary_backward", count);
   check_present("unary_backward", count, x && dy && dx);
   VESAL_DISPATCH(context, unary_backward(context, kind, count, x, dy, dx, slope));
@@ -76,12 +77,14 @@ size_t scaled_add_backward_workspace_bytes(Context&, int64_t n, int64_t inner) {
   return column_partials_bytes(n, inner, 1, 1) + static_cast<size_t>(n) * sizeof(double);
 }
 
-void scaled_add_backward(Context& context, int64_t n, int64_t inner, ConstData b, ConstData scale, ConstData gate,
-                         ConstData dy, Data db, Data dscale, GradMode mode, Workspace workspace) {
+void scaled_add_backward(Context& context, int64_t n, int64_t inner, ConstData b, ConstData scale,
+                         ConstData gate, ConstData dy, Data db, Data dscale, GradMode mode,
+                         Workspace workspace) {
   check_present("scaled_add_backward", checked_mul(n, inner), b && scale && dy && db);
   check<ShapeError>(static_cast<bool>(dscale), "scaled_add_backward: dscale is null");
   workspace.require(scaled_add_backward_workspace_bytes(context, n, inner), "scaled_add_backward");
-  VESAL_DISPATCH(context, scaled_add_backward(context, n, inner, b, scale, gate, dy, db, dscale, mode, workspace));
+  VESAL_DISPATCH(context,
+                 scaled_add_backward(context, n, inner, b, scale, gate, dy, db, dscale, mode, workspace));
 }
 
 void gate_samples(Context& context, int64_t n, int64_t inner, ConstData gate, ConstData x, Data y) {
@@ -89,7 +92,8 @@ void gate_samples(Context& context, int64_t n, int64_t inner, ConstData gate, Co
   VESAL_DISPATCH(context, gate_samples(context, n, inner, gate, x, y));
 }
 
-void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t channels, ConstData x, ConstData v, Data y) {
+void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t channels, ConstData x,
+                       ConstData v, Data y) {
   check_present("add_sample_vector", checked_mul(checked_mul(n, spatial), channels), x && v && y);
   VESAL_DISPATCH(context, add_sample_vector(context, n, spatial, channels, x, v, y));
 }

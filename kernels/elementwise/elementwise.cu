@@ -1,10 +1,10 @@
-// Elementwise functions and their gradients. Each reads its inputs and writes its output once (8 to 12 bytes an element)
-// and does 1 to about 40 operations on it: memory bandwidth limits all of them. Threads of a warp take neighbouring
-// elements, four independent ones each. No GPU timing exists yet: bench/results/README.md.
+// Elementwise functions and their gradients. Each reads its inputs and writes its output once (8 to 12 bytes
+// an element) and does 1 to about 40 operations on it: memory bandwidth limits all of them. Threads of a warp
+// take neighbouring elements, four independent ones each. No GPU timing exists yet: bench/results/README.md.
 #include <type_traits>
 
-#include "kernels/context/dispatch.hpp"
 #include "kernels/context/device_loops.hpp"
+#include "kernels/context/dispatch.hpp"
 #include "kernels/elementwise/elementwise.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -99,7 +99,9 @@ struct ScaledAddForward {
   const float* scale;
   const float* gate;
   float* y;
-  VESAL_DEVICE GatedFactor prepare(int64_t sample, int64_t) const { return gated_factor(scale, gate, sample); }
+  VESAL_DEVICE GatedFactor prepare(int64_t sample, int64_t) const {
+    return gated_factor(scale, gate, sample);
+  }
   VESAL_DEVICE void apply(const GatedFactor& s, int64_t, int64_t i) const {
     y[i] = s.gate == 0.0f ? a[i] : a[i] + s.factor * b[i];
   }
@@ -112,7 +114,9 @@ struct ScaledAddBackward {
   const float* dy;
   float* db;
   float* sample_sums;
-  VESAL_DEVICE GatedFactor prepare(int64_t sample, int64_t) const { return gated_factor(scale, gate, sample); }
+  VESAL_DEVICE GatedFactor prepare(int64_t sample, int64_t) const {
+    return gated_factor(scale, gate, sample);
+  }
   VESAL_DEVICE void add(const GatedFactor& s, int64_t, int64_t i, float (&sums)[1]) const {
     const float d = dy[i];
     db[i] = s.factor * d;
@@ -171,14 +175,17 @@ void with_kind(Unary kind, Use use) {
 void unary_forward(Context& context, Unary kind, int64_t count, ConstData x, Data y, float slope) {
   with_kind(kind, [&](auto k) {
     launch_map(context.stream(), count,
-               UnaryForward<decltype(k)::value>{x.as<float>("unary_forward: x"), y.as<float>("unary_forward: y"), slope});
+               UnaryForward<decltype(k)::value>{x.as<float>("unary_forward: x"),
+                                                y.as<float>("unary_forward: y"), slope});
   });
 }
 
-void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, ConstData dy, Data dx, float slope) {
+void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, ConstData dy, Data dx,
+                    float slope) {
   with_kind(kind, [&](auto k) {
     launch_map(context.stream(), count,
-               UnaryBackward<decltype(k)::value>{x.as<float>("unary_backward: x"), dy.as<float>("unary_backward: dy"),
+               UnaryBackward<decltype(k)::value>{x.as<float>("unary_backward: x"),
+                                                 dy.as<float>("unary_backward: dy"),
                                                  dx.as<float>("unary_backward: dx"), slope});
   });
 }
@@ -188,7 +195,8 @@ void fill(Context& context, int64_t count, float value, Data y) {
 }
 
 void add(Context& context, int64_t count, ConstData a, ConstData b, Data y) {
-  launch_map(context.stream(), count, Add{a.as<float>("add: a"), b.as<float>("add: b"), y.as<float>("add: y")});
+  launch_map(context.stream(), count,
+             Add{a.as<float>("add: a"), b.as<float>("add: b"), y.as<float>("add: y")});
 }
 
 void scale_add(Context& context, int64_t count, float alpha, ConstData x, float beta, Data y) {
@@ -203,14 +211,16 @@ void multiply(Context& context, int64_t count, ConstData a, ConstData b, Data y)
 
 void scaled_add_forward(Context& context, int64_t n, int64_t inner, ConstData a, ConstData b, ConstData scale,
                         ConstData gate, Data y) {
-  launch_column_map(context.stream(), n, inner, 1,
-                    ScaledAddForward{a.as<float>("scaled_add_forward: a"), b.as<float>("scaled_add_forward: b"),
-                                     scale.as<float>("scaled_add_forward: scale"),
-                                     gate.as<float>("scaled_add_forward: gate"), y.as<float>("scaled_add_forward: y")});
+  launch_column_map(
+      context.stream(), n, inner, 1,
+      ScaledAddForward{a.as<float>("scaled_add_forward: a"), b.as<float>("scaled_add_forward: b"),
+                       scale.as<float>("scaled_add_forward: scale"),
+                       gate.as<float>("scaled_add_forward: gate"), y.as<float>("scaled_add_forward: y")});
 }
 
-void scaled_add_backward(Context& context, int64_t n, int64_t inner, ConstData b, ConstData scale, ConstData gate,
-                         ConstData dy, Data db, Data dscale, GradMode mode, Workspace workspace) {
+void scaled_add_backward(Context& context, int64_t n, int64_t inner, ConstData b, ConstData scale,
+                         ConstData gate, ConstData dy, Data db, Data dscale, GradMode mode,
+                         Workspace workspace) {
   auto* partials = static_cast<float*>(workspace.data);
   float* sample_sums = partials + n * slab_count(inner);
   launch_column_sums<1>(
@@ -229,7 +239,8 @@ void gate_samples(Context& context, int64_t n, int64_t inner, ConstData gate, Co
                                 y.as<float>("gate_samples: y")});
 }
 
-void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t channels, ConstData x, ConstData v, Data y) {
+void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t channels, ConstData x,
+                       ConstData v, Data y) {
   launch_column_map(context.stream(), n, spatial, channels,
                     AddSampleVector{x.as<float>("add_sample_vector: x"), v.as<float>("add_sample_vector: v"),
                                     y.as<float>("add_sample_vector: y"), channels});

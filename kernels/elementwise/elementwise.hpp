@@ -12,8 +12,10 @@ enum class Unary { relu, leaky_relu, gelu, sigmoid };
 
 // y = f(x). y may be x. `slope` is leaky_relu's.
 void unary_forward(Context& context, Unary kind, int64_t count, ConstData x, Data y, float slope = 0.01f);
-// dx = dy * f'(x), x the input of the forward pass. dx may be dy. relu and leaky_relu take slope * dy at x = 0 (0 for relu).
-void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, ConstData dy, Data dx, float slope = 0.01f);
+// dx = dy * f'(x), x the input of the forward pass. dx may be dy. relu and leaky_relu take slope * dy at x =
+// 0 (0 for relu).
+void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, ConstData dy, Data dx,
+                    float slope = 0.01f);
 
 // y = value.
 void fill(Context& context, int64_t count, float value, Data y);
@@ -24,19 +26,22 @@ void scale_add(Context& context, int64_t count, float alpha, ConstData x, float 
 // y = a * b.
 void multiply(Context& context, int64_t count, ConstData a, ConstData b, Data y);
 
-// y[n, i] = a[n, i] + scale[0] * gate[n] * b[n, i]; a, b, y [n, inner]; scale [1] (learned), gate [n] or null for ones.
-// Where gate[n] is 0, b is not read.
+// y[n, i] = a[n, i] + scale[0] * gate[n] * b[n, i]; a, b, y [n, inner]; scale [1] (learned), gate [n] or null
+// for ones. Where gate[n] is 0, b is not read.
 void scaled_add_forward(Context& context, int64_t n, int64_t inner, ConstData a, ConstData b, ConstData scale,
                         ConstData gate, Data y);
 size_t scaled_add_backward_workspace_bytes(Context& context, int64_t n, int64_t inner);
 // db = scale * gate * dy is overwritten (da is dy itself); dscale = sum of gate * dy . b follows `mode`.
-void scaled_add_backward(Context& context, int64_t n, int64_t inner, ConstData b, ConstData scale, ConstData gate,
-                         ConstData dy, Data db, Data dscale, GradMode mode, Workspace workspace);
+void scaled_add_backward(Context& context, int64_t n, int64_t inner, ConstData b, ConstData scale,
+                         ConstData gate, ConstData dy, Data db, Data dscale, GradMode mode,
+                         Workspace workspace);
 
-// y[n, i] = gate[n] * x[n, i]; where gate[n] is 0, x is not read and y is 0. Its own backward pass (dx = gate * dy).
+// y[n, i] = gate[n] * x[n, i]; where gate[n] is 0, x is not read and y is 0. Its own backward pass (dx = gate
+// * dy).
 void gate_samples(Context& context, int64_t n, int64_t inner, ConstData gate, ConstData x, Data y);
 
 // y[n, l, c] = x[n, l, c] + v[n, c]. The gradient of v is reduce.hpp's sum_spatial.
-void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t channels, ConstData x, ConstData v, Data y);
+void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t channels, ConstData x,
+                       ConstData v, Data y);
 
 }  // namespace vesal::kernels

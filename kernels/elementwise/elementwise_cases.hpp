@@ -18,9 +18,15 @@ struct ElementwiseCase {
 
 // A kernel's block takes 1024 elements, a CPU vector 8 or 16, a slab 256 rows.
 inline const std::vector<ElementwiseCase> kElementwiseCases = {
-    {"one", 1, 1, 1},           {"vector_minus_one", 1, 15, 1}, {"vector", 1, 16, 1},
-    {"vector_plus_one", 1, 17, 1}, {"block_minus_one", 1, 341, 3}, {"block", 1, 64, 16},
-    {"block_plus_one", 1, 205, 5}, {"batch", 3, 37, 24},        {"slabs", 2, 513, 3},
+    {"one", 1, 1, 1},
+    {"vector_minus_one", 1, 15, 1},
+    {"vector", 1, 16, 1},
+    {"vector_plus_one", 1, 17, 1},
+    {"block_minus_one", 1, 341, 3},
+    {"block", 1, 64, 16},
+    {"block_plus_one", 1, 205, 5},
+    {"batch", 3, 37, 24},
+    {"slabs", 2, 513, 3},
     {"wide", 2, 5, 130},
 };
 

@@ -156,7 +156,8 @@ void gate_samples(Context&, int64_t n, int64_t inner, ConstData gate_, ConstData
   }
 }
 
-void add_sample_vector(Context&, int64_t n, int64_t spatial, int64_t channels, ConstData x_, ConstData v_, Data y_) {
+void add_sample_vector(Context&, int64_t n, int64_t spatial, int64_t channels, ConstData x_, ConstData v_,
+                       Data y_) {
   const float* x = x_.as<float>("add_sample_vector: x");
   const float* v = v_.as<float>("add_sample_vector: v");
   float* y = y_.as<float>("add_sample_vector: y");

@@ -70,7 +70,8 @@ void scaled_add_forward(int64_t n, int64_t inner, const T* a, const T* b, T scal
 }
 
 template <class T>
-void scaled_add_backward(int64_t n, int64_t inner, const T* b, T scale, const T* gate, const T* dy, T* db, T* dscale) {
+void scaled_add_backward(int64_t n, int64_t inner, const T* b, T scale, const T* gate, const T* dy, T* db,
+                         T* dscale) {
   *dscale = T(0);
   for (int64_t s = 0; s < n; ++s) {
     for (int64_t i = 0; i < inner; ++i) {

@@ -13,16 +13,18 @@ VESAL_DECLARE_BACKENDS(instance_norm_backward)
 namespace {
 
 void check_params(const char* what, const InstanceNormParams& p) {
-  check<ShapeError>(p.n >= 0 && p.spatial >= 1 && p.channels >= 1, what, ": [", p.n, ", ", p.spatial, ", ", p.channels,
-                    "], expected n >= 0, spatial >= 1 and channels >= 1");
+  check<ShapeError>(p.n >= 0 && p.spatial >= 1 && p.channels >= 1, what, ": [", p.n, ", ", p.spatial, ", ",
+                    p.channels, "], expected n >= 0, spatial >= 1 and channels >= 1");
   checked_mul(checked_mul(p.n, p.spatial), p.channels);
-  check<ShapeError>(p.activation != Activation::gelu, what, ": activation gelu, expected none, relu or leaky_relu");
+  check<ShapeError>(p.activation != Activation::gelu, what,
+                    ": activation gelu, expected none, relu or leaky_relu");
 }
 
 }  // namespace
 
 size_t instance_norm_workspace_bytes(Context&, const InstanceNormParams& params) {
-  // For each slab and channel two doubles on the CPU, three floats in kernels; and two floats for each channel and sample.
+  // For each slab and channel two doubles on the CPU, three floats in kernels; and two floats for each
+  // channel and sample.
   return column_partials_bytes(params.n, params.spatial, params.channels, 2) +
          static_cast<size_t>(params.n * params.channels) * 2 * sizeof(float);
 }
@@ -31,23 +33,25 @@ void instance_norm_forward(Context& context, const InstanceNormParams& params, C
                            ConstData beta, Data y, float* mean, float* rstd, Workspace workspace) {
   check_params("instance_norm_forward", params);
   check<ShapeError>(params.n == 0 || (x && y && mean && rstd), "instance_norm_forward: a tensor is null");
-  check<ShapeError>(static_cast<bool>(gamma) == static_cast<bool>(beta), "instance_norm_forward: gamma and beta go together");
+  check<ShapeError>(static_cast<bool>(gamma) == static_cast<bool>(beta),
+                    "instance_norm_forward: gamma and beta go together");
   workspace.require(instance_norm_workspace_bytes(context, params), "instance_norm_forward");
   VESAL_DISPATCH(context, instance_norm_forward(context, params, x, gamma, beta, y, mean, rstd, workspace));
 }
 
 void instance_norm_backward(Context& context, const InstanceNormParams& params, ConstData x, ConstData gamma,
-                            ConstData beta, const float* mean, const float* rstd, ConstData dy, Data dx, Data dgamma,
-                            Data dbeta, GradMode mode, Workspace workspace) {
+                            ConstData beta, const float* mean, const float* rstd, ConstData dy, Data dx,
+                            Data dgamma, Data dbeta, GradMode mode, Workspace workspace) {
   check_params("instance_norm_backward", params);
-  check<ShapeError>(params.n == 0 || (x && mean && rstd && dy && dx), "instance_norm_backward: a tensor is null");
+  check<ShapeError>(params.n == 0 || (x && mean && rstd && dy && dx),
+                    "instance_norm_backward: a tensor is null");
   check<ShapeError>(static_cast<bool>(gamma) == static_cast<bool>(beta) &&
                         static_cast<bool>(gamma) == static_cast<bool>(dgamma) &&
                         static_cast<bool>(gamma) == static_cast<bool>(dbeta),
                     "instance_norm_backward: gamma, beta, dgamma and dbeta go together");
   workspace.require(instance_norm_workspace_bytes(context, params), "instance_norm_backward");
-  VESAL_DISPATCH(context, instance_norm_backward(context, params, x, gamma, beta, mean, rstd, dy, dx, dgamma, dbeta, mode,
-                                                 workspace));
+  VESAL_DISPATCH(context, instance_norm_backward(context, params, x, gamma, beta, mean, rstd, dy, dx, dgamma,
+                                                 dbeta, mode, workspace));
 }
 
 }  // namespace vesal::kernels

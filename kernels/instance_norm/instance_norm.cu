@@ -1,25 +1,28 @@
-// Instance normalisation with affine map and activation. Forward moves 12 bytes an element (read for the statistics, read
-// and written to normalise; the centred second read of a slab comes from cache), backward 20 (x and dy twice, dx once);
-// about 5 and 15 operations: memory bandwidth limits both. Statistics are two-pass within a slab and merge as in Chan et
-// al.; all sums run in a fixed order. No GPU timing exists yet: bench/results/README.md.
+// Instance normalisation with affine map and activation. Forward moves 12 bytes an element (read for the
+// statistics, read and written to normalise; the centred second read of a slab comes from cache), backward 20
+// (x and dy twice, dx once); about 5 and 15 operations: memory bandwidth limits both. Statistics are two-pass
+// within a slab and merge as in Chan et al.; all sums run in a fixed order. No GPU timing exists yet:
+// bench/results/README.md.
 #include <type_traits>
 
-#include "kernels/context/dispatch.hpp"
 #include "kernels/context/device_loops.hpp"
+#include "kernels/context/dispatch.hpp"
 #include "kernels/instance_norm/instance_norm.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
-// partials [n, slabs, 3, channels] = the mean of each slab, what rounding has left out of that mean, and the sum of
-// squared distances from the two together: a mean far from 0 costs no digits of the variance.
-VESAL_KERNEL void slab_statistics_kernel(int64_t rows, int64_t channels, int width, const float* VESAL_RESTRICT x,
-                                         float* VESAL_RESTRICT partials) {
+// partials [n, slabs, 3, channels] = the mean of each slab, what rounding has left out of that mean, and the
+// sum of squared distances from the two together: a mean far from 0 costs no digits of the variance.
+VESAL_KERNEL void slab_statistics_kernel(int64_t rows, int64_t channels, int width,
+                                         const float* VESAL_RESTRICT x, float* VESAL_RESTRICT partials) {
   VESAL_SHARED(float, scratch, [kLoopThreads]);
   const int64_t sample = blockIdx.z;
-  const int64_t column = static_cast<int64_t>(blockIdx.y) * width + (static_cast<int>(threadIdx.x) & (width - 1));
+  const int64_t column =
+      static_cast<int64_t>(blockIdx.y) * width + (static_cast<int>(threadIdx.x) & (width - 1));
   const int64_t first = slab_begin(rows, gridDim.x, blockIdx.x);
-  const int64_t last = column < channels ? slab_begin(rows, gridDim.x, static_cast<int64_t>(blockIdx.x) + 1) : first;
+  const int64_t last =
+      column < channels ? slab_begin(rows, gridDim.x, static_cast<int64_t>(blockIdx.x) + 1) : first;
   const int64_t start = first + static_cast<int>(threadIdx.x) / width;
   const int step = kLoopThreads / width;
   const float* values = x + sample * rows * channels + column;
@@ -52,7 +55,8 @@ VESAL_KERNEL void merge_statistics_kernel(int64_t rows, int64_t slabs, int64_t c
                                           float* VESAL_RESTRICT rstd) {
   VESAL_SHARED(float, scratch, [kLoopThreads]);
   const int64_t sample = blockIdx.y;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * width + (static_cast<int>(threadIdx.x) & (width - 1));
+  const int64_t column =
+      static_cast<int64_t>(blockIdx.x) * width + (static_cast<int>(threadIdx.x) & (width - 1));
   const int64_t start = static_cast<int>(threadIdx.x) / width;
   const int64_t last = column < channels ? slabs : 0;
   const int step = kLoopThreads / width;
@@ -178,8 +182,9 @@ struct InputGradient {
   }
 };
 
-VESAL_KERNEL void affine_gradient_kernel(int64_t n, int64_t channels, bool accumulate, const float* VESAL_RESTRICT totals,
-                                         float* VESAL_RESTRICT dgamma, float* VESAL_RESTRICT dbeta) {
+VESAL_KERNEL void affine_gradient_kernel(int64_t n, int64_t channels, bool accumulate,
+                                         const float* VESAL_RESTRICT totals, float* VESAL_RESTRICT dgamma,
+                                         float* VESAL_RESTRICT dbeta) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kLoopThreads + threadIdx.x;
   if (c >= channels) {
     return;
@@ -209,29 +214,29 @@ void with_activation(Activation activation, Use use) {
 
 }  // namespace
 
-void instance_norm_forward(Context& context, const InstanceNormParams& p, ConstData x_, ConstData gamma, ConstData beta,
-                           Data y, float* mean, float* rstd, Workspace workspace) {
+void instance_norm_forward(Context& context, const InstanceNormParams& p, ConstData x_, ConstData gamma,
+                           ConstData beta, Data y, float* mean, float* rstd, Workspace workspace) {
   const float* x = x_.as<float>("instance_norm_forward: x");
   auto* partials = static_cast<float*>(workspace.data);
   const int width = column_width(p.channels);
   const int64_t slabs = slab_count(p.spatial);
   const int64_t tiles = ceil_div(p.channels, width);
-  launch(context.stream(), {.grid = {slabs, tiles, p.n}, .block = {kLoopThreads, 1, 1}}, slab_statistics_kernel, p.spatial,
-         p.channels, width, x, partials);
-  launch(context.stream(), {.grid = {tiles, p.n, 1}, .block = {kLoopThreads, 1, 1}}, merge_statistics_kernel, p.spatial,
-         slabs, p.channels, width, p.eps, static_cast<const float*>(partials), mean, rstd);
+  launch(context.stream(), {.grid = {slabs, tiles, p.n}, .block = {kLoopThreads, 1, 1}},
+         slab_statistics_kernel, p.spatial, p.channels, width, x, partials);
+  launch(context.stream(), {.grid = {tiles, p.n, 1}, .block = {kLoopThreads, 1, 1}}, merge_statistics_kernel,
+         p.spatial, slabs, p.channels, width, p.eps, static_cast<const float*>(partials), mean, rstd);
   const Normalisation normalisation{mean, rstd, gamma.as<float>("instance_norm_forward: gamma"),
                                     beta.as<float>("instance_norm_forward: beta"), p.channels};
   with_activation(p.activation, [&](auto activation) {
     launch_column_map(context.stream(), p.n, p.spatial, p.channels,
-                      Normalise<decltype(activation)::value>{normalisation, x, y.as<float>("instance_norm_forward: y"),
-                                                             p.negative_slope});
+                      Normalise<decltype(activation)::value>{
+                          normalisation, x, y.as<float>("instance_norm_forward: y"), p.negative_slope});
   });
 }
 
-void instance_norm_backward(Context& context, const InstanceNormParams& p, ConstData x_, ConstData gamma, ConstData beta,
-                            const float* mean, const float* rstd, ConstData dy_, Data dx, Data dgamma, Data dbeta,
-                            GradMode mode, Workspace workspace) {
+void instance_norm_backward(Context& context, const InstanceNormParams& p, ConstData x_, ConstData gamma,
+                            ConstData beta, const float* mean, const float* rstd, ConstData dy_, Data dx,
+                            Data dgamma, Data dbeta, GradMode mode, Workspace workspace) {
   const float* x = x_.as<float>("instance_norm_backward: x");
   const float* dy = dy_.as<float>("instance_norm_backward: dy");
   auto* partials = static_cast<float*>(workspace.data);
@@ -242,15 +247,17 @@ void instance_norm_backward(Context& context, const InstanceNormParams& p, Const
     constexpr Activation kActivation = decltype(activation)::value;
     launch_column_sums<2>(context.stream(), p.n, p.spatial, p.channels, partials,
                           GradientSums<kActivation>{normalisation, x, dy, p.negative_slope, totals});
-    launch_column_map(
-        context.stream(), p.n, p.spatial, p.channels,
-        InputGradient<kActivation>{normalisation, x, dy, p.negative_slope, totals, 1.0f / static_cast<float>(p.spatial),
-                                   dx.as<float>("instance_norm_backward: dx")});
+    launch_column_map(context.stream(), p.n, p.spatial, p.channels,
+                      InputGradient<kActivation>{normalisation, x, dy, p.negative_slope, totals,
+                                                 1.0f / static_cast<float>(p.spatial),
+                                                 dx.as<float>("instance_norm_backward: dx")});
   });
   if (dgamma) {
-    launch(context.stream(), {.grid = {ceil_div(p.channels, kLoopThreads), 1, 1}, .block = {kLoopThreads, 1, 1}},
-           affine_gradient_kernel, p.n, p.channels, mode == GradMode::accumulate, static_cast<const float*>(totals),
-           dgamma.as<float>("instance_norm_backward: dgamma"), dbeta.as<float>("instance_norm_backward: dbeta"));
+    launch(context.stream(),
+           {.grid = {ceil_div(p.channels, kLoopThreads), 1, 1}, .block = {kLoopThreads, 1, 1}},
+           affine_gradient_kernel, p.n, p.channels, mode == GradMode::accumulate,
+           static_cast<const float*>(totals), dgamma.as<float>("instance_norm_backward: dgamma"),
+           dbeta.as<float>("instance_norm_backward: dbeta"));
   }
 }
 

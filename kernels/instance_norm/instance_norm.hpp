@@ -1,5 +1,5 @@
-// Instance normalisation (Ulyanov, Vedaldi, Lempitsky 2016): every channel of every sample is brought to mean 0 and
-// variance 1 over its voxels, then scaled and shifted, then activated:
+// Instance normalisation (Ulyanov, Vedaldi, Lempitsky 2016): every channel of every sample is brought to mean
+// 0 and variance 1 over its voxels, then scaled and shifted, then activated:
 //   y = activation((x - mean) * rstd * gamma + beta)
 #pragma once
 
@@ -20,15 +20,16 @@ struct InstanceNormParams {
 
 size_t instance_norm_workspace_bytes(Context& context, const InstanceNormParams& params);
 
-// x, y [n, spatial, channels]; gamma, beta [channels], both null for no affine map; mean, rstd [n, channels] are
-// always written. The variance is biased and free of cancellation (centred or merged as in Chan et al. 1979).
+// x, y [n, spatial, channels]; gamma, beta [channels], both null for no affine map; mean, rstd [n, channels]
+// are always written. The variance is biased and free of cancellation (centred or merged as in Chan et al.
+// 1979).
 void instance_norm_forward(Context& context, const InstanceNormParams& params, ConstData x, ConstData gamma,
                            ConstData beta, Data y, float* mean, float* rstd, Workspace workspace);
 
-// dy is the gradient after the activation, which is recomputed from x. dx is overwritten; dgamma and dbeta (null for
-// no affine map) follow `mode`.
+// dy is the gradient after the activation, which is recomputed from x. dx is overwritten; dgamma and dbeta
+// (null for no affine map) follow `mode`.
 void instance_norm_backward(Context& context, const InstanceNormParams& params, ConstData x, ConstData gamma,
-                            ConstData beta, const float* mean, const float* rstd, ConstData dy, Data dx, Data dgamma,
-                            Data dbeta, GradMode mode, Workspace workspace);
+                            ConstData beta, const float* mean, const float* rstd, ConstData dy, Data dx,
+                            Data dgamma, Data dbeta, GradMode mode, Workspace workspace);
 
 }  // namespace vesal::kernels

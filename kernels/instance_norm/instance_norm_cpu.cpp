@@ -1,13 +1,12 @@
-// Instance normalisation on the CPU. Statistics take one pass over memory: the rows of a slab are summed, then summed
-// again, centred, from the cache; slabs merge as in Chan et al. A second pass normalises. Backward likewise: one pass for
-// the two sums of each channel, one for dx.
-#include "kernels/instance_norm/instance_norm.hpp"
-
+// Instance normalisation on the CPU. Statistics take one pass over memory: the rows of a slab are summed,
+// then summed again, centred, from the cache; slabs merge as in Chan et al. A second pass normalises.
+// Backward likewise: one pass for the two sums of each channel, one for dx.
 #include <algorithm>
 #include <cmath>
 
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/wide_rows.hpp"
+#include "kernels/instance_norm/instance_norm.hpp"
 
 namespace vesal::kernels::cpu {
 namespace {
@@ -30,18 +29,20 @@ void slab_statistics(const InstanceNormParams& p, const float* __restrict x, dou
                    const std::vector<float> centre = repeat_channels(
                        p.channels, [&](int64_t c) { return sums[static_cast<size_t>(c)] / rows; });
                    const float* m = centre.data();
-                   sum_columns<2>(begin, end, p.channels, acc.data(), sums.data(), [=](int64_t i, int64_t j, auto add) {
-                     const float d = x[i] - m[j];
-                     add(0, d);
-                     add(1, d * d);
-                   });
+                   sum_columns<2>(begin, end, p.channels, acc.data(), sums.data(),
+                                  [=](int64_t i, int64_t j, auto add) {
+                                    const float d = x[i] - m[j];
+                                    add(0, d);
+                                    add(1, d * d);
+                                  });
                    // The sum of distances is what rounding has left out of the mean.
                    double* target = partials + item * 2 * p.channels;
                    for (int64_t c = 0; c < p.channels; ++c) {
                      const double distance = sums[static_cast<size_t>(c)];
                      const double correction = distance / rows;
                      target[c] = static_cast<double>(m[c]) + correction;
-                     target[p.channels + c] = sums[static_cast<size_t>(p.channels + c)] - correction * distance;
+                     target[p.channels + c] =
+                         sums[static_cast<size_t>(p.channels + c)] - correction * distance;
                    }
                  }
                });
@@ -50,30 +51,35 @@ void slab_statistics(const InstanceNormParams& p, const float* __restrict x, dou
 // What a channel of a sample is normalised with, over a wide row: z = (x - mean) * scale + shift.
 struct Affine {
   std::vector<float> mean, scale, shift;
-  Affine(const InstanceNormParams& p, int64_t sample, const float* means, const float* rstds, const float* gamma,
-         const float* beta)
+  Affine(const InstanceNormParams& p, int64_t sample, const float* means, const float* rstds,
+         const float* gamma, const float* beta)
       : mean(repeat_channels(p.channels, [&](int64_t c) { return means[sample * p.channels + c]; })),
-        scale(repeat_channels(p.channels, [&](int64_t c) { return rstds[sample * p.channels + c] * (gamma ? gamma[c] : 1.0f); })),
+        scale(repeat_channels(
+            p.channels,
+            [&](int64_t c) { return rstds[sample * p.channels + c] * (gamma ? gamma[c] : 1.0f); })),
         shift(repeat_channels(p.channels, [&](int64_t c) { return beta ? beta[c] : 0.0f; })) {}
 };
 
-inline float affine(float x, float mean, float scale, float shift) { return __builtin_fmaf(x - mean, scale, shift); }
+inline float affine(float x, float mean, float scale, float shift) {
+  return __builtin_fmaf(x - mean, scale, shift);
+}
 
 template <Activation kActivation>
 void normalise(const InstanceNormParams& p, const float* x, const float* gamma, const float* beta, float* y,
                const float* mean, const float* rstd) {
   column_map(p.n, p.spatial, p.channels, [&](int64_t sample) {
-    return [=, slope = p.negative_slope, a = Affine(p, sample, mean, rstd, gamma, beta)](int64_t i, int64_t j) {
-      const auto column = static_cast<size_t>(j);
-      const float z = affine(x[i], a.mean[column], a.scale[column], a.shift[column]);
-      if constexpr (kActivation == Activation::relu) {
-        y[i] = z <= 0.0f ? 0.0f : z;
-      } else if constexpr (kActivation == Activation::leaky_relu) {
-        y[i] = z * (z > 0.0f ? 1.0f : slope);
-      } else {
-        y[i] = z;
-      }
-    };
+    return
+        [=, slope = p.negative_slope, a = Affine(p, sample, mean, rstd, gamma, beta)](int64_t i, int64_t j) {
+          const auto column = static_cast<size_t>(j);
+          const float z = affine(x[i], a.mean[column], a.scale[column], a.shift[column]);
+          if constexpr (kActivation == Activation::relu) {
+            y[i] = z <= 0.0f ? 0.0f : z;
+          } else if constexpr (kActivation == Activation::leaky_relu) {
+            y[i] = z * (z > 0.0f ? 1.0f : slope);
+          } else {
+            y[i] = z;
+          }
+        };
   });
 }
 
@@ -90,11 +96,12 @@ inline float before_activation(float z, float dy, float slope) {
 }
 
 template <Activation kActivation>
-void backward(const InstanceNormParams& p, const float* x, const float* gamma, const float* beta, const float* mean,
-              const float* rstd, const float* dy, float* dx, float* dgamma, float* dbeta, GradMode mode,
-              Workspace workspace) {
+void backward(const InstanceNormParams& p, const float* x, const float* gamma, const float* beta,
+              const float* mean, const float* rstd, const float* dy, float* dx, float* dgamma, float* dbeta,
+              GradMode mode, Workspace workspace) {
   auto* partials = static_cast<double*>(workspace.data);
-  auto* totals = reinterpret_cast<float*>(partials + p.n * slab_count(p.spatial) * 2 * p.channels);  // [n, channels, 2]
+  auto* totals =
+      reinterpret_cast<float*>(partials + p.n * slab_count(p.spatial) * 2 * p.channels);  // [n, channels, 2]
   const float slope = p.negative_slope;
   // Sums of g and of g (x - mean).
   column_partials<2>(p.n, p.spatial, p.channels, partials, [&](int64_t sample) {
@@ -129,24 +136,25 @@ void backward(const InstanceNormParams& p, const float* x, const float* gamma, c
   const float inverse = 1.0f / static_cast<float>(p.spatial);
   column_map(p.n, p.spatial, p.channels, [&](int64_t sample) {
     const int64_t first = sample * p.channels;
-    return [=, a = Affine(p, sample, mean, rstd, gamma, beta),
-            mean_g = repeat_channels(p.channels, [&](int64_t c) { return totals[2 * (first + c)] * inverse; }),
-            mean_gx = repeat_channels(p.channels, [&](int64_t c) {
-              return totals[2 * (first + c) + 1] * inverse * rstd[first + c];
-            })](int64_t i, int64_t j) {
-      const auto column = static_cast<size_t>(j);
-      const float centred = x[i] - a.mean[column];
-      const float z = __builtin_fmaf(centred, a.scale[column], a.shift[column]);
-      const float g = before_activation<kActivation>(z, dy[i], slope);
-      dx[i] = a.scale[column] * __builtin_fmaf(-centred, mean_gx[column], g - mean_g[column]);
-    };
+    return
+        [=, a = Affine(p, sample, mean, rstd, gamma, beta),
+         mean_g = repeat_channels(p.channels, [&](int64_t c) { return totals[2 * (first + c)] * inverse; }),
+         mean_gx = repeat_channels(p.channels, [&](int64_t c) {
+           return totals[2 * (first + c) + 1] * inverse * rstd[first + c];
+         })](int64_t i, int64_t j) {
+          const auto column = static_cast<size_t>(j);
+          const float centred = x[i] - a.mean[column];
+          const float z = __builtin_fmaf(centred, a.scale[column], a.shift[column]);
+          const float g = before_activation<kActivation>(z, dy[i], slope);
+          dx[i] = a.scale[column] * __builtin_fmaf(-centred, mean_gx[column], g - mean_g[column]);
+        };
   });
 }
 
 }  // namespace
 
-void instance_norm_forward(Context&, const InstanceNormParams& p, ConstData x_, ConstData gamma_, ConstData beta_,
-                           Data y_, float* mean, float* rstd, Workspace workspace) {
+void instance_norm_forward(Context&, const InstanceNormParams& p, ConstData x_, ConstData gamma_,
+                           ConstData beta_, Data y_, float* mean, float* rstd, Workspace workspace) {
   const float* x = x_.as<float>("instance_norm_forward: x");
   const float* gamma = gamma_.as<float>("instance_norm_forward: gamma");
   const float* beta = beta_.as<float>("instance_norm_forward: beta");
@@ -171,8 +179,8 @@ void instance_norm_forward(Context&, const InstanceNormParams& p, ConstData x_, 
         squares += slab_means[(slab * 2 + 1) * p.channels] + rows_of(slab) * shift * shift;
       }
       mean[sample * p.channels + c] = static_cast<float>(centre);
-      rstd[sample * p.channels + c] =
-          static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(p.spatial) + static_cast<double>(p.eps)));
+      rstd[sample * p.channels + c] = static_cast<float>(
+          1.0 / std::sqrt(squares / static_cast<double>(p.spatial) + static_cast<double>(p.eps)));
     }
   }
   switch (p.activation) {
@@ -185,9 +193,9 @@ void instance_norm_forward(Context&, const InstanceNormParams& p, ConstData x_, 
   }
 }
 
-void instance_norm_backward(Context&, const InstanceNormParams& p, ConstData x_, ConstData gamma_, ConstData beta_,
-                            const float* mean, const float* rstd, ConstData dy_, Data dx_, Data dgamma_, Data dbeta_,
-                            GradMode mode, Workspace workspace) {
+void instance_norm_backward(Context&, const InstanceNormParams& p, ConstData x_, ConstData gamma_,
+                            ConstData beta_, const float* mean, const float* rstd, ConstData dy_, Data dx_,
+                            Data dgamma_, Data dbeta_, GradMode mode, Workspace workspace) {
   const float* x = x_.as<float>("instance_norm_backward: x");
   const float* gamma = gamma_.as<float>("instance_norm_backward: gamma");
   const float* beta = beta_.as<float>("instance_norm_backward: beta");
@@ -197,11 +205,14 @@ void instance_norm_backward(Context&, const InstanceNormParams& p, ConstData x_,
   float* dbeta = dbeta_.as<float>("instance_norm_backward: dbeta");
   switch (p.activation) {
     case Activation::relu:
-      return backward<Activation::relu>(p, x, gamma, beta, mean, rstd, dy, dx, dgamma, dbeta, mode, workspace);
+      return backward<Activation::relu>(p, x, gamma, beta, mean, rstd, dy, dx, dgamma, dbeta, mode,
+                                        workspace);
     case Activation::leaky_relu:
-      return backward<Activation::leaky_relu>(p, x, gamma, beta, mean, rstd, dy, dx, dgamma, dbeta, mode, workspace);
+      return backward<Activation::leaky_relu>(p, x, gamma, beta, mean, rstd, dy, dx, dgamma, dbeta, mode,
+                                              workspace);
     default:
-      return backward<Activation::none>(p, x, gamma, beta, mean, rstd, dy, dx, dgamma, dbeta, mode, workspace);
+      return backward<Activation::none>(p, x, gamma, beta, mean, rstd, dy, dx, dgamma, dbeta, mode,
+                                        workspace);
   }
 }
 

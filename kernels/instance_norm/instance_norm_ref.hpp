@@ -18,8 +18,8 @@ T activation_slope(const InstanceNormParams& p, T z) {
 }
 
 template <class T>
-void instance_norm_forward(const InstanceNormParams& p, const T* x, const T* gamma, const T* beta, T* y, T* mean,
-                           T* rstd) {
+void instance_norm_forward(const InstanceNormParams& p, const T* x, const T* gamma, const T* beta, T* y,
+                           T* mean, T* rstd) {
   for (int64_t s = 0; s < p.n; ++s) {
     for (int64_t c = 0; c < p.channels; ++c) {
       const int64_t k = s * p.channels + c;
@@ -46,8 +46,8 @@ void instance_norm_forward(const InstanceNormParams& p, const T* x, const T* gam
 // With xhat = (x - mean) rstd, z = xhat gamma + beta and g = dy activation'(z):
 // dx = gamma rstd (g - mean(g) - xhat mean(g xhat)), means over the voxels of a channel.
 template <class T>
-void instance_norm_backward(const InstanceNormParams& p, const T* x, const T* gamma, const T* beta, const T* mean,
-                            const T* rstd, const T* dy, T* dx, T* dgamma, T* dbeta) {
+void instance_norm_backward(const InstanceNormParams& p, const T* x, const T* gamma, const T* beta,
+                            const T* mean, const T* rstd, const T* dy, T* dx, T* dgamma, T* dbeta) {
   for (int64_t c = 0; c < p.channels; ++c) {
     const T scale = gamma ? gamma[c] : T(1);
     const T shift = beta ? beta[c] : T(0);

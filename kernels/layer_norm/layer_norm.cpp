@@ -20,8 +20,8 @@ void check_params(const char* what, const LayerNormParams& p) {
 
 }  // namespace
 
-void layer_norm_forward(Context& context, const LayerNormParams& params, ConstData x, ConstData gamma, ConstData beta,
-                        Data y, float* mean, float* rstd) {
+void layer_norm_forward(Context& context, const LayerNormParams& params, ConstData x, ConstData gamma,
+                        ConstData beta, Data y, float* mean, float* rstd) {
   check_params("layer_norm_forward", params);
   check<ShapeError>(params.rows == 0 || (x && gamma && beta && y), "layer_norm_forward: a tensor is null");
   check<ShapeError>((mean == nullptr) == (rstd == nullptr), "layer_norm_forward: mean and rstd go together");
@@ -40,7 +40,8 @@ void layer_norm_backward(Context& context, const LayerNormParams& params, ConstD
                     "layer_norm_backward: a tensor is null");
   check<ShapeError>(dgamma && dbeta, "layer_norm_backward: dgamma or dbeta is null");
   workspace.require(layer_norm_backward_workspace_bytes(context, params), "layer_norm_backward");
-  VESAL_DISPATCH(context, layer_norm_backward(context, params, x, gamma, mean, rstd, dy, dx, dgamma, dbeta, mode, workspace));
+  VESAL_DISPATCH(context, layer_norm_backward(context, params, x, gamma, mean, rstd, dy, dx, dgamma, dbeta,
+                                              mode, workspace));
 }
 
 }  // namespace vesal::kernels

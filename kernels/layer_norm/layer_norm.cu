@@ -1,9 +1,9 @@
-// Layer normalisation. Forward reads and writes 4 bytes an element at least (a row is read three times, from L1 after the
-// first); backward reads 8 and writes 4, and reads 8 again for dgamma and dbeta; about 10 operations an element: memory
-// bandwidth limits it. A power of two of lanes, at most a warp, shares a row, so that its sums are shuffles.
-// No GPU timing exists yet: bench/results/README.md.
-#include "kernels/context/dispatch.hpp"
+// Layer normalisation. Forward reads and writes 4 bytes an element at least (a row is read three times, from
+// L1 after the first); backward reads 8 and writes 4, and reads 8 again for dgamma and dbeta; about 10
+// operations an element: memory bandwidth limits it. A power of two of lanes, at most a warp, shares a row,
+// so that its sums are shuffles. No GPU timing exists yet: bench/results/README.md.
 #include "kernels/context/device_loops.hpp"
+#include "kernels/context/dispatch.hpp"
 #include "kernels/layer_norm/layer_norm.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -38,10 +38,10 @@ VESAL_KERNEL void layer_norm_forward_kernel(int64_t rows, int64_t channels, int 
   }
 }
 
-VESAL_KERNEL void layer_norm_dx_kernel(int64_t rows, int64_t channels, int lanes, const float* VESAL_RESTRICT x,
-                                       const float* VESAL_RESTRICT gamma, const float* VESAL_RESTRICT mean,
-                                       const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy,
-                                       float* VESAL_RESTRICT dx) {
+VESAL_KERNEL void layer_norm_dx_kernel(int64_t rows, int64_t channels, int lanes,
+                                       const float* VESAL_RESTRICT x, const float* VESAL_RESTRICT gamma,
+                                       const float* VESAL_RESTRICT mean, const float* VESAL_RESTRICT rstd,
+                                       const float* VESAL_RESTRICT dy, float* VESAL_RESTRICT dx) {
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (kLoopThreads / lanes) + static_cast<int>(threadIdx.x) / lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
@@ -85,8 +85,8 @@ struct AffineGradients {
 
 }  // namespace
 
-void layer_norm_forward(Context& context, const LayerNormParams& params, ConstData x, ConstData gamma, ConstData beta,
-                        Data y, float* mean, float* rstd) {
+void layer_norm_forward(Context& context, const LayerNormParams& params, ConstData x, ConstData gamma,
+                        ConstData beta, Data y, float* mean, float* rstd) {
   const int lanes = column_width(params.channels);
   launch(context.stream(),
          {.grid = {ceil_div(params.rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
@@ -96,18 +96,20 @@ void layer_norm_forward(Context& context, const LayerNormParams& params, ConstDa
 }
 
 void layer_norm_backward(Context& context, const LayerNormParams& params, ConstData x_, ConstData gamma,
-                         const float* mean, const float* rstd, ConstData dy_, Data dx, Data dgamma, Data dbeta,
-                         GradMode mode, Workspace workspace) {
+                         const float* mean, const float* rstd, ConstData dy_, Data dx, Data dgamma,
+                         Data dbeta, GradMode mode, Workspace workspace) {
   const float* x = x_.as<float>("layer_norm_backward: x");
   const float* dy = dy_.as<float>("layer_norm_backward: dy");
   const int lanes = column_width(params.channels);
   launch(context.stream(),
          {.grid = {ceil_div(params.rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
-         layer_norm_dx_kernel, params.rows, params.channels, lanes, x, gamma.as<float>("layer_norm_backward: gamma"), mean,
-         rstd, dy, dx.as<float>("layer_norm_backward: dx"));
-  launch_column_sums<2>(context.stream(), 1, params.rows, params.channels, static_cast<float*>(workspace.data),
-                        AffineGradients{x, mean, rstd, dy, dgamma.as<float>("layer_norm_backward: dgamma"),
-                                        dbeta.as<float>("layer_norm_backward: dbeta"), mode == GradMode::accumulate});
+         layer_norm_dx_kernel, params.rows, params.channels, lanes, x,
+         gamma.as<float>("layer_norm_backward: gamma"), mean, rstd, dy,
+         dx.as<float>("layer_norm_backward: dx"));
+  launch_column_sums<2>(
+      context.stream(), 1, params.rows, params.channels, static_cast<float*>(workspace.data),
+      AffineGradients{x, mean, rstd, dy, dgamma.as<float>("layer_norm_backward: dgamma"),
+                      dbeta.as<float>("layer_norm_backward: dbeta"), mode == GradMode::accumulate});
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

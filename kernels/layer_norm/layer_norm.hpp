@@ -16,8 +16,8 @@ struct LayerNormParams {
 
 // x, y [rows, channels]; gamma, beta [channels]; mean, rstd [rows], or null when no backward pass follows.
 // The variance is computed from centred values, not as E[x^2] - E[x]^2.
-void layer_norm_forward(Context& context, const LayerNormParams& params, ConstData x, ConstData gamma, ConstData beta,
-                        Data y, float* mean, float* rstd);
+void layer_norm_forward(Context& context, const LayerNormParams& params, ConstData x, ConstData gamma,
+                        ConstData beta, Data y, float* mean, float* rstd);
 
 size_t layer_norm_backward_workspace_bytes(Context& context, const LayerNormParams& params);
 

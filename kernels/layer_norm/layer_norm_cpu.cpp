@@ -1,6 +1,4 @@
 // Layer normalisation on the CPU: a row at a time, vectorised over its channels; rows are independent.
-#include "kernels/layer_norm/layer_norm.hpp"
-
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -8,18 +6,21 @@
 #include "base/parallel.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/slabs.hpp"
+#include "kernels/layer_norm/layer_norm.hpp"
 
 namespace vesal::kernels::cpu {
 namespace {
 
-// kChannels is the number of channels where it is known while compiling, so that the loops over a row unroll; else 0.
+// kChannels is the number of channels where it is known while compiling, so that the loops over a row unroll;
+// else 0.
 template <int64_t kChannels>
 void forward_rows(int64_t begin, int64_t end, int64_t runtime_channels, float eps, const float* __restrict x,
-                  const float* __restrict gamma, const float* __restrict beta, float* __restrict y, float* mean,
-                  float* rstd) {
+                  const float* __restrict gamma, const float* __restrict beta, float* __restrict y,
+                  float* mean, float* rstd) {
   const int64_t channels = kChannels > 0 ? kChannels : runtime_channels;
   const float inverse = 1.0f / static_cast<float>(channels);
-  // A few rows at a time: step by step for all of them, so that no row waits for another's sums, root or quotient.
+  // A few rows at a time: step by step for all of them, so that no row waits for another's sums, root or
+  // quotient.
   constexpr int64_t kRows = 16;
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t rows = std::min(kRows, end - first);
@@ -69,8 +70,8 @@ void forward_rows(int64_t begin, int64_t end, int64_t runtime_channels, float ep
 // sums [2, channels] = the rows' dgamma and dbeta, float32.
 template <int64_t kChannels>
 void backward_rows(int64_t begin, int64_t end, int64_t runtime_channels, const float* __restrict x,
-                   const float* __restrict gamma, const float* mean, const float* rstd, const float* __restrict dy,
-                   float* __restrict dx, float* __restrict sums) {
+                   const float* __restrict gamma, const float* mean, const float* rstd,
+                   const float* __restrict dy, float* __restrict dx, float* __restrict sums) {
   const int64_t channels = kChannels > 0 ? kChannels : runtime_channels;
   const float inverse = 1.0f / static_cast<float>(channels);
   float* __restrict dgamma = sums;
@@ -122,22 +123,23 @@ void with_channels(int64_t channels, Use use) {
 
 }  // namespace
 
-void layer_norm_forward(Context&, const LayerNormParams& params, ConstData x_, ConstData gamma_, ConstData beta_,
-                        Data y_, float* mean, float* rstd) {
+void layer_norm_forward(Context&, const LayerNormParams& params, ConstData x_, ConstData gamma_,
+                        ConstData beta_, Data y_, float* mean, float* rstd) {
   const float* x = x_.as<float>("layer_norm_forward: x");
   const float* gamma = gamma_.as<float>("layer_norm_forward: gamma");
   const float* beta = beta_.as<float>("layer_norm_forward: beta");
   float* y = y_.as<float>("layer_norm_forward: y");
   with_channels(params.channels, [&](auto known) {
     parallel_for(params.rows, ceil_div(8192, params.channels), [&](int64_t begin, int64_t end) {
-      forward_rows<decltype(known)::value>(begin, end, params.channels, params.eps, x, gamma, beta, y, mean, rstd);
+      forward_rows<decltype(known)::value>(begin, end, params.channels, params.eps, x, gamma, beta, y, mean,
+                                           rstd);
     });
   });
 }
 
-void layer_norm_backward(Context&, const LayerNormParams& params, ConstData x_, ConstData gamma_, const float* mean,
-                         const float* rstd, ConstData dy_, Data dx_, Data dgamma_, Data dbeta_, GradMode mode,
-                         Workspace workspace) {
+void layer_norm_backward(Context&, const LayerNormParams& params, ConstData x_, ConstData gamma_,
+                         const float* mean, const float* rstd, ConstData dy_, Data dx_, Data dgamma_,
+                         Data dbeta_, GradMode mode, Workspace workspace) {
   const float* x = x_.as<float>("layer_norm_backward: x");
   const float* gamma = gamma_.as<float>("layer_norm_backward: gamma");
   const float* dy = dy_.as<float>("layer_norm_backward: dy");
@@ -152,8 +154,8 @@ void layer_norm_backward(Context&, const LayerNormParams& params, ConstData x_, 
     parallel_for(slabs, ceil_div(8192, slab_elements), [&](int64_t first, int64_t last) {
       for (int64_t slab = first; slab < last; ++slab) {
         backward_rows<decltype(known)::value>(slab_begin(params.rows, slabs, slab),
-                                              slab_begin(params.rows, slabs, slab + 1), channels, x, gamma, mean, rstd, dy,
-                                              dx, partials + slab * 2 * channels);
+                                              slab_begin(params.rows, slabs, slab + 1), channels, x, gamma,
+                                              mean, rstd, dy, dx, partials + slab * 2 * channels);
       }
     });
   });

@@ -9,7 +9,8 @@
 namespace vesal::kernels::reference {
 
 template <class T>
-void layer_norm_forward(const LayerNormParams& p, const T* x, const T* gamma, const T* beta, T* y, T* mean, T* rstd) {
+void layer_norm_forward(const LayerNormParams& p, const T* x, const T* gamma, const T* beta, T* y, T* mean,
+                        T* rstd) {
   for (int64_t row = 0; row < p.rows; ++row) {
     const T* in = x + row * p.channels;
     T total = 0;

@@ -1,9 +1,9 @@
-// Segmentation losses and their targets. A logit and its target are 5 bytes read (and 4 written in backward) for about 40
-// operations, an exponential and a logarithm among them: memory bandwidth limits them, closely followed by the special
-// function units. Sums run per slab, then over slabs, in a fixed order. edge_targets reads 27 bytes a voxel, nearly all of
-// them from L1. No GPU timing exists yet: bench/results/README.md.
-#include "kernels/context/dispatch.hpp"
+// Segmentation losses and their targets. A logit and its target are 5 bytes read (and 4 written in backward)
+// for about 40 operations, an exponential and a logarithm among them: memory bandwidth limits them, closely
+// followed by the special function units. Sums run per slab, then over slabs, in a fixed order. edge_targets
+// reads 27 bytes a voxel, nearly all of them from L1. No GPU timing exists yet: bench/results/README.md.
 #include "kernels/context/device_loops.hpp"
+#include "kernels/context/dispatch.hpp"
 #include "kernels/losses/losses.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -87,8 +87,8 @@ struct RegionSums {
 };
 
 // One thread: there are a few regions and samples.
-VESAL_KERNEL void region_loss_kernel(RegionLossParams p, const float* VESAL_RESTRICT totals, float* VESAL_RESTRICT loss,
-                                     float* VESAL_RESTRICT dice) {
+VESAL_KERNEL void region_loss_kernel(RegionLossParams p, const float* VESAL_RESTRICT totals,
+                                     float* VESAL_RESTRICT loss, float* VESAL_RESTRICT dice) {
   const int64_t groups = p.batch_dice ? 1 : p.n;
   const int64_t samples_per_group = p.batch_dice ? p.n : 1;
   double cross_entropy = 0.0;
@@ -108,8 +108,9 @@ VESAL_KERNEL void region_loss_kernel(RegionLossParams p, const float* VESAL_REST
       dice[(group * p.regions + region) * 2 + 1] = static_cast<float>(denominator);
     }
   }
-  loss[0] = static_cast<float>(p.bce_weight * cross_entropy / static_cast<double>(p.n * p.voxels * p.regions) +
-                               p.dice_weight * dice_loss / static_cast<double>(groups * p.regions));
+  loss[0] =
+      static_cast<float>(p.bce_weight * cross_entropy / static_cast<double>(p.n * p.voxels * p.regions) +
+                         p.dice_weight * dice_loss / static_cast<double>(groups * p.regions));
 }
 
 struct RegionColumn {
@@ -160,8 +161,9 @@ struct EdgeSums {
     counts[0] = sums[0];
     counts[1] = sums[1];
     const float all = sums[0] + sums[1];
-    loss[0] = all == 0.0f ? 0.0f
-                          : (sums[1] / all) * (sums[2] / all) + negative_factor * (sums[0] / all) * (sums[3] / all);
+    loss[0] = all == 0.0f
+                  ? 0.0f
+                  : (sums[1] / all) * (sums[2] / all) + negative_factor * (sums[0] / all) * (sums[3] / all);
   }
 };
 
@@ -189,25 +191,29 @@ void region_targets(Context& context, int64_t voxels, const uint8_t* labels, uin
   launch_map(context.stream(), voxels * 3, RegionTargets{labels, targets});
 }
 
-void edge_targets(Context& context, int64_t n, int64_t d, int64_t h, int64_t w, const uint8_t* labels, uint8_t* edges) {
+void edge_targets(Context& context, int64_t n, int64_t d, int64_t h, int64_t w, const uint8_t* labels,
+                  uint8_t* edges) {
   launch_map(context.stream(), n * d * h * w, EdgeTargets{d, h, w, labels, edges});
 }
 
-void region_loss_forward(Context& context, const RegionLossParams& p, ConstData logits, const uint8_t* targets, Data loss,
-                         float* dice, Workspace workspace) {
+void region_loss_forward(Context& context, const RegionLossParams& p, ConstData logits,
+                         const uint8_t* targets, Data loss, float* dice, Workspace workspace) {
   auto* partials = static_cast<float*>(workspace.data);
   float* totals = partials + p.n * slab_count(p.voxels) * 4 * p.regions;
-  launch_column_sums<4>(context.stream(), p.n, p.voxels, p.regions, partials,
-                        RegionSums{logits.as<float>("region_loss_forward: logits"), targets, p.regions, totals});
+  launch_column_sums<4>(
+      context.stream(), p.n, p.voxels, p.regions, partials,
+      RegionSums{logits.as<float>("region_loss_forward: logits"), targets, p.regions, totals});
   launch(context.stream(), {.grid = {1, 1, 1}, .block = {1, 1, 1}}, region_loss_kernel, p,
          static_cast<const float*>(totals), loss.as<float>("region_loss_forward: loss"), dice);
 }
 
-void region_loss_backward(Context& context, const RegionLossParams& p, ConstData logits, const uint8_t* targets,
-                          const float* dice, float weight, Data dlogits) {
+void region_loss_backward(Context& context, const RegionLossParams& p, ConstData logits,
+                          const uint8_t* targets, const float* dice, float weight, Data dlogits) {
   const int64_t groups = p.batch_dice ? 1 : p.n;
-  const double dice_factor = static_cast<double>(weight) * p.dice_weight / static_cast<double>(groups * p.regions);
-  const double bce_factor = static_cast<double>(weight) * p.bce_weight / static_cast<double>(p.n * p.voxels * p.regions);
+  const double dice_factor =
+      static_cast<double>(weight) * p.dice_weight / static_cast<double>(groups * p.regions);
+  const double bce_factor =
+      static_cast<double>(weight) * p.bce_weight / static_cast<double>(p.n * p.voxels * p.regions);
   launch_column_map(
       context.stream(), p.n, p.voxels, p.regions,
       RegionGradient{logits.as<float>("region_loss_backward: logits"), targets, dice, p.regions, p.batch_dice,
@@ -215,8 +221,8 @@ void region_loss_backward(Context& context, const RegionLossParams& p, ConstData
                      dlogits.as<float>("region_loss_backward: dlogits")});
 }
 
-void edge_loss_forward(Context& context, const EdgeLossParams& p, ConstData logits, const uint8_t* targets, Data loss,
-                       float* counts, Workspace workspace) {
+void edge_loss_forward(Context& context, const EdgeLossParams& p, ConstData logits, const uint8_t* targets,
+                       Data loss, float* counts, Workspace workspace) {
   launch_column_sums<4>(context.stream(), 1, p.voxels, 1, static_cast<float*>(workspace.data),
                         EdgeSums{logits.as<float>("edge_loss_forward: logits"), targets, p.negative_factor,
                                  loss.as<float>("edge_loss_forward: loss"), counts});
@@ -225,8 +231,8 @@ void edge_loss_forward(Context& context, const EdgeLossParams& p, ConstData logi
 void edge_loss_backward(Context& context, const EdgeLossParams& p, ConstData logits, const uint8_t* targets,
                         const float* counts, float weight, Data dlogits) {
   launch_map(context.stream(), p.voxels,
-             EdgeGradient{logits.as<float>("edge_loss_backward: logits"), targets, counts, weight, p.negative_factor,
-                          dlogits.as<float>("edge_loss_backward: dlogits")});
+             EdgeGradient{logits.as<float>("edge_loss_backward: logits"), targets, counts, weight,
+                          p.negative_factor, dlogits.as<float>("edge_loss_backward: dlogits")});
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

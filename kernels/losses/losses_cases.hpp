@@ -12,8 +12,8 @@ namespace vesal::kernels {
 struct RegionLossCase {
   std::string name;
   RegionLossParams params;
-  float scale = 2.0f;         // of the logits
-  int empty_region = -1;      // a region without a voxel, or -1
+  float scale = 2.0f;     // of the logits
+  int empty_region = -1;  // a region without a voxel, or -1
 };
 
 // A slab holds about 256 voxels.
@@ -54,13 +54,18 @@ inline const std::vector<EdgeLossCase> kEdgeLossCases = {
 struct EdgeTargetsCase {
   std::string name;
   int64_t n, d, h, w;
-  int top_label = 3;      // labels are drawn from 0..top_label
-  int blocks = 2;         // in cubes of this edge, so that there is an inside
+  int top_label = 3;  // labels are drawn from 0..top_label
+  int blocks = 2;     // in cubes of this edge, so that there is an inside
 };
 
 inline const std::vector<EdgeTargetsCase> kEdgeTargetsCases = {
-    {"one", 1, 1, 1, 1},           {"line", 1, 1, 1, 40},       {"plane", 2, 1, 9, 33, 3, 3}, {"cube", 1, 7, 6, 31, 3, 3},
-    {"vector", 1, 4, 5, 32, 3, 4}, {"batch", 3, 3, 2, 33, 2},   {"other_labels", 1, 4, 4, 9, 9},
+    {"one", 1, 1, 1, 1},
+    {"line", 1, 1, 1, 40},
+    {"plane", 2, 1, 9, 33, 3, 3},
+    {"cube", 1, 7, 6, 31, 3, 3},
+    {"vector", 1, 4, 5, 32, 3, 4},
+    {"batch", 3, 3, 2, 33, 2},
+    {"other_labels", 1, 4, 4, 9, 9},
     {"constant", 1, 5, 5, 5, 0},
 };
 

@@ -1,13 +1,12 @@
-// The losses on the CPU. Sums run over wide rows within slabs, slabs add up in double and in order; exponentials and
-// logarithms are vectorised.
-#include "kernels/losses/losses.hpp"
-
+// The losses on the CPU. Sums run over wide rows within slabs, slabs add up in double and in order;
+// exponentials and logarithms are vectorised.
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/wide_rows.hpp"
+#include "kernels/losses/losses.hpp"
 #include "kernels/vector_math.hpp"
 
 namespace vesal::kernels::cpu {
@@ -41,9 +40,10 @@ void region_targets(Context&, int64_t voxels, const uint8_t* labels, uint8_t* ta
   });
 }
 
-void edge_targets(Context&, int64_t n, int64_t d, int64_t h, int64_t w, const uint8_t* labels, uint8_t* edges) {
-  // The three masks change somewhere in a neighbourhood just where the tumour label does, that is where its largest and
-  // smallest value differ; both are found axis by axis.
+void edge_targets(Context&, int64_t n, int64_t d, int64_t h, int64_t w, const uint8_t* labels,
+                  uint8_t* edges) {
+  // The three masks change somewhere in a neighbourhood just where the tumour label does, that is where its
+  // largest and smallest value differ; both are found axis by axis.
   const int64_t plane = h * w;
   parallel_for(n * d, ceil_div(16384, std::max<int64_t>(plane, 1)), [&](int64_t first, int64_t last) {
     std::vector<uint8_t> high_plane(static_cast<size_t>(plane));
@@ -94,8 +94,8 @@ void edge_targets(Context&, int64_t n, int64_t d, int64_t h, int64_t w, const ui
   });
 }
 
-void region_loss_forward(Context&, const RegionLossParams& p, ConstData logits_, const uint8_t* targets, Data loss,
-                         float* dice, Workspace workspace) {
+void region_loss_forward(Context&, const RegionLossParams& p, ConstData logits_, const uint8_t* targets,
+                         Data loss, float* dice, Workspace workspace) {
   const float* logits = logits_.as<float>("region_loss_forward: logits");
   auto* partials = static_cast<double*>(workspace.data);
   // Sums of p t, p, t and the cross-entropy.
@@ -137,32 +137,36 @@ void region_loss_backward(Context&, const RegionLossParams& p, ConstData logits_
   const float* logits = logits_.as<float>("region_loss_backward: logits");
   float* dlogits = dlogits_.as<float>("region_loss_backward: dlogits");
   const int64_t groups = p.batch_dice ? 1 : p.n;
-  const double dice_factor = static_cast<double>(weight) * p.dice_weight / static_cast<double>(groups * p.regions);
+  const double dice_factor =
+      static_cast<double>(weight) * p.dice_weight / static_cast<double>(groups * p.regions);
   const auto bce_factor = static_cast<float>(static_cast<double>(weight) * p.bce_weight /
                                              static_cast<double>(p.n * p.voxels * p.regions));
   column_map(p.n, p.voxels, p.regions, [&](int64_t sample) {
     const float* ratios = dice + (p.batch_dice ? 0 : sample * p.regions * 2);
     // -(2 t B - A) / B^2 = constant - linear t.
-    return [=, constant = repeat_channels(p.regions,
-                                          [&](int64_t r) {
-                                            const double b = ratios[2 * r + 1];
-                                            return dice_factor * ratios[2 * r] / (b * b);
-                                          }),
-            linear = repeat_channels(p.regions, [&](int64_t r) { return 2 * dice_factor / ratios[2 * r + 1]; })](
-               int64_t i, int64_t j) {
+    return [=,
+            constant = repeat_channels(p.regions,
+                                       [&](int64_t r) {
+                                         const double b = ratios[2 * r + 1];
+                                         return dice_factor * ratios[2 * r] / (b * b);
+                                       }),
+            linear = repeat_channels(p.regions, [&](int64_t r) {
+              return 2 * dice_factor / ratios[2 * r + 1];
+            })](int64_t i, int64_t j) {
       const float x = logits[i];
       const auto t = static_cast<float>(targets[i]);
       const float e = vector_exp(x < 0.0f ? x : -x);
       const float inverse = 1.0f / (1.0f + e);
       const float probability = (x < 0.0f ? e : 1.0f) * inverse;
       const auto column = static_cast<size_t>(j);
-      dlogits[i] = (constant[column] - linear[column] * t) * (e * inverse * inverse) + bce_factor * (probability - t);
+      dlogits[i] =
+          (constant[column] - linear[column] * t) * (e * inverse * inverse) + bce_factor * (probability - t);
     };
   });
 }
 
-void edge_loss_forward(Context&, const EdgeLossParams& p, ConstData logits_, const uint8_t* targets, Data loss,
-                       float* counts, Workspace workspace) {
+void edge_loss_forward(Context&, const EdgeLossParams& p, ConstData logits_, const uint8_t* targets,
+                       Data loss, float* counts, Workspace workspace) {
   const float* logits = logits_.as<float>("edge_loss_forward: logits");
   auto* partials = static_cast<double*>(workspace.data);
   column_partials<4>(1, p.voxels, 1, partials, [=](int64_t) {
@@ -183,7 +187,9 @@ void edge_loss_forward(Context&, const EdgeLossParams& p, ConstData logits_, con
     counts[0] = static_cast<float>(sums[0]);
     counts[1] = static_cast<float>(sums[1]);
     *loss.as<float>("edge_loss_forward: loss") =
-        all == 0 ? 0.0f : static_cast<float>((sums[1] * sums[2] + p.negative_factor * sums[0] * sums[3]) / (all * all));
+        all == 0
+            ? 0.0f
+            : static_cast<float>((sums[1] * sums[2] + p.negative_factor * sums[0] * sums[3]) / (all * all));
   });
 }
 
@@ -193,7 +199,8 @@ void edge_loss_backward(Context&, const EdgeLossParams& p, ConstData logits_, co
   float* dlogits = dlogits_.as<float>("edge_loss_backward: dlogits");
   const double all = static_cast<double>(counts[0]) + counts[1];
   const auto positive = static_cast<float>(all == 0 ? 0.0 : weight * (counts[1] / (all * all)));
-  const auto negative = static_cast<float>(all == 0 ? 0.0 : weight * (p.negative_factor * (counts[0] / (all * all))));
+  const auto negative =
+      static_cast<float>(all == 0 ? 0.0 : weight * (p.negative_factor * (counts[0] / (all * all))));
   parallel_for(p.voxels, 16384, [=](int64_t begin, int64_t end) {
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {

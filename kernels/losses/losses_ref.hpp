@@ -88,13 +88,14 @@ T region_loss_forward(const RegionLossParams& p, const T* logits, const uint8_t*
   for (int64_t k = 0; k < groups * p.regions; ++k) {
     dice_loss += T(1) - dice[2 * k] / dice[2 * k + 1];
   }
-  return T(p.bce_weight) * bce / T(p.n * p.voxels * p.regions) + T(p.dice_weight) * dice_loss / T(groups * p.regions);
+  return T(p.bce_weight) * bce / T(p.n * p.voxels * p.regions) +
+         T(p.dice_weight) * dice_loss / T(groups * p.regions);
 }
 
 // d/dx of -A/B with A = 2 sum(p t) + smooth, B = sum p + sum t + smooth: -(2 t B - A) / B^2 * p (1 - p).
 template <class T>
-void region_loss_backward(const RegionLossParams& p, const T* logits, const uint8_t* targets, const T* dice, T weight,
-                          T* dlogits) {
+void region_loss_backward(const RegionLossParams& p, const T* logits, const uint8_t* targets, const T* dice,
+                          T weight, T* dlogits) {
   const int64_t groups = p.batch_dice ? 1 : p.n;
   for (int64_t s = 0; s < p.n; ++s) {
     for (int64_t v = 0; v < p.voxels; ++v) {
@@ -142,8 +143,8 @@ T edge_loss_forward(const EdgeLossParams& p, const T* logits, const uint8_t* tar
 }
 
 template <class T>
-void edge_loss_backward(const EdgeLossParams& p, const T* logits, const uint8_t* targets, const double* counts, T weight,
-                        T* dlogits) {
+void edge_loss_backward(const EdgeLossParams& p, const T* logits, const uint8_t* targets,
+                        const double* counts, T weight, T* dlogits) {
   for (int64_t v = 0; v < p.voxels; ++v) {
     dlogits[v] = targets[v] > 1 ? T(0)
                                 : weight * edge_voxel_weight<T>(p, targets[v], counts) *

@@ -14,7 +14,8 @@ VESAL_DECLARE_BACKENDS(adamw_step)
 namespace {
 
 void check_tables(const char* what, const OptimizerTables& tables) {
-  check<ShapeError>(tables.chunk_count >= 0 && tables.tensor_count >= 0, what, ": a table has negative length");
+  check<ShapeError>(tables.chunk_count >= 0 && tables.tensor_count >= 0, what,
+                    ": a table has negative length");
   check<ShapeError>(tables.chunk_count == 0 || (tables.tensors != nullptr && tables.chunks != nullptr), what,
                     ": a table is null");
 }
@@ -26,7 +27,8 @@ std::vector<OptimizerChunk> optimizer_chunks(std::span<const OptimizerTensor> te
                     "optimizer_chunks: too many tensors");
   std::vector<OptimizerChunk> chunks;
   for (size_t t = 0; t < tensors.size(); ++t) {
-    check<ShapeError>(tensors[t].count >= 0, "optimizer_chunks: tensor ", t, " has ", tensors[t].count, " elements");
+    check<ShapeError>(tensors[t].count >= 0, "optimizer_chunks: tensor ", t, " has ", tensors[t].count,
+                      " elements");
     for (int64_t begin = 0; begin < tensors[t].count; begin += kOptimizerChunk) {
       chunks.push_back({.tensor = static_cast<int32_t>(t),
                         .count = static_cast<int32_t>(std::min(kOptimizerChunk, tensors[t].count - begin)),
@@ -47,7 +49,8 @@ void gradient_norm(Context& context, const OptimizerTables& tables, float* norm,
   VESAL_DISPATCH(context, gradient_norm(context, tables, norm, workspace));
 }
 
-void adamw_step(Context& context, const AdamWParams& params, const OptimizerTables& tables, const float* norm) {
+void adamw_step(Context& context, const AdamWParams& params, const OptimizerTables& tables,
+                const float* norm) {
   check_tables("adamw_step", tables);
   check<ShapeError>(params.step >= 1, "adamw_step: step ", params.step, ", expected at least 1");
   check<ShapeError>(params.max_norm <= 0 || norm != nullptr, "adamw_step: clipping to ", params.max_norm,

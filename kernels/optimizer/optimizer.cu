@@ -1,8 +1,8 @@
-// AdamW and the global gradient norm. AdamW reads 16 and writes 12 bytes a parameter, the norm reads 4; about 15
-// operations: memory bandwidth limits both. A block takes a chunk of one tensor; all tensors go in one launch, found
-// through tables in device memory. No GPU timing exists yet: bench/results/README.md.
-#include "kernels/context/dispatch.hpp"
+// AdamW and the global gradient norm. AdamW reads 16 and writes 12 bytes a parameter, the norm reads 4; about
+// 15 operations: memory bandwidth limits both. A block takes a chunk of one tensor; all tensors go in one
+// launch, found through tables in device memory. No GPU timing exists yet: bench/results/README.md.
 #include "kernels/context/device_loops.hpp"
+#include "kernels/context/dispatch.hpp"
 #include "kernels/optimizer/optimizer.hpp"
 #include "kernels/optimizer/optimizer_step.hpp"
 
@@ -10,7 +10,8 @@ namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
 VESAL_KERNEL void chunk_squares_kernel(const OptimizerTensor* VESAL_RESTRICT tensors,
-                                       const OptimizerChunk* VESAL_RESTRICT chunks, float* VESAL_RESTRICT partials) {
+                                       const OptimizerChunk* VESAL_RESTRICT chunks,
+                                       float* VESAL_RESTRICT partials) {
   VESAL_SHARED(float, scratch, [kLoopThreads]);
   const OptimizerChunk chunk = chunks[blockIdx.x];
   const float* gradient = tensors[chunk.tensor].gradient + chunk.begin;
@@ -72,13 +73,14 @@ VESAL_KERNEL void adamw_kernel(AdamWStep s, float max_norm, const float* VESAL_R
 
 void gradient_norm(Context& context, const OptimizerTables& tables, float* norm, Workspace workspace) {
   auto* partials = static_cast<float*>(workspace.data);
-  launch(context.stream(), {.grid = {tables.chunk_count, 1, 1}, .block = {kLoopThreads, 1, 1}}, chunk_squares_kernel,
-         tables.tensors, tables.chunks, partials);
-  launch(context.stream(), {.grid = {1, 1, 1}, .block = {kLoopThreads, 1, 1}}, finish_norm_kernel, tables.chunk_count,
-         static_cast<const float*>(partials), norm);
+  launch(context.stream(), {.grid = {tables.chunk_count, 1, 1}, .block = {kLoopThreads, 1, 1}},
+         chunk_squares_kernel, tables.tensors, tables.chunks, partials);
+  launch(context.stream(), {.grid = {1, 1, 1}, .block = {kLoopThreads, 1, 1}}, finish_norm_kernel,
+         tables.chunk_count, static_cast<const float*>(partials), norm);
 }
 
-void adamw_step(Context& context, const AdamWParams& params, const OptimizerTables& tables, const float* norm) {
+void adamw_step(Context& context, const AdamWParams& params, const OptimizerTables& tables,
+                const float* norm) {
   launch(context.stream(), {.grid = {tables.chunk_count, 1, 1}, .block = {kLoopThreads, 1, 1}}, adamw_kernel,
          adamw_constants(params), params.max_norm, norm, tables.tensors, tables.chunks);
 }

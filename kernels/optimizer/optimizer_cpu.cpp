@@ -1,11 +1,10 @@
 // AdamW on the CPU: one threaded, vectorised pass over the chunks of all parameters.
-#include "kernels/optimizer/optimizer.hpp"
-
 #include <algorithm>
 #include <cmath>
 
 #include "base/parallel.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/optimizer/optimizer.hpp"
 #include "kernels/optimizer/optimizer_step.hpp"
 
 namespace vesal::kernels::cpu {

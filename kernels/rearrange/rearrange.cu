@@ -1,8 +1,8 @@
-// Pad and crop, copies of channel ranges, routing of channels: 4 bytes read and 4 written an element, no arithmetic, so
-// memory bandwidth limits them. Threads of a warp take neighbouring output elements. No GPU timing exists yet:
-// bench/results/README.md.
-#include "kernels/context/dispatch.hpp"
+// Pad and crop, copies of channel ranges, routing of channels: 4 bytes read and 4 written an element, no
+// arithmetic, so memory bandwidth limits them. Threads of a warp take neighbouring output elements. No GPU
+// timing exists yet: bench/results/README.md.
 #include "kernels/context/device_loops.hpp"
+#include "kernels/context/dispatch.hpp"
 #include "kernels/rearrange/rearrange.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -77,20 +77,22 @@ void pad_crop_backward(Context& context, const PadCropParams& p, ConstData dy, D
                 dy.as<float>("pad_crop_backward: dy"), dx.as<float>("pad_crop_backward: dx")});
 }
 
-void copy_channels(Context& context, const CopyChannelsParams& p, ConstData source, Data target, GradMode mode) {
+void copy_channels(Context& context, const CopyChannelsParams& p, ConstData source, Data target,
+                   GradMode mode) {
   if (p.count == 0) {
     return;
   }
   launch_column_map(context.stream(), 1, p.rows, p.count,
                     CopyChannels{source.as<float>("copy_channels: source") + p.source_offset,
-                                 target.as<float>("copy_channels: target") + p.target_offset, p.source_channels,
-                                 p.target_channels, mode == GradMode::accumulate});
+                                 target.as<float>("copy_channels: target") + p.target_offset,
+                                 p.source_channels, p.target_channels, mode == GradMode::accumulate});
 }
 
 void route_channels(Context& context, int64_t n, int64_t voxels, int64_t channels, int64_t out, ConstData x,
                     const int32_t* source, Data y) {
   launch_column_map(context.stream(), n, voxels, out,
-                    RouteChannels{x.as<float>("route_channels: x"), source, y.as<float>("route_channels: y"), channels, out});
+                    RouteChannels{x.as<float>("route_channels: x"), source, y.as<float>("route_channels: y"),
+                                  channels, out});
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

@@ -1,12 +1,11 @@
 // Rearrangements on the CPU: contiguous runs are copied, rows in parallel.
-#include "kernels/rearrange/rearrange.hpp"
-
 #include <algorithm>
 #include <cstring>
 
 #include "base/parallel.hpp"
 #include "base/size.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/rearrange/rearrange.hpp"
 
 namespace vesal::kernels::cpu {
 namespace {
@@ -18,29 +17,30 @@ struct Box {
 };
 
 // to[n, z, y, x, c] = from[n, z - low, ...], `value` outside.
-void place(int64_t n, const Box& from_box, const Box& to_box, int64_t c, const std::array<int64_t, 3>& low, float value,
-           const float* from, float* to) {
+void place(int64_t n, const Box& from_box, const Box& to_box, int64_t c, const std::array<int64_t, 3>& low,
+           float value, const float* from, float* to) {
   const int64_t row_length = to_box.w * c;
   const int64_t first = std::clamp<int64_t>(low[2], 0, to_box.w);
   const int64_t last = std::clamp<int64_t>(low[2] + from_box.w, first, to_box.w);
-  parallel_for(n * to_box.d * to_box.h, ceil_div(kGrainElements, std::max<int64_t>(row_length, 1)),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t item = begin; item < end; ++item) {
-                   float* row = to + item * row_length;
-                   const int64_t y = item % to_box.h - low[1];
-                   const int64_t z = item / to_box.h % to_box.d - low[0];
-                   const int64_t sample = item / (to_box.h * to_box.d);
-                   if (z < 0 || z >= from_box.d || y < 0 || y >= from_box.h || first == last) {
-                     std::fill_n(row, row_length, value);
-                     continue;
-                   }
-                   const float* source =
-                       from + (((sample * from_box.d + z) * from_box.h + y) * from_box.w + first - low[2]) * c;
-                   std::fill_n(row, first * c, value);
-                   std::memcpy(row + first * c, source, static_cast<size_t>((last - first) * c) * sizeof(float));
-                   std::fill_n(row + last * c, (to_box.w - last) * c, value);
-                 }
-               });
+  parallel_for(
+      n * to_box.d * to_box.h, ceil_div(kGrainElements, std::max<int64_t>(row_length, 1)),
+      [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; ++item) {
+          float* row = to + item * row_length;
+          const int64_t y = item % to_box.h - low[1];
+          const int64_t z = item / to_box.h % to_box.d - low[0];
+          const int64_t sample = item / (to_box.h * to_box.d);
+          if (z < 0 || z >= from_box.d || y < 0 || y >= from_box.h || first == last) {
+            std::fill_n(row, row_length, value);
+            continue;
+          }
+          const float* source =
+              from + (((sample * from_box.d + z) * from_box.h + y) * from_box.w + first - low[2]) * c;
+          std::fill_n(row, first * c, value);
+          std::memcpy(row + first * c, source, static_cast<size_t>((last - first) * c) * sizeof(float));
+          std::fill_n(row + last * c, (to_box.w - last) * c, value);
+        }
+      });
 }
 
 // Rows of kCount floats where that is known while compiling (the copy is a few moves then), else of `count`.
@@ -78,8 +78,8 @@ void copy_rows(int64_t begin, int64_t end, const CopyChannelsParams& p, const fl
 }  // namespace
 
 void pad_crop_forward(Context&, const PadCropParams& p, ConstData x, Data y) {
-  place(p.n, {p.d, p.h, p.w}, {p.out_d, p.out_h, p.out_w}, p.c, p.low, p.value, x.as<float>("pad_crop_forward: x"),
-        y.as<float>("pad_crop_forward: y"));
+  place(p.n, {p.d, p.h, p.w}, {p.out_d, p.out_h, p.out_w}, p.c, p.low, p.value,
+        x.as<float>("pad_crop_forward: x"), y.as<float>("pad_crop_forward: y"));
 }
 
 void pad_crop_backward(Context&, const PadCropParams& p, ConstData dy, Data dx) {
@@ -94,13 +94,14 @@ void copy_channels(Context&, const CopyChannelsParams& p, ConstData source_, Dat
   if (p.count == p.source_channels && p.count == p.target_channels) {
     rows = {.rows = p.rows * p.count};  // one run
   }
-  parallel_for(rows.rows, ceil_div(kGrainElements, std::max<int64_t>(rows.count, 1)), [&](int64_t begin, int64_t end) {
-    if (mode == GradMode::accumulate) {
-      copy_rows<true>(begin, end, rows, source, target);
-    } else {
-      copy_rows<false>(begin, end, rows, source, target);
-    }
-  });
+  parallel_for(rows.rows, ceil_div(kGrainElements, std::max<int64_t>(rows.count, 1)),
+               [&](int64_t begin, int64_t end) {
+                 if (mode == GradMode::accumulate) {
+                   copy_rows<true>(begin, end, rows, source, target);
+                 } else {
+                   copy_rows<false>(begin, end, rows, source, target);
+                 }
+               });
 }
 
 void route_channels(Context&, int64_t n, int64_t voxels, int64_t channels, int64_t out, ConstData x_,

@@ -66,7 +66,8 @@ void copy_channels(const CopyChannelsParams& p, const T* source, T* target, Grad
 }
 
 template <class T>
-void route_channels(int64_t n, int64_t voxels, int64_t channels, int64_t out, const T* x, const int32_t* source, T* y) {
+void route_channels(int64_t n, int64_t voxels, int64_t channels, int64_t out, const T* x,
+                    const int32_t* source, T* y) {
   for (int64_t s = 0; s < n; ++s) {
     for (int64_t v = 0; v < voxels; ++v) {
       for (int64_t k = 0; k < out; ++k) {

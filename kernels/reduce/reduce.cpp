@@ -16,7 +16,8 @@ VESAL_DECLARE_BACKENDS(sum_spatial)
 
 namespace {
 
-void check_reduction(const char* what, Context& context, int64_t count, ConstData x, Data out, Workspace workspace) {
+void check_reduction(const char* what, Context& context, int64_t count, ConstData x, Data out,
+                     Workspace workspace) {
   check<ShapeError>(count >= 0, what, ": count ", count, " is negative");
   check<ShapeError>((count == 0 || x) && out, what, ": a tensor is null");
   workspace.require(reduce_workspace_bytes(context, count), what);
@@ -48,7 +49,8 @@ void channel_sum_forward(Context& context, int64_t rows, int64_t channels, Const
 }
 
 void channel_sum_backward(Context& context, int64_t rows, int64_t channels, ConstData dout, Data dx) {
-  check<ShapeError>(checked_mul(rows, channels) == 0 || (dout && dx), "channel_sum_backward: a tensor is null");
+  check<ShapeError>(checked_mul(rows, channels) == 0 || (dout && dx),
+                    "channel_sum_backward: a tensor is null");
   check<ShapeError>(channels >= 1, "channel_sum_backward: channels ", channels, ", expected at least 1");
   VESAL_DISPATCH(context, channel_sum_backward(context, rows, channels, dout, dx));
 }
@@ -57,8 +59,8 @@ size_t sum_spatial_workspace_bytes(Context&, int64_t n, int64_t spatial, int64_t
   return column_partials_bytes(n, spatial, channels, 1);
 }
 
-void sum_spatial(Context& context, int64_t n, int64_t spatial, int64_t channels, float factor, ConstData x, Data out,
-                 GradMode mode, Workspace workspace) {
+void sum_spatial(Context& context, int64_t n, int64_t spatial, int64_t channels, float factor, ConstData x,
+                 Data out, GradMode mode, Workspace workspace) {
   const int64_t count = checked_mul(checked_mul(n, spatial), channels);
   check<ShapeError>((count == 0 || x) && (n * channels == 0 || out), "sum_spatial: a tensor is null");
   workspace.require(sum_spatial_workspace_bytes(context, n, spatial, channels), "sum_spatial");

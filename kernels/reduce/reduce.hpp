@@ -22,7 +22,7 @@ void channel_sum_backward(Context& context, int64_t rows, int64_t channels, Cons
 
 size_t sum_spatial_workspace_bytes(Context& context, int64_t n, int64_t spatial, int64_t channels);
 // out[n, c] = factor * sum over l of x[n, l, c]; follows `mode`. factor = 1 / spatial gives the mean.
-void sum_spatial(Context& context, int64_t n, int64_t spatial, int64_t channels, float factor, ConstData x, Data out,
-                 GradMode mode, Workspace workspace);
+void sum_spatial(Context& context, int64_t n, int64_t spatial, int64_t channels, float factor, ConstData x,
+                 Data out, GradMode mode, Workspace workspace);
 
 }  // namespace vesal::kernels

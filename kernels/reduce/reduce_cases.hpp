@@ -16,9 +16,18 @@ struct ReduceCase {
 
 // A slab holds about 256 rows, a block 256 threads, a tile of columns at most 32 channels.
 inline const std::vector<ReduceCase> kReduceCases = {
-    {"one", 1, 1, 1},       {"slab_minus_one", 1, 255, 1}, {"slab", 1, 256, 2},     {"slab_plus_one", 1, 257, 3},
-    {"tile_minus_one", 2, 33, 31}, {"tile", 2, 33, 32},     {"tile_plus_one", 2, 33, 33}, {"wide", 1, 7, 200},
-    {"small_batch", 3, 64, 12},    {"long", 1, 5000, 1},    {"two_slabs", 2, 512, 24},    {"wide_row_tail", 1, 300, 5},
+    {"one", 1, 1, 1},
+    {"slab_minus_one", 1, 255, 1},
+    {"slab", 1, 256, 2},
+    {"slab_plus_one", 1, 257, 3},
+    {"tile_minus_one", 2, 33, 31},
+    {"tile", 2, 33, 32},
+    {"tile_plus_one", 2, 33, 33},
+    {"wide", 1, 7, 200},
+    {"small_batch", 3, 64, 12},
+    {"long", 1, 5000, 1},
+    {"two_slabs", 2, 512, 24},
+    {"wide_row_tail", 1, 300, 5},
 };
 
 }  // namespace vesal::kernels

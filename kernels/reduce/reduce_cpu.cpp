@@ -1,12 +1,12 @@
-// Reductions on the CPU: float32 sums in the columns of wide rows within a slab, slabs added in double and in order.
-#include "kernels/reduce/reduce.hpp"
-
+// Reductions on the CPU: float32 sums in the columns of wide rows within a slab, slabs added in double and in
+// order.
 #include <algorithm>
 #include <bit>
 
 #include "base/parallel.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/wide_rows.hpp"
+#include "kernels/reduce/reduce.hpp"
 
 namespace vesal::kernels::cpu {
 namespace {
@@ -15,11 +15,11 @@ namespace {
 template <class Term>
 void sum_terms(int64_t count, float* out, Workspace workspace, Term term) {
   auto* partials = static_cast<double*>(workspace.data);
-  column_partials<1>(1, count, 1, partials, [&](int64_t) {
-    return [=](int64_t i, int64_t, auto add) { add(0, term(i)); };
+  column_partials<1>(1, count, 1, partials,
+                     [&](int64_t) { return [=](int64_t i, int64_t, auto add) { add(0, term(i)); }; });
+  column_totals<1>(1, count, 1, partials, [&](int64_t, int64_t, const std::array<double, 1>& sums) {
+    *out = static_cast<float>(sums[0]);
   });
-  column_totals<1>(1, count, 1, partials,
-                   [&](int64_t, int64_t, const std::array<double, 1>& sums) { *out = static_cast<float>(sums[0]); });
 }
 
 }  // namespace
@@ -81,14 +81,13 @@ void channel_sum_backward(Context&, int64_t rows, int64_t channels, ConstData do
   });
 }
 
-void sum_spatial(Context&, int64_t n, int64_t spatial, int64_t channels, float factor, ConstData x_, Data out_,
-                 GradMode mode, Workspace workspace) {
+void sum_spatial(Context&, int64_t n, int64_t spatial, int64_t channels, float factor, ConstData x_,
+                 Data out_, GradMode mode, Workspace workspace) {
   const float* x = x_.as<float>("sum_spatial: x");
   float* out = out_.as<float>("sum_spatial: out");
   auto* partials = static_cast<double*>(workspace.data);
-  column_partials<1>(n, spatial, channels, partials, [=](int64_t) {
-    return [=](int64_t i, int64_t, auto add) { add(0, x[i]); };
-  });
+  column_partials<1>(n, spatial, channels, partials,
+                     [=](int64_t) { return [=](int64_t i, int64_t, auto add) { add(0, x[i]); }; });
   column_totals<1>(n, spatial, channels, partials,
                    [=](int64_t sample, int64_t c, const std::array<double, 1>& sums) {
                      float& target = out[sample * channels + c];

@@ -19,7 +19,8 @@ void softmax_forward(Context& context, int64_t rows, int64_t channels, ConstData
 void softmax_backward(Context& context, int64_t rows, int64_t channels, ConstData y, ConstData dy, Data dx) {
   check<ShapeError>(rows >= 0 && channels >= 1, "softmax_backward: [", rows, ", ", channels,
                     "], expected rows >= 0 and channels >= 1");
-  check<ShapeError>(checked_mul(rows, channels) == 0 || (y && dy && dx), "softmax_backward: a tensor is null");
+  check<ShapeError>(checked_mul(rows, channels) == 0 || (y && dy && dx),
+                    "softmax_backward: a tensor is null");
   VESAL_DISPATCH(context, softmax_backward(context, rows, channels, y, dy, dx));
 }
 

@@ -1,19 +1,18 @@
-// Softmax on the CPU. Long rows are vectorised over channels; short ones are turned, 64 at a time, so that the vectors run
-// over rows.
-#include "kernels/softmax/softmax.hpp"
-
+// Softmax on the CPU. Long rows are vectorised over channels; short ones are turned, 64 at a time, so that
+// the vectors run over rows.
 #include <algorithm>
 #include <limits>
 
 #include "base/parallel.hpp"
 #include "base/size.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/softmax/softmax.hpp"
 #include "kernels/vector_math.hpp"
 
 namespace vesal::kernels::cpu {
 namespace {
 
-constexpr int64_t kNarrow = 16;     // channels below which rows are turned
+constexpr int64_t kNarrow = 16;  // channels below which rows are turned
 constexpr int64_t kRowBlock = 64;
 
 // Forward for `count` <= kRowBlock rows of few channels.

@@ -31,7 +31,8 @@ void softmax_backward(int64_t rows, int64_t channels, const T* y, const T* dy, T
     for (int64_t i = 0; i < channels; ++i) {
       T total = 0;
       for (int64_t j = 0; j < channels; ++j) {
-        total += dy[row * channels + j] * y[row * channels + j] * ((i == j ? T(1) : T(0)) - y[row * channels + i]);
+        total +=
+            dy[row * channels + j] * y[row * channels + j] * ((i == j ? T(1) : T(0)) - y[row * channels + i]);
       }
       dx[row * channels + i] = total;
     }

@@ -1,5 +1,5 @@
-// Elementwise functions on every device against their reference, and the vectorisable functions of vector_math.hpp over
-// dense sweeps of their domains.
+// Elementwise functions on every device against their reference, and the vectorisable functions of
+// vector_math.hpp over dense sweeps of their domains.
 #include "kernels/elementwise/elementwise.hpp"
 
 #include <cmath>
@@ -17,8 +17,8 @@ namespace {
 const float kNan = std::numeric_limits<float>::quiet_NaN();
 const float kInfinity = std::numeric_limits<float>::infinity();
 
-// The largest error of f against `exact` in units in the last place of the exact value, over every `stride`-th float of
-// [low, high], negative numbers included.
+// The largest error of f against `exact` in units in the last place of the exact value, over every
+// `stride`-th float of [low, high], negative numbers included.
 double worst_ulp(float low, float high, float (*f)(float), double (*exact)(double), uint32_t stride = 461) {
   double worst = 0;
   const auto sweep = [&](float from, float to, float sign) {
@@ -61,8 +61,8 @@ TEST(VectorMath, ErrorsOverDenseSweeps) {
   EXPECT_LE(sigmoid_error, 3.0);
   EXPECT_LE(log1p_error, 2.0);
   EXPECT_LE(softplus_error, 3.0);
-  RecordProperty("ulp", concat("exp ", exp_error, " erf ", erf_error, " tanh ", tanh_error, " sigmoid ", sigmoid_error,
-                               " log1p ", log1p_error, " softplus ", softplus_error));
+  RecordProperty("ulp", concat("exp ", exp_error, " erf ", erf_error, " tanh ", tanh_error, " sigmoid ",
+                               sigmoid_error, " log1p ", log1p_error, " softplus ", softplus_error));
 }
 
 TEST(VectorMath, EndsOfTheDomains) {
@@ -83,7 +83,8 @@ TEST(VectorMath, EndsOfTheDomains) {
   EXPECT_EQ(vector_log1p_unit(0.0f), 0.0f);
   EXPECT_EQ(vector_softplus(-kInfinity), 0.0f);
   EXPECT_EQ(vector_softplus(kInfinity), kInfinity);
-  for (const auto f : {vector_exp, vector_erf, vector_tanh, vector_sigmoid, vector_log1p_unit, vector_softplus}) {
+  for (const auto f :
+       {vector_exp, vector_erf, vector_tanh, vector_sigmoid, vector_log1p_unit, vector_softplus}) {
     EXPECT_TRUE(std::isnan(f(kNan)));
   }
 }
@@ -114,7 +115,8 @@ TEST(Unary, MatchesTheReference) {
         };
         expect_close(what + " forward", forward(), exact, naive);
         expect_same_bits(what + " forward", device, forward);
-        reference::unary_backward<double>(kind, c.count(), wide_x.data(), wide_dy.data(), exact.data(), kSlope);
+        reference::unary_backward<double>(kind, c.count(), wide_x.data(), wide_dy.data(), exact.data(),
+                                          kSlope);
         reference::unary_backward<float>(kind, c.count(), x.data(), dy.data(), naive.data(), kSlope);
         const auto backward = [&] {
           const DeviceArray<float> dx(device, c.count());
@@ -207,25 +209,34 @@ TEST(Elementwise, SumsAndProductsAreExactOnIntegers) {
         }
         expect_equal(what + " " + op, run(call), expected);
       };
-      expect("fill", [](size_t) { return 2.5; }, [&](float* y) { fill(context, count, 2.5f, y); });
-      expect("add", [&](size_t i) { return a[i] + b[i]; },
-             [&](float* y) { add(context, count, da.get(), db.get(), y); });
-      expect("multiply", [&](size_t i) { return a[i] * b[i]; },
-             [&](float* y) { multiply(context, count, da.get(), db.get(), y); });
-      expect("scale", [&](size_t i) { return 3 * a[i]; },  // y holds NaN and must not be read
-             [&](float* y) { scale_add(context, count, 3.0f, da.get(), 0.0f, y); });
-      expect("scale_add", [&](size_t i) { return 3 * a[i] - 2 * b[i]; }, [&](float* y) {
-        scale_add(context, count, 1.0f, db.get(), 0.0f, y);
-        scale_add(context, count, 3.0f, da.get(), -2.0f, y);
-      });
-      expect("add in place", [&](size_t i) { return 2 * (a[i] + b[i]); }, [&](float* y) {
-        add(context, count, da.get(), db.get(), y);
-        add(context, count, y, y, y);
-      });
+      expect(
+          "fill", [](size_t) { return 2.5; }, [&](float* y) { fill(context, count, 2.5f, y); });
+      expect(
+          "add", [&](size_t i) { return a[i] + b[i]; },
+          [&](float* y) { add(context, count, da.get(), db.get(), y); });
+      expect(
+          "multiply", [&](size_t i) { return a[i] * b[i]; },
+          [&](float* y) { multiply(context, count, da.get(), db.get(), y); });
+      expect(
+          "scale", [&](size_t i) { return 3 * a[i]; },  // y holds NaN and must not be read
+          [&](float* y) { scale_add(context, count, 3.0f, da.get(), 0.0f, y); });
+      expect(
+          "scale_add", [&](size_t i) { return 3 * a[i] - 2 * b[i]; },
+          [&](float* y) {
+            scale_add(context, count, 1.0f, db.get(), 0.0f, y);
+            scale_add(context, count, 3.0f, da.get(), -2.0f, y);
+          });
+      expect(
+          "add in place", [&](size_t i) { return 2 * (a[i] + b[i]); },
+          [&](float* y) {
+            add(context, count, da.get(), db.get(), y);
+            add(context, count, y, y, y);
+          });
       std::vector<float> with_vector(a.size());
       reference::add_sample_vector<float>(c.n, c.spatial, c.channels, a.data(), v.data(), with_vector.data());
-      expect("add_sample_vector", [&](size_t i) { return with_vector[i]; },
-             [&](float* y) { add_sample_vector(context, c.n, c.spatial, c.channels, da.get(), dv.get(), y); });
+      expect(
+          "add_sample_vector", [&](size_t i) { return with_vector[i]; },
+          [&](float* y) { add_sample_vector(context, c.n, c.spatial, c.channels, da.get(), dv.get(), y); });
     }
   }
 }
@@ -257,22 +268,24 @@ TEST(ScaledAdd, MatchesTheReference) {
           y.resize(a.size());
           db.resize(a.size());
           dscale.resize(1);
-          reference::scaled_add_forward<T>(c.n, inner, wa.data(), wb.data(), scale[0], gated ? wg.data() : nullptr,
-                                           y.data());
-          reference::scaled_add_backward<T>(c.n, inner, wb.data(), scale[0], gated ? wg.data() : nullptr, wdy.data(),
-                                            db.data(), dscale.data());
+          reference::scaled_add_forward<T>(c.n, inner, wa.data(), wb.data(), scale[0],
+                                           gated ? wg.data() : nullptr, y.data());
+          reference::scaled_add_backward<T>(c.n, inner, wb.data(), scale[0], gated ? wg.data() : nullptr,
+                                            wdy.data(), db.data(), dscale.data());
         };
         std::vector<double> y_exact, db_exact, dscale_exact;
         std::vector<float> y_naive, db_naive, dscale_naive;
         evaluate(0.0, y_exact, db_exact, dscale_exact);
         evaluate(0.0f, y_naive, db_naive, dscale_naive);
-        // A sum's rounding is that of its terms' magnitudes; the naive sum may happen to be luckier than that.
+        // A sum's rounding is that of its terms' magnitudes; the naive sum may happen to be luckier than
+        // that.
         double magnitude = 0;
         for (size_t i = 0; i < b.size(); ++i) {
           magnitude += std::isnan(b[i]) ? 0 : std::abs(static_cast<double>(b[i]) * dy[i]);
         }
         Context context(device);
-        const DeviceArray<float> da(device, a), db_in(device, b), ddy(device, dy), ds(device, scale), dg(device, gate);
+        const DeviceArray<float> da(device, a), db_in(device, b), ddy(device, dy), ds(device, scale),
+            dg(device, gate);
         const ConstData gate_data = gated ? ConstData(dg.get()) : ConstData();
         const DeviceArray<float> y(device, c.count());
         scaled_add_forward(context, c.n, inner, da.get(), db_in.get(), ds.get(), gate_data, y.get());
@@ -281,8 +294,8 @@ TEST(ScaledAdd, MatchesTheReference) {
           const DeviceWorkspace workspace(device, scaled_add_backward_workspace_bytes(context, c.n, inner));
           const DeviceArray<float> db(device, c.count());
           const DeviceArray<float> dscale(device, start ? *start : std::vector<float>{kNan});
-          scaled_add_backward(context, c.n, inner, db_in.get(), ds.get(), gate_data, ddy.get(), db.get(), dscale.get(),
-                              start ? GradMode::accumulate : GradMode::overwrite, workspace);
+          scaled_add_backward(context, c.n, inner, db_in.get(), ds.get(), gate_data, ddy.get(), db.get(),
+                              dscale.get(), start ? GradMode::accumulate : GradMode::overwrite, workspace);
           std::vector<float> all = db.host();
           all.push_back(dscale.host()[0]);
           return all;
@@ -306,7 +319,8 @@ TEST(ScaledAdd, ReferenceGradient) {
   const std::vector<double> gate{0.5, 0.0};
   std::vector<double> db(12);
   std::vector<double> dscale(1);
-  reference::scaled_add_backward<double>(2, 6, b.data(), 0.75, gate.data(), dy.data(), db.data(), dscale.data());
+  reference::scaled_add_backward<double>(2, 6, b.data(), 0.75, gate.data(), dy.data(), db.data(),
+                                         dscale.data());
   const auto loss = [&](const std::vector<double>& values, double scale) {
     const std::vector<double> a(12, 0.0);
     std::vector<double> y(12);
@@ -318,7 +332,8 @@ TEST(ScaledAdd, ReferenceGradient) {
     return total;
   };
   expect_gradient("db", b, db, [&](const std::vector<double>& values) { return loss(values, 0.75); });
-  expect_gradient("dscale", {0.75}, dscale, [&](const std::vector<double>& scale) { return loss(b, scale[0]); });
+  expect_gradient("dscale", {0.75}, dscale,
+                  [&](const std::vector<double>& scale) { return loss(b, scale[0]); });
 }
 
 TEST(GateSamples, SkipsWhatIsGatedOff) {
@@ -350,7 +365,8 @@ TEST(Elementwise, WrongArgumentsThrow) {
   std::vector<float> x(4);
   EXPECT_THROW(add(context, -1, x.data(), x.data(), x.data()), ShapeError);
   EXPECT_THROW(add(context, 4, x.data(), nullptr, x.data()), ShapeError);
-  EXPECT_THROW(unary_forward(context, Unary::relu, 4, ConstData(x.data(), DType::bf16), x.data()), ShapeError);
+  EXPECT_THROW(unary_forward(context, Unary::relu, 4, ConstData(x.data(), DType::bf16), x.data()),
+               ShapeError);
   EXPECT_THROW(scaled_add_backward(context, 1, 4, x.data(), x.data(), nullptr, x.data(), x.data(), x.data(),
                                    GradMode::overwrite, {}),
                ShapeError);

@@ -37,13 +37,14 @@ Result<T> reference_result(const Inputs& in) {
   const std::vector<T> x(in.x.begin(), in.x.end()), gamma(in.gamma.begin(), in.gamma.end()),
       beta(in.beta.begin(), in.beta.end()), dy(in.dy.begin(), in.dy.end());
   const auto statistics = static_cast<size_t>(in.params.n * in.params.channels);
-  Result<T> r{std::vector<T>(x.size()), std::vector<T>(statistics), std::vector<T>(statistics), std::vector<T>(x.size()),
-              std::vector<T>(gamma.size()), std::vector<T>(gamma.size())};
+  Result<T> r{std::vector<T>(x.size()), std::vector<T>(statistics),   std::vector<T>(statistics),
+              std::vector<T>(x.size()), std::vector<T>(gamma.size()), std::vector<T>(gamma.size())};
   const T* g = in.affine ? gamma.data() : nullptr;
   const T* b = in.affine ? beta.data() : nullptr;
   reference::instance_norm_forward<T>(in.params, x.data(), g, b, r.y.data(), r.mean.data(), r.rstd.data());
-  reference::instance_norm_backward<T>(in.params, x.data(), g, b, r.mean.data(), r.rstd.data(), dy.data(), r.dx.data(),
-                                       in.affine ? r.dgamma.data() : nullptr, in.affine ? r.dbeta.data() : nullptr);
+  reference::instance_norm_backward<T>(in.params, x.data(), g, b, r.mean.data(), r.rstd.data(), dy.data(),
+                                       r.dx.data(), in.affine ? r.dgamma.data() : nullptr,
+                                       in.affine ? r.dbeta.data() : nullptr);
   return r;
 }
 
@@ -63,8 +64,9 @@ Result<float> device_result(Device device, const Inputs& in, const float* start 
     instance_norm_forward(context, p, x.get(), given(gamma), given(beta), y.get(), mean, rstd, workspace);
   }
   const DeviceWorkspace workspace(device, instance_norm_workspace_bytes(context, p));
-  instance_norm_backward(context, p, x.get(), given(gamma), given(beta), mean, rstd, dy.get(), dx.get(), given(dgamma),
-                         given(dbeta), start ? GradMode::accumulate : GradMode::overwrite, workspace);
+  instance_norm_backward(context, p, x.get(), given(gamma), given(beta), mean, rstd, dy.get(), dx.get(),
+                         given(dgamma), given(dbeta), start ? GradMode::accumulate : GradMode::overwrite,
+                         workspace);
   return {y.host(), mean.host(), rstd.host(), dx.host(), dgamma.host(), dbeta.host()};
 }
 
@@ -107,7 +109,8 @@ TEST(InstanceNorm, AccumulatesGradients) {
     const Result<float> plain = device_result(device, in);
     const Result<float> added = device_result(device, in, &start);
     for (size_t c = 0; c < plain.dgamma.size(); ++c) {
-      EXPECT_NEAR(added.dgamma[c], plain.dgamma[c] + start, 4 * 0x1p-23 * (std::abs(plain.dgamma[c]) + start));
+      EXPECT_NEAR(added.dgamma[c], plain.dgamma[c] + start,
+                  4 * 0x1p-23 * (std::abs(plain.dgamma[c]) + start));
       EXPECT_NEAR(added.dbeta[c], plain.dbeta[c] + start, 4 * 0x1p-23 * (std::abs(plain.dbeta[c]) + start));
     }
   }
@@ -130,14 +133,17 @@ TEST(InstanceNorm, NoCancellation) {
 
 TEST(InstanceNorm, ReferenceGradients) {
   for (const bool affine : {true, false}) {
-    Inputs in({"tiny", {.n = 2, .spatial = 4, .channels = 3, .activation = Activation::leaky_relu, .negative_slope = 0.3f},
-               affine});
+    Inputs in(
+        {"tiny",
+         {.n = 2, .spatial = 4, .channels = 3, .activation = Activation::leaky_relu, .negative_slope = 0.3f},
+         affine});
     const Result<double> r = reference_result<double>(in);
     const auto loss = [&](const std::vector<double>& x, const std::vector<double>& gamma,
                           const std::vector<double>& beta) {
       std::vector<double> y(x.size()), mean(6), rstd(6);
       reference::instance_norm_forward<double>(in.params, x.data(), affine ? gamma.data() : nullptr,
-                                               affine ? beta.data() : nullptr, y.data(), mean.data(), rstd.data());
+                                               affine ? beta.data() : nullptr, y.data(), mean.data(),
+                                               rstd.data());
       double total = 0;
       for (size_t i = 0; i < y.size(); ++i) {
         total += y[i] * in.dy[i];
@@ -147,8 +153,10 @@ TEST(InstanceNorm, ReferenceGradients) {
     const std::vector<double> x = widen(in.x), gamma = widen(in.gamma), beta = widen(in.beta);
     expect_gradient("dx", x, r.dx, [&](const std::vector<double>& v) { return loss(v, gamma, beta); });
     if (affine) {
-      expect_gradient("dgamma", gamma, r.dgamma, [&](const std::vector<double>& v) { return loss(x, v, beta); });
-      expect_gradient("dbeta", beta, r.dbeta, [&](const std::vector<double>& v) { return loss(x, gamma, v); });
+      expect_gradient("dgamma", gamma, r.dgamma,
+                      [&](const std::vector<double>& v) { return loss(x, v, beta); });
+      expect_gradient("dbeta", beta, r.dbeta,
+                      [&](const std::vector<double>& v) { return loss(x, gamma, v); });
     }
   }
 }
@@ -158,7 +166,8 @@ TEST(InstanceNorm, WrongArgumentsThrow) {
   std::vector<float> x(64);
   float* p = x.data();
   const Workspace workspace{p, 256};
-  EXPECT_THROW(instance_norm_forward(context, {.spatial = 4, .activation = Activation::gelu}, p, p, p, p, p, p, workspace),
+  EXPECT_THROW(instance_norm_forward(context, {.spatial = 4, .activation = Activation::gelu}, p, p, p, p, p,
+                                     p, workspace),
                ShapeError);
   EXPECT_THROW(instance_norm_forward(context, {.spatial = 0}, p, p, p, p, p, p, workspace), ShapeError);
   EXPECT_THROW(instance_norm_forward(context, {.spatial = 4}, p, p, nullptr, p, p, p, workspace), ShapeError);

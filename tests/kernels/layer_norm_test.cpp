@@ -35,12 +35,12 @@ Result<T> reference_result(const Inputs& in) {
   const std::vector<T> x(in.x.begin(), in.x.end()), gamma(in.gamma.begin(), in.gamma.end()),
       beta(in.beta.begin(), in.beta.end()), dy(in.dy.begin(), in.dy.end());
   const auto rows = static_cast<size_t>(in.params.rows);
-  Result<T> r{std::vector<T>(x.size()), std::vector<T>(rows), std::vector<T>(rows), std::vector<T>(x.size()),
-              std::vector<T>(gamma.size()), std::vector<T>(gamma.size())};
+  Result<T> r{std::vector<T>(x.size()), std::vector<T>(rows),         std::vector<T>(rows),
+              std::vector<T>(x.size()), std::vector<T>(gamma.size()), std::vector<T>(gamma.size())};
   reference::layer_norm_forward<T>(in.params, x.data(), gamma.data(), beta.data(), r.y.data(), r.mean.data(),
                                    r.rstd.data());
-  reference::layer_norm_backward<T>(in.params, x.data(), gamma.data(), r.mean.data(), r.rstd.data(), dy.data(),
-                                    r.dx.data(), r.dgamma.data(), r.dbeta.data());
+  reference::layer_norm_backward<T>(in.params, x.data(), gamma.data(), r.mean.data(), r.rstd.data(),
+                                    dy.data(), r.dx.data(), r.dgamma.data(), r.dbeta.data());
   return r;
 }
 
@@ -55,8 +55,8 @@ Result<float> device_result(Device device, const Inputs& in, const float* start 
   const DeviceArray<float> dgamma(device, initial), dbeta(device, initial);
   layer_norm_forward(context, p, x.get(), gamma.get(), beta.get(), y.get(), mean, rstd);
   const DeviceWorkspace workspace(device, layer_norm_backward_workspace_bytes(context, p));
-  layer_norm_backward(context, p, x.get(), gamma.get(), mean, rstd, dy.get(), dx.get(), dgamma.get(), dbeta.get(),
-                      start ? GradMode::accumulate : GradMode::overwrite, workspace);
+  layer_norm_backward(context, p, x.get(), gamma.get(), mean, rstd, dy.get(), dx.get(), dgamma.get(),
+                      dbeta.get(), start ? GradMode::accumulate : GradMode::overwrite, workspace);
   return {y.host(), mean.host(), rstd.host(), dx.host(), dgamma.host(), dbeta.host()};
 }
 
@@ -93,7 +93,8 @@ TEST(LayerNorm, AccumulatesGradients) {
     const Result<float> plain = device_result(device, in);
     const Result<float> added = device_result(device, in, &start);
     for (size_t c = 0; c < plain.dgamma.size(); ++c) {
-      EXPECT_NEAR(added.dgamma[c], plain.dgamma[c] + start, 4 * 0x1p-23 * (std::abs(plain.dgamma[c]) + start));
+      EXPECT_NEAR(added.dgamma[c], plain.dgamma[c] + start,
+                  4 * 0x1p-23 * (std::abs(plain.dgamma[c]) + start));
       EXPECT_NEAR(added.dbeta[c], plain.dbeta[c] + start, 4 * 0x1p-23 * (std::abs(plain.dbeta[c]) + start));
     }
   }
@@ -113,10 +114,11 @@ TEST(LayerNorm, ForwardWithoutStatistics) {
 TEST(LayerNorm, ReferenceGradients) {
   Inputs in({"tiny", 3, 5});
   const Result<double> r = reference_result<double>(in);
-  const auto loss = [&](const std::vector<double>& x, const std::vector<double>& gamma, const std::vector<double>& beta) {
+  const auto loss = [&](const std::vector<double>& x, const std::vector<double>& gamma,
+                        const std::vector<double>& beta) {
     std::vector<double> y(x.size()), mean(3), rstd(3);
-    reference::layer_norm_forward<double>(in.params, x.data(), gamma.data(), beta.data(), y.data(), mean.data(),
-                                          rstd.data());
+    reference::layer_norm_forward<double>(in.params, x.data(), gamma.data(), beta.data(), y.data(),
+                                          mean.data(), rstd.data());
     double total = 0;
     for (size_t i = 0; i < y.size(); ++i) {
       total += y[i] * in.dy[i];
@@ -133,9 +135,11 @@ TEST(LayerNorm, WrongArgumentsThrow) {
   Context context({DeviceType::cpu, 0});
   std::vector<float> x(4);
   float* p = x.data();
-  EXPECT_THROW(layer_norm_forward(context, {.rows = 1, .channels = 0}, p, p, p, p, nullptr, nullptr), ShapeError);
+  EXPECT_THROW(layer_norm_forward(context, {.rows = 1, .channels = 0}, p, p, p, p, nullptr, nullptr),
+               ShapeError);
   EXPECT_THROW(layer_norm_forward(context, {.rows = 1, .channels = 4}, p, p, p, p, p, nullptr), ShapeError);
-  EXPECT_THROW(layer_norm_backward(context, {.rows = 1, .channels = 4}, p, p, p, p, p, p, p, p, GradMode::overwrite, {}),
+  EXPECT_THROW(layer_norm_backward(context, {.rows = 1, .channels = 4}, p, p, p, p, p, p, p, p,
+                                   GradMode::overwrite, {}),
                ShapeError);
 }
 

@@ -109,7 +109,8 @@ RegionResult<T> reference_region(const RegionLossParams& p, const RegionInputs& 
   r.dice.resize(static_cast<size_t>((p.batch_dice ? 1 : p.n) * p.regions * 2));
   r.loss = {reference::region_loss_forward<T>(p, logits.data(), in.targets.data(), r.dice.data())};
   r.dlogits.resize(logits.size());
-  reference::region_loss_backward<T>(p, logits.data(), in.targets.data(), r.dice.data(), kWeight, r.dlogits.data());
+  reference::region_loss_backward<T>(p, logits.data(), in.targets.data(), r.dice.data(), kWeight,
+                                     r.dlogits.data());
   return r;
 }
 
@@ -159,7 +160,8 @@ TEST(RegionLoss, ReferenceGradient) {
   }
 }
 
-// Logits that are surely right cost nothing; surely wrong ones cost their distance, and no NaN comes of +-1e4.
+// Logits that are surely right cost nothing; surely wrong ones cost their distance, and no NaN comes of
+// +-1e4.
 TEST(RegionLoss, FarLogits) {
   for (const Device device : test_devices()) {
     for (const float far : {100.0f, 10000.0f}) {
@@ -202,12 +204,16 @@ TEST(EdgeLoss, MatchesTheReference) {
       std::vector<double> counts(2);
       reference::edge_counts(p, targets.data(), counts.data());
       const std::vector<double> wide = widen(logits);
-      const std::vector<double> loss_exact{reference::edge_loss_forward<double>(p, wide.data(), targets.data(), counts.data())};
-      const std::vector<float> loss_naive{reference::edge_loss_forward<float>(p, logits.data(), targets.data(), counts.data())};
+      const std::vector<double> loss_exact{
+          reference::edge_loss_forward<double>(p, wide.data(), targets.data(), counts.data())};
+      const std::vector<float> loss_naive{
+          reference::edge_loss_forward<float>(p, logits.data(), targets.data(), counts.data())};
       std::vector<double> d_exact(logits.size());
       std::vector<float> d_naive(logits.size());
-      reference::edge_loss_backward<double>(p, wide.data(), targets.data(), counts.data(), kWeight, d_exact.data());
-      reference::edge_loss_backward<float>(p, logits.data(), targets.data(), counts.data(), kWeight, d_naive.data());
+      reference::edge_loss_backward<double>(p, wide.data(), targets.data(), counts.data(), kWeight,
+                                            d_exact.data());
+      reference::edge_loss_backward<float>(p, logits.data(), targets.data(), counts.data(), kWeight,
+                                           d_naive.data());
       Context context(device);
       const DeviceArray<float> in(device, logits);
       const DeviceArray<uint8_t> t(device, targets);

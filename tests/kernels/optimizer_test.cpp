@@ -47,8 +47,8 @@ class Parameters {
     std::vector<OptimizerTensor> tensors;
     int64_t begin = 0;
     for (size_t t = 0; t < counts.size(); ++t) {
-      tensors.push_back({parameter.get() + begin, gradient.get() + begin, first.get() + begin, second.get() + begin,
-                         counts[t], t % 2 == 0 ? 0.1f : 0.0f});
+      tensors.push_back({parameter.get() + begin, gradient.get() + begin, first.get() + begin,
+                         second.get() + begin, counts[t], t % 2 == 0 ? 0.1f : 0.0f});
       begin += counts[t];
     }
     return tensors;
@@ -96,10 +96,11 @@ TEST(Optimizer, TenSteps) {
         std::vector<double> m(p.size(), 0.0), v(p.size(), 0.0);
         std::vector<float> m_naive(p.size(), 0.0f), v_naive(p.size(), 0.0f);
         for (int64_t step = 1; step <= 10; ++step) {
-          const std::vector<float> gradient =
-              random_normal(parameters.total(), 100 + static_cast<uint64_t>(step), step % 2 == 0 ? 3.0f : 0.01f);
+          const std::vector<float> gradient = random_normal(
+              parameters.total(), 100 + static_cast<uint64_t>(step), step % 2 == 0 ? 3.0f : 0.01f);
           parameters.set_gradient(gradient);
-          const AdamWParams adamw{.learning_rate = 0.01f, .beta1 = 0.9f, .beta2 = 0.99f, .step = step, .max_norm = c.max_norm};
+          const AdamWParams adamw{
+              .learning_rate = 0.01f, .beta1 = 0.9f, .beta2 = 0.99f, .step = step, .max_norm = c.max_norm};
           const float found_norm = norm_of(device, parameters, norm);
           adamw_step(context, adamw, parameters.tables(), c.max_norm > 0 ? norm.get() : nullptr);
           if (!compare) {
@@ -111,10 +112,12 @@ TEST(Optimizer, TenSteps) {
           expect_close(what + " norm", {found_norm}, {exact_norm}, {naive_norm});
           int64_t begin = 0;
           for (const OptimizerTensor& tensor : parameters.host_tensors()) {
-            reference::adamw_step<double>(adamw, exact_norm, tensor.weight_decay, tensor.count, p.data() + begin,
-                                          wide.data() + begin, m.data() + begin, v.data() + begin);
-            reference::adamw_step<float>(adamw, naive_norm, tensor.weight_decay, tensor.count, p_naive.data() + begin,
-                                         gradient.data() + begin, m_naive.data() + begin, v_naive.data() + begin);
+            reference::adamw_step<double>(adamw, exact_norm, tensor.weight_decay, tensor.count,
+                                          p.data() + begin, wide.data() + begin, m.data() + begin,
+                                          v.data() + begin);
+            reference::adamw_step<float>(adamw, naive_norm, tensor.weight_decay, tensor.count,
+                                         p_naive.data() + begin, gradient.data() + begin,
+                                         m_naive.data() + begin, v_naive.data() + begin);
             begin += tensor.count;
           }
         }
@@ -133,7 +136,8 @@ TEST(Optimizer, TenSteps) {
 
 TEST(Optimizer, NormThatIsNotFiniteLeavesEverythingUntouched) {
   for (const Device device : test_devices()) {
-    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 1e30f}) {
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 1e30f}) {
       Context context(device);
       Parameters parameters(device, {300, 5000});
       std::vector<float> gradient = random_normal(parameters.total(), 5);
@@ -141,7 +145,8 @@ TEST(Optimizer, NormThatIsNotFiniteLeavesEverythingUntouched) {
       const AdamWParams adamw{.step = 1, .max_norm = 1.0f};
       norm_of(device, parameters, norm);
       adamw_step(context, adamw, parameters.tables(), norm.get());  // moments that are not zero
-      const std::vector<float> p = parameters.parameter.host(), m = parameters.first.host(), v = parameters.second.host();
+      const std::vector<float> p = parameters.parameter.host(), m = parameters.first.host(),
+                               v = parameters.second.host();
       gradient[4321] = bad;
       parameters.set_gradient(gradient);
       EXPECT_FALSE(std::isfinite(norm_of(device, parameters, norm))) << to_string(device);

@@ -64,7 +64,8 @@ TEST(CopyChannels, CopiesAndAccumulates) {
   for (const Device device : test_devices()) {
     for (const CopyChannelsCase& c : kCopyChannelsCases) {
       for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
-        const std::string what = concat(to_string(device), " ", c.name, mode == GradMode::accumulate ? " accumulate" : "");
+        const std::string what =
+            concat(to_string(device), " ", c.name, mode == GradMode::accumulate ? " accumulate" : "");
         const CopyChannelsParams& p = c.params;
         const std::vector<float> source = random_integers(p.rows * p.source_channels, 1);
         const std::vector<float> start = random_integers(p.rows * p.target_channels, 2);
@@ -133,12 +134,16 @@ TEST(Rearrange, WrongArgumentsThrow) {
   Context context({DeviceType::cpu, 0});
   std::vector<float> x(16);
   float* p = x.data();
-  EXPECT_THROW(copy_channels(context, {.rows = 1, .source_channels = 2, .source_offset = 1, .target_channels = 4, .count = 2},
-                             p, p, GradMode::overwrite),
-               ShapeError);
-  EXPECT_THROW(copy_channels(context, {.rows = 1, .source_channels = 4, .target_channels = 4, .target_offset = 3, .count = 2},
-                             p, p, GradMode::overwrite),
-               ShapeError);
+  EXPECT_THROW(
+      copy_channels(context,
+                    {.rows = 1, .source_channels = 2, .source_offset = 1, .target_channels = 4, .count = 2},
+                    p, p, GradMode::overwrite),
+      ShapeError);
+  EXPECT_THROW(
+      copy_channels(context,
+                    {.rows = 1, .source_channels = 4, .target_channels = 4, .target_offset = 3, .count = 2},
+                    p, p, GradMode::overwrite),
+      ShapeError);
   EXPECT_THROW(pad_crop_forward(context, {.n = -1}, p, p), ShapeError);
   EXPECT_THROW(pad_crop_forward(context, {}, p, nullptr), ShapeError);
   EXPECT_THROW(route_channels(context, 1, 2, 2, 2, p, nullptr, p), ShapeError);

@@ -1,4 +1,5 @@
-// Reductions on every device against their reference: exact on integers, close on normal numbers, bit-equal repeats.
+// Reductions on every device against their reference: exact on integers, close on normal numbers, bit-equal
+// repeats.
 #include "kernels/reduce/reduce.hpp"
 
 #include <cmath>
@@ -42,7 +43,8 @@ TEST(Reduce, ExactOnIntegers) {
 }
 
 TEST(Reduce, RoundingStaysSmall) {
-  // Partial sums are short, so that the error is a few roundings of the sum of magnitudes, far below a running sum's.
+  // Partial sums are short, so that the error is a few roundings of the sum of magnitudes, far below a
+  // running sum's.
   for (const Device device : test_devices()) {
     const std::vector<float> x = random_normal(100003, 9);
     double total = 0;
@@ -88,7 +90,8 @@ TEST(ChannelSum, ForwardAndBackward) {
       reference::channel_sum_forward<double>(rows, c.channels, widen(x).data(), exact.data());
       reference::channel_sum_backward<double>(rows, c.channels, widen(dout).data(), dx_exact.data());
       Context context(device);
-      const DeviceArray<float> in(device, x), d(device, dout), out(device, rows), dx(device, rows * c.channels);
+      const DeviceArray<float> in(device, x), d(device, dout), out(device, rows),
+          dx(device, rows * c.channels);
       channel_sum_forward(context, rows, c.channels, in.get(), out.get());
       channel_sum_backward(context, rows, c.channels, d.get(), dx.get());
       expect_equal(what + " forward", out.host(), exact);
@@ -110,8 +113,10 @@ TEST(SumSpatial, MatchesTheReference) {
       Context context(device);
       const auto run = [&](const std::vector<float>& x, float factor, const std::vector<float>* start) {
         const DeviceArray<float> in(device, x);
-        const DeviceArray<float> out(device, start ? *start : std::vector<float>(static_cast<size_t>(c.n * c.channels), NAN));
-        const DeviceWorkspace workspace(device, sum_spatial_workspace_bytes(context, c.n, c.spatial, c.channels));
+        const DeviceArray<float> out(
+            device, start ? *start : std::vector<float>(static_cast<size_t>(c.n * c.channels), NAN));
+        const DeviceWorkspace workspace(device,
+                                        sum_spatial_workspace_bytes(context, c.n, c.spatial, c.channels));
         sum_spatial(context, c.n, c.spatial, c.channels, factor, in.get(), out.get(),
                     start ? GradMode::accumulate : GradMode::overwrite, workspace);
         return out.host();
@@ -142,7 +147,8 @@ TEST(Reduce, WrongArgumentsThrow) {
   EXPECT_THROW(sum(context, 4, x.data(), x.data(), {}), ShapeError);
   EXPECT_THROW(sum(context, -1, x.data(), x.data(), {x.data(), 16}), ShapeError);
   EXPECT_THROW(channel_sum_forward(context, 2, 0, x.data(), x.data()), ShapeError);
-  EXPECT_THROW(sum_spatial(context, 1, 2, 2, 1.0f, nullptr, x.data(), GradMode::overwrite, {x.data(), 16}), ShapeError);
+  EXPECT_THROW(sum_spatial(context, 1, 2, 2, 1.0f, nullptr, x.data(), GradMode::overwrite, {x.data(), 16}),
+               ShapeError);
 }
 
 }  // namespace

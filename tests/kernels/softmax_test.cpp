@@ -35,7 +35,8 @@ TEST(Softmax, MatchesTheReference) {
         const DeviceArray<float> in_place(device, x);
         softmax_forward(context, c.rows, c.channels, in_place.get(), in_place.get());
         expect_equal(what + " in place", in_place.host(), y);
-        reference::softmax_backward<double>(c.rows, c.channels, widen(y).data(), widen(dy).data(), dx_exact.data());
+        reference::softmax_backward<double>(c.rows, c.channels, widen(y).data(), widen(dy).data(),
+                                            dx_exact.data());
         reference::softmax_backward<float>(c.rows, c.channels, y.data(), dy.data(), dx_naive.data());
         const DeviceArray<float> dy_device(device, y);
         const auto backward = [&] {
@@ -43,7 +44,8 @@ TEST(Softmax, MatchesTheReference) {
           softmax_backward(context, c.rows, c.channels, dy_device.get(), d.get(), dx.get());
           return dx.host();
         };
-        // A sum over the row of terms near 1 cancels: its rounding is that of one unit, also where dx is tiny.
+        // A sum over the row of terms near 1 cancels: its rounding is that of one unit, also where dx is
+        // tiny.
         const std::vector<float> dx = backward();
         double largest_dy = 0;
         for (const float value : dy) {

@@ -365,6 +365,11 @@ TEST_F(TrainerTest, RunsThatExistOrDoNot) {
   EXPECT_TRUE(holds(message_of<UsageError>([&] { run(settings("run", 2)); }), "a run is there already"));
   EXPECT_EQ(slurp(folder_ / "run" / "last.safetensors"), before);
 
+  std::filesystem::create_directories(folder_ / "weights");
+  std::filesystem::copy(folder_ / "run" / "last.safetensors", folder_ / "weights" / "best.safetensors");
+  EXPECT_TRUE(
+      holds(message_of<UsageError>([&] { run(settings("weights", 2)); }), "without a checkpoint to resume"));
+
   // What a resumed run keeps may be repeated, not changed.
   TrainSettings same = settings("run", 1);
   same.resume = true;
