@@ -14,8 +14,8 @@
 #include <optional>
 #include <string_view>
 
+#include "base/atomic_file.hpp"
 #include "base/parallel.hpp"
-#include "imaging/atomic_file.hpp"
 
 namespace vesal::imaging {
 namespace {

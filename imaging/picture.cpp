@@ -9,7 +9,7 @@
 #include <cstdio>
 #include <limits>
 
-#include "imaging/atomic_file.hpp"
+#include "base/atomic_file.hpp"
 #include "imaging/components.hpp"
 #include "imaging/font.hpp"
 #include "imaging/metrics.hpp"

@@ -42,6 +42,28 @@ cudaStream_t native(StreamHandle stream) { return static_cast<cudaStream_t>(stre
   throw DeviceError("device cuda: this build of vesal has no CUDA backend; build it where a CUDA toolkit is installed");
 }
 
+enum class Direction { to_device, to_host, on_device };
+
+void copy(Device device, StreamHandle stream, void* target, const void* source, size_t bytes, Direction direction) {
+  if (bytes == 0) {
+    return;
+  }
+  if (device.type != DeviceType::cuda) {
+    std::memcpy(target, source, bytes);
+    return;
+  }
+#if VESAL_WITH_CUDA
+  const cudaMemcpyKind kind = direction == Direction::to_device ? cudaMemcpyHostToDevice
+                              : direction == Direction::to_host ? cudaMemcpyDeviceToHost
+                                                                : cudaMemcpyDeviceToDevice;
+  cuda_check(cudaMemcpyAsync(target, source, bytes, kind, native(stream)), "copying to, from or on the GPU");
+#else
+  (void)stream;
+  (void)direction;
+  no_cuda();
+#endif
+}
+
 }  // namespace
 
 void* allocate(Device device, size_t bytes) {
@@ -82,51 +104,15 @@ void deallocate(Device device, void* pointer) noexcept {
 }
 
 void copy_to_device(Device device, StreamHandle stream, void* target, const void* source, size_t bytes) {
-  if (bytes == 0) {
-    return;
-  }
-  if (device.type != DeviceType::cuda) {
-    std::memcpy(target, source, bytes);
-    return;
-  }
-#if VESAL_WITH_CUDA
-  cuda_check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, native(stream)), "copy to the GPU");
-#else
-  (void)stream;
-  no_cuda();
-#endif
+  copy(device, stream, target, source, bytes, Direction::to_device);
 }
 
 void copy_to_host(Device device, StreamHandle stream, void* target, const void* source, size_t bytes) {
-  if (bytes == 0) {
-    return;
-  }
-  if (device.type != DeviceType::cuda) {
-    std::memcpy(target, source, bytes);
-    return;
-  }
-#if VESAL_WITH_CUDA
-  cuda_check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, native(stream)), "copy from the GPU");
-#else
-  (void)stream;
-  no_cuda();
-#endif
+  copy(device, stream, target, source, bytes, Direction::to_host);
 }
 
 void copy_on_device(Device device, StreamHandle stream, void* target, const void* source, size_t bytes) {
-  if (bytes == 0) {
-    return;
-  }
-  if (device.type != DeviceType::cuda) {
-    std::memcpy(target, source, bytes);
-    return;
-  }
-#if VESAL_WITH_CUDA
-  cuda_check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, native(stream)), "copy on the GPU");
-#else
-  (void)stream;
-  no_cuda();
-#endif
+  copy(device, stream, target, source, bytes, Direction::on_device);
 }
 
 void set_bytes(Device device, StreamHandle stream, void* target, unsigned char value, size_t bytes) {

@@ -9,7 +9,7 @@
 #include <set>
 #include <string_view>
 
-#include "imaging/atomic_file.hpp"
+#include "base/atomic_file.hpp"
 #include "imaging/nifti.hpp"
 #include "training/interrupted.hpp"
 
@@ -546,7 +546,7 @@ void write_text_file(const fs::path& path, const std::string& text, bool overwri
   std::error_code error;
   check<IoError>(overwrite || !fs::exists(path, error), path.string(),
                  ": found an existing file, expected none (--overwrite replaces it)");
-  imaging::AtomicFile file(path);
+  AtomicFile file(path);
   file.write(text.data(), text.size());
   file.commit();
 }

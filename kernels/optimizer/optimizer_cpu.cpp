@@ -4,6 +4,7 @@
 
 #include "base/parallel.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/wide_rows.hpp"
 #include "kernels/optimizer/optimizer.hpp"
 #include "kernels/optimizer/optimizer_step.hpp"
 
@@ -20,12 +21,12 @@ void gradient_norm(Context&, const OptimizerTables& tables, float* norm, Workspa
     for (int64_t k = first; k < last; ++k) {
       const OptimizerChunk& chunk = tables.chunks[k];
       const float* gradient = tables.tensors[chunk.tensor].gradient + chunk.begin;
-      float total = 0;
-#pragma omp simd reduction(+ : total)
-      for (int32_t i = 0; i < chunk.count; ++i) {
-        total += gradient[i] * gradient[i];
-      }
-      partials[k] = total;
+      // wide_width(1) running sums, so that each stays short.
+      float acc[64];
+      double total = 0;
+      sum_columns<1>(0, chunk.count, 1, acc, &total,
+                     [gradient](int64_t i, int64_t, auto add) { add(0, gradient[i] * gradient[i]); });
+      partials[k] = static_cast<float>(total);
     }
   });
   double total = 0;
