@@ -547,7 +547,8 @@ TEST_F(CliTest, InterruptedTrainingKeepsACheckpoint) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   resumed.send(SIGTERM);
-  EXPECT_EQ(resumed.wait().code, 130);
+  const Outcome second = resumed.wait();
+  EXPECT_EQ(second.code, 130) << second.out << second.err;
 }
 
 TEST_F(CliTest, InterruptedPredictionKeepsWhatIsDone) {
