@@ -133,9 +133,9 @@ void RunLog::add(const ValidationRecord& record) {
 void RunLog::draw(const std::filesystem::path& png, const std::string& title) const {
   // Single steps are noisy: a point is the mean over at most 1/200 of the run.
   const size_t group = std::max<size_t>(1, (steps_.size() + 199) / 200);
-  const std::string steps_name = group == 1 ? "" : concat(", mean of ", group, " steps");
+  const std::string steps_name = group == 1 ? "" : concat(" (mean of ", group, ")");
   imaging::Curve loss{"loss" + steps_name, {}, {}};
-  imaging::Curve segmentation{"Dice + BCE at full resolution", {}, {}};
+  imaging::Curve segmentation{"at full resolution", {}, {}};
   imaging::Curve rate{"learning rate", {}, {}};
   for (size_t begin = 0; begin < steps_.size(); begin += group) {
     const size_t end = std::min(steps_.size(), begin + group);
