@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdio>
 #include <iostream>
+#include <thread>
 
 #include "base/error.hpp"
 #include "runtime/device_api.hpp"
@@ -17,13 +18,16 @@ namespace vesal::apps {
 namespace {
 
 std::atomic<bool> stop{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "signal handlers may only touch lock-free atomics");
 
-void on_signal(int signal) {
-  if (stop.exchange(true)) {
-    std::signal(signal, SIG_DFL);
-    std::raise(signal);
-  }
+void take_signals(sigset_t signals) {
+  int signal = 0;
+  do {
+    sigwait(&signals, &signal);
+  } while (!stop.exchange(true));
+  // The second one: its own action, so that whoever waits for the program sees which signal ended it.
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  std::raise(signal);
+  _exit(128 + signal);  // where that action does nothing: the first process of a container is spared
 }
 
 std::string one_line(std::string_view text) {
@@ -48,9 +52,16 @@ constexpr std::chrono::seconds kLogLine{20};
 
 const std::atomic<bool>& stop_requested() { return stop; }
 
-void install_signal_handlers() {
-  std::signal(SIGINT, on_signal);
-  std::signal(SIGTERM, on_signal);
+void watch_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  // A script's background job starts with SIGINT ignored, and what is ignored need not become pending.
+  std::signal(SIGINT, SIG_DFL);
+  std::signal(SIGTERM, SIG_DFL);
+  std::thread(take_signals, signals).detach();
 }
 
 void print_error(std::string_view command, std::string_view message) {

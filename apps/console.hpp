@@ -22,7 +22,12 @@ constexpr int kExitInterrupted = 130;
 
 // Set by SIGINT and SIGTERM. A second signal ends the program at once.
 const std::atomic<bool>& stop_requested();
-void install_signal_handlers();
+// Blocks both in this thread and in all that it starts later, and starts one that waits for them; call it
+// while there is no other thread. There is no handler, on purpose: the system writes a handler's frame below
+// the stack pointer of the thread that it interrupts, and oneDNN's sgemm (before 3.11.2, its issue 4845)
+// computes with a stack pointer that points into the heap. A signal at such a moment overwrote whatever lay
+// there. Throws std::system_error where no thread can be started.
+void watch_signals();
 
 // One line on stderr: "vesal COMMAND: message"; line breaks and control characters in the message become
 // spaces.

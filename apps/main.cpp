@@ -164,8 +164,8 @@ int run(int argc, char** argv) {
     return kExitUsage;
   }
   const std::string name = command->app->get_name();
-  install_signal_handlers();
   try {
+    watch_signals();
     return command->run();
   } catch (const UsageError& error) {
     print_error(name, error.what());
