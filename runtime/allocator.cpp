@@ -11,8 +11,8 @@ namespace {
 
 thread_local const char* current_tag = "other";
 
-// Size classes: multiples of 512 bytes up to 1 MiB, then eighths of the next power of two, so that slightly different
-// sizes share blocks and at most an eighth is wasted.
+// Size classes: multiples of 512 bytes up to 1 MiB, then eighths of the next power of two, so that slightly
+// different sizes share blocks and at most an eighth is wasted.
 size_t round_size(size_t bytes) {
   constexpr size_t small_step = 512;
   constexpr size_t large = size_t{1} << 20;
@@ -40,39 +40,49 @@ Allocator::~Allocator() { release_cached(); }
 
 std::shared_ptr<void> Allocator::allocate(size_t bytes) {
   const size_t rounded = caching_ ? round_size(bytes) : bytes;
-  const std::string tag = current_tag;
-  const std::lock_guard lock(mutex_);
-  void* pointer = take(rounded);
-  statistics_.current_bytes += bytes;
-  statistics_.peak_bytes = std::max(statistics_.peak_bytes, statistics_.current_bytes);
-  size_t& tagged = statistics_.current_by_tag[tag];
-  tagged += bytes;
-  size_t& tagged_peak = statistics_.peak_by_tag[tag];
-  tagged_peak = std::max(tagged_peak, tagged);
-  return {pointer, [self = shared_from_this(), bytes, rounded, tag](void* block) {
-            self->give_back(block, bytes, rounded, tag);
-          }};
+  auto back = [self = shared_from_this(), bytes, rounded, tag = std::string(current_tag)](void* block) {
+    self->give_back(block, bytes, rounded, tag);
+  };
+  void* pointer = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    size_t& tagged = statistics_.current_by_tag[current_tag];
+    size_t& tagged_peak = statistics_.peak_by_tag[current_tag];
+    pointer = take(rounded);
+    statistics_.current_bytes += bytes;
+    statistics_.peak_bytes = std::max(statistics_.peak_bytes, statistics_.current_bytes);
+    tagged += bytes;
+    tagged_peak = std::max(tagged_peak, tagged);
+  }
+  // Outside the lock: where there is no memory for the pointer's own bookkeeping, it gives the block back at
+  // once.
+  return {pointer, std::move(back)};
 }
 
 void* Allocator::take(size_t rounded) {
-  if (const auto found = free_.find(rounded); found != free_.end() && !found->second.empty()) {
-    void* pointer = found->second.back();
-    found->second.pop_back();
+  if (!caching_) {
+    void* pointer = device_api::allocate(device_, rounded);
+    ++statistics_.system_allocations;
+    statistics_.reserved_bytes += rounded;
     return pointer;
+  }
+  SizeClass& blocks = size_classes_[rounded];
+  if (!blocks.free.empty()) {
+    void* pointer = blocks.free.back();
+    blocks.free.pop_back();
+    return pointer;
+  }
+  if (blocks.free.capacity() <= blocks.count) {
+    blocks.free.reserve(2 * blocks.count + 1);  // so that giving back, which must not fail, needs no memory
   }
   void* pointer = nullptr;
   try {
     pointer = device_api::allocate(device_, rounded);
   } catch (const DeviceError&) {
-    for (auto& [size, blocks] : free_) {
-      for (void* block : blocks) {
-        device_api::deallocate(device_, block);
-        statistics_.reserved_bytes -= size;
-      }
-      blocks.clear();
-    }
+    drop_free_blocks();
     pointer = device_api::allocate(device_, rounded);
   }
+  ++blocks.count;
   ++statistics_.system_allocations;
   statistics_.reserved_bytes += rounded;
   return pointer;
@@ -81,24 +91,29 @@ void* Allocator::take(size_t rounded) {
 void Allocator::give_back(void* pointer, size_t bytes, size_t rounded, const std::string& tag) noexcept {
   const std::lock_guard lock(mutex_);
   statistics_.current_bytes -= bytes;
-  statistics_.current_by_tag[tag] -= bytes;
+  statistics_.current_by_tag.find(tag)->second -= bytes;
   if (caching_) {
-    free_[rounded].push_back(pointer);
+    size_classes_.find(rounded)->second.free.push_back(pointer);
   } else {
     device_api::deallocate(device_, pointer);
     statistics_.reserved_bytes -= rounded;
   }
 }
 
-void Allocator::release_cached() {
-  const std::lock_guard lock(mutex_);
-  for (auto& [size, blocks] : free_) {
-    for (void* block : blocks) {
+void Allocator::drop_free_blocks() {
+  for (auto& [size, blocks] : size_classes_) {
+    for (void* block : blocks.free) {
       device_api::deallocate(device_, block);
       statistics_.reserved_bytes -= size;
     }
+    blocks.count -= blocks.free.size();
+    blocks.free.clear();
   }
-  free_.clear();
+}
+
+void Allocator::release_cached() {
+  const std::lock_guard lock(mutex_);
+  drop_free_blocks();
 }
 
 AllocationStatistics Allocator::statistics() const {

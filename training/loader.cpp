@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <numeric>
+#include <system_error>
 #include <utility>
 
 #include "base/error.hpp"
@@ -76,12 +77,24 @@ Loader::Loader(const std::vector<imaging::PreparedCase>& cases, LoaderSettings s
   check<UsageError>(settings_.batch >= 1 && settings_.threads >= 1 && settings_.ahead >= 1, "loader: batch ",
                     settings_.batch, ", threads ", settings_.threads, ", ahead ", settings_.ahead,
                     ": each must be at least 1");
-  for (int i = 0; i < settings_.threads; ++i) {
-    threads_.emplace_back([this] { work(); });
+  try {
+    for (int i = 0; i < settings_.threads; ++i) {
+      threads_.emplace_back([this] { work(); });
+    }
+  } catch (const std::system_error& error) {
+    const size_t started = threads_.size();
+    close();
+    throw Error(concat("loader: only ", started, " of ", settings_.threads,
+                       " threads could be started: ", error.code().message()));
+  } catch (...) {
+    close();
+    throw;
   }
 }
 
-Loader::~Loader() {
+Loader::~Loader() { close(); }
+
+void Loader::close() {
   {
     const std::lock_guard lock(mutex_);
     closing_ = true;

@@ -48,7 +48,8 @@ Batch make_batch(const std::vector<imaging::PreparedCase>& cases, const LoaderSe
 
 class Loader {
  public:
-  // Keeps a reference to `cases`. Throws UsageError without cases or for settings below 1.
+  // Keeps a reference to `cases`. Throws UsageError without cases or for settings below 1, and Error where
+  // the system does not let it start that many threads.
   Loader(const std::vector<imaging::PreparedCase>& cases, LoaderSettings settings, int64_t first_step);
   ~Loader();
   Loader(const Loader&) = delete;
@@ -65,6 +66,8 @@ class Loader {
     std::exception_ptr error;
   };
   void work();
+  // Ends the threads and waits for them.
+  void close();
 
   const std::vector<imaging::PreparedCase>& cases_;
   const LoaderSettings settings_;

@@ -1,12 +1,34 @@
 // Tensors, the allocator, streams and events, the tape: on every device that is present.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <limits>
+#include <new>
 
 #include "kernels/elementwise/elementwise.hpp"
 #include "kernels/simt/memory.hpp"
 #include "runtime/device_api.hpp"
 #include "runtime/tape.hpp"
+
+namespace {
+int64_t allocations_left = -1;  // until the next one fails; negative: none fails
+}
+
+// The host's memory may end at any moment. Not inlined: GCC takes one of the pair alone for a mismatch.
+[[gnu::noinline]] void* operator new(size_t bytes) {
+  if (allocations_left == 0) {
+    throw std::bad_alloc();
+  }
+  if (allocations_left > 0) {
+    --allocations_left;
+  }
+  if (void* memory = std::malloc(bytes > 0 ? bytes : 1)) {
+    return memory;
+  }
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace vesal {
 namespace {
@@ -102,6 +124,33 @@ TEST_P(Runtime, SteadyStepsTakeNothingFromTheSystem) {
   EXPECT_GT(warm.reserved_bytes, 0u);
   allocator.release_cached();
   EXPECT_EQ(allocator.statistics().reserved_bytes, 0u);
+}
+
+TEST_P(Runtime, AllocatorStaysWholeWhereverTheHostsMemoryEnds) {
+  const auto allocator = std::make_shared<Allocator>(GetParam());
+  const AllocationTag tag("a name that does not fit into a string object itself");
+  int failures = 0;
+  for (bool done = false; !done;) {
+    std::shared_ptr<void> first, second;
+    try {
+      allocations_left = failures;
+      first = allocator->allocate(1000);
+      second = allocator->allocate(1000);
+      done = true;
+    } catch (const std::bad_alloc&) {
+      ++failures;
+    }
+    allocations_left = 0;  // giving back must not need any
+    first.reset();
+    second.reset();
+    allocations_left = -1;
+    const AllocationStatistics now = allocator->statistics();
+    EXPECT_EQ(now.current_bytes, 0u);
+    EXPECT_LE(now.reserved_bytes, allocator->caching() ? 2048u : 0u);
+  }
+  EXPECT_GT(failures, 2);
+  allocator->release_cached();
+  EXPECT_EQ(allocator->statistics().reserved_bytes, 0u);
 }
 
 TEST_P(Runtime, AnImpossibleRequestIsADeviceError) {

@@ -2,6 +2,8 @@
 // stated.
 #include "training/loader.hpp"
 
+#include <sys/resource.h>
+
 #include <chrono>
 #include <cmath>
 #include <map>
@@ -43,7 +45,7 @@ TEST_F(LoaderTest, ContentsDoNotDependOnThreadsTimingOrWhereOneStarts) {
     if (step % 3 == 0) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
-    const Batch direct = make_batch(cases, settings_of(1), step);
+    const Batch direct = make_batch(cases, {}, settings_of(1), step);
     EXPECT_EQ(direct.step, step);
     expect_equal(one.next(), direct);
     expect_equal(three.next(), direct);
@@ -55,12 +57,12 @@ TEST_F(LoaderTest, ContentsDoNotDependOnThreadsTimingOrWhereOneStarts) {
 
 TEST_F(LoaderTest, ShapesAndDifferentSeedsAndSteps) {
   const auto cases = prepared(2, 32);
-  const Batch batch = make_batch(cases, settings_of(1), 0);
+  const Batch batch = make_batch(cases, {}, settings_of(1), 0);
   EXPECT_EQ(batch.images.size(), 2u * 16 * 32 * 16 * 4);
   EXPECT_EQ(batch.labels.size(), 2u * 16 * 32 * 16);
   EXPECT_EQ(batch.masks.size(), 2u);
-  EXPECT_NE(make_batch(cases, settings_of(1), 1).images, batch.images);
-  EXPECT_NE(make_batch(cases, settings_of(1, 4), 0).images, batch.images);
+  EXPECT_NE(make_batch(cases, {}, settings_of(1), 1).images, batch.images);
+  EXPECT_NE(make_batch(cases, {}, settings_of(1, 4), 0).images, batch.images);
   const size_t half = batch.images.size() / 2;
   EXPECT_FALSE(std::equal(batch.images.begin(), batch.images.begin() + static_cast<std::ptrdiff_t>(half),
                           batch.images.begin() + static_cast<std::ptrdiff_t>(half)));
@@ -115,7 +117,7 @@ TEST_F(LoaderTest, WithoutDropoutEverythingPresentIsShown) {
   cases[0].images[1] = {};
   LoaderSettings settings = settings_of(1);
   settings.drop_modalities = false;
-  for (const models::ModalityMask& mask : make_batch(cases, settings, 0).masks) {
+  for (const models::ModalityMask& mask : make_batch(cases, {}, settings, 0).masks) {
     EXPECT_EQ(mask, (models::ModalityMask{1, 0, 1, 1}));
   }
 }
@@ -133,6 +135,23 @@ TEST_F(LoaderTest, AnErrorWhileMakingABatchArrivesAtItsStep) {
   EXPECT_THROW(loader.next(), ShapeError);
 }
 
+#if !VESAL_SANITIZED  // sanitizers reserve more addresses than any limit
+TEST_F(LoaderTest, ThreadsThatCannotBeStartedAreAnErrorAndNotTheEnd) {
+  const auto cases = prepared(1, 32);
+  int64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_AS, &before), 0);
+  rlimit limited = before;
+  limited.rlim_cur =
+      static_cast<rlim_t>(pages) * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + (rlim_t{256} << 20);
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &limited), 0);
+  const std::string message = message_of<Error>([&] { Loader(cases, settings_of(4000), 0); });
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &before), 0);
+  EXPECT_TRUE(holds(message, "of 4000 threads")) << message;
+}
+#endif
+
 TEST_F(LoaderTest, RefusesBadSettings) {
   const std::vector<imaging::PreparedCase> none;
   EXPECT_THROW(Loader(none, settings_of(1), 0), UsageError);
@@ -141,6 +160,44 @@ TEST_F(LoaderTest, RefusesBadSettings) {
   LoaderSettings settings = settings_of(1);
   settings.batch = 0;
   EXPECT_THROW(Loader(cases, settings, 0), UsageError);
+}
+
+TEST_F(LoaderTest, TheShareOfHealedHeadsIsAsAsked) {
+  const std::vector<imaging::PreparedCase> cases = prepared(2, 32);
+  std::vector<imaging::PreparedCase> healed = cases;
+  for (imaging::PreparedCase& one : healed) {
+    std::fill(one.labels.data.begin(), one.labels.data.end(), uint8_t{0});
+  }
+  LoaderSettings settings = settings_of(1);
+  settings.augment = imaging::crop_only({32, 32, 32}, 0);
+  settings.batch = 1;
+  settings.heal = 0.25f;
+  const auto empty_batches = [&](int64_t steps) {
+    int64_t empty = 0;
+    for (int64_t step = 0; step < steps; ++step) {
+      const Batch batch = make_batch(cases, healed, settings, step);
+      empty +=
+          std::all_of(batch.labels.begin(), batch.labels.end(), [](uint8_t label) { return label == 0; });
+    }
+    return empty;
+  };
+  EXPECT_NEAR(static_cast<double>(empty_batches(200)), 50, 31);  // binomial: standard deviation 6.1
+  settings.heal = 0;
+  EXPECT_EQ(empty_batches(20), 0);
+  // The loader makes the healed heads itself.
+  settings.heal = 1;
+  std::vector<imaging::PreparedCase> painted;
+  for (const imaging::PreparedCase& one : cases) {
+    painted.push_back(imaging::without_tumour(one));
+  }
+  Loader loader(cases, settings, 0);
+  expect_equal(loader.next(), make_batch(cases, painted, settings, 0));
+}
+
+TEST_F(LoaderTest, SamplesTellTheirSpacing) {
+  std::vector<imaging::PreparedCase> cases = prepared(2, 32);
+  cases[0].geometry.spacing_mm = cases[1].geometry.spacing_mm = {1, 2, 5};
+  EXPECT_EQ(make_batch(cases, {}, settings_of(1), 0).spacing_mm, (std::array<float, 3>{5, 2, 1}));
 }
 
 }  // namespace
