@@ -34,6 +34,7 @@ struct Options {
   std::string modalities;
   std::string label_scheme;
   double overlap = 0.5;
+  std::string mirror;
   std::vector<int64_t> patch;
   std::vector<double> spacing;
   bool save_probabilities = false;
@@ -145,6 +146,17 @@ std::optional<training::MemoryPlan> plan_for_largest(const std::vector<Job>& job
   return largest;
 }
 
+// "xy" and the like.
+std::array<bool, 3> parse_axes(const std::string& text) {
+  std::array<bool, 3> axes{};
+  for (const char letter : text) {
+    check<UsageError>(letter >= 'x' && letter <= 'z', "--mirror: found ", text,
+                      ", expected some of the letters x, y and z");
+    axes[static_cast<size_t>(letter - 'x')] = true;
+  }
+  return axes;
+}
+
 Json triple(const imaging::Size3& size) { return {size.x, size.y, size.z}; }
 
 int run(const Options& options) {
@@ -175,6 +187,7 @@ int run(const Options& options) {
                                                    : imaging::parse_label_scheme(options.label_scheme);
   prediction.tiles.patch = options.patch.empty() ? loaded.info.patch : to_size(options.patch);
   prediction.tiles.overlap = options.overlap;
+  prediction.tiles.mirror = parse_axes(options.mirror);
   prediction.tiles.stop = &stop_requested();
 
   const int64_t network_bytes =
@@ -273,6 +286,7 @@ int run(const Options& options) {
         {"patch", triple(prediction.tiles.patch)},
         {"spacing_mm", {prediction.spacing_mm.x, prediction.spacing_mm.y, prediction.spacing_mm.z}},
         {"overlap", prediction.tiles.overlap},
+        {"mirror", options.mirror},
         {"label_scheme", std::string(imaging::name_of(prediction.scheme))},
         {"modalities_allowed", imaging::to_string(prediction.use)},
         {"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()},
@@ -351,6 +365,10 @@ Command make_predict(CLI::App& program) {
       ->check(CLI::Range(0.0, 0.95))
       ->group("Sliding window")
       ->type_name("F");
+  app->add_option("--mirror", options->mirror,
+                  "Average over mirror images along these axes, e.g. xyz: 2, 4 or 8 times the work [none]")
+      ->group("Sliding window")
+      ->type_name("AXES");
   app->add_option("--patch", options->patch, "Tile in voxels, multiples of 16 [as trained]")
       ->expected(3)
       ->check(CLI::Range(int64_t{16}, int64_t{512}))

@@ -39,6 +39,9 @@ struct Options {
   double weight_decay = 0;
   double clip_norm = 0;
   double foreground = 0;
+  double augment_strength = 0;
+  double transplant = 0;
+  double heal = 0;
   double edge_weight = 0;
   int64_t val_every = 0;
   double val_overlap = 0;
@@ -137,6 +140,9 @@ int run(const Options& options, const CLI::App& app) {
   take("--weight-decay", settings.weight_decay, options.weight_decay);
   take("--clip-norm", settings.clip_norm, options.clip_norm);
   take("--foreground", settings.foreground, options.foreground);
+  take("--augment-strength", settings.augment_strength, options.augment_strength);
+  take("--transplant", settings.transplant, options.transplant);
+  take("--heal", settings.heal, options.heal);
   take("--edge-weight", settings.edge_weight, options.edge_weight);
   take("--val-every", settings.validate_every, options.val_every);
   take("--val-overlap", settings.validation_overlap, options.val_overlap);
@@ -272,6 +278,21 @@ Command make_train(CLI::App& program) {
       ->type_name("F");
   app->add_option("--edge-weight", options->edge_weight, "Weight of the edge loss; 0: none [0.1]")
       ->check(CLI::Range(0.0, 100.0))
+      ->group(group)
+      ->type_name("F");
+  app->add_option("--augment-strength", options->augment_strength,
+                  "Of turning, zooming and intensity changes: 2 is twice as often and twice as far [1]")
+      ->check(CLI::Range(0.0, 4.0))
+      ->group(group)
+      ->type_name("F");
+  app->add_option("--transplant", options->transplant,
+                  "Share of crops that also get a tumour of another case, for training on few cases [0]")
+      ->check(CLI::Range(0.0, 1.0))
+      ->group(group)
+      ->type_name("F");
+  app->add_option("--heal", options->heal,
+                  "Share of crops from heads whose tumour is painted over from the other half, likewise [0]")
+      ->check(CLI::Range(0.0, 1.0))
       ->group(group)
       ->type_name("F");
   app->add_flag("--no-augment", options->no_augment, "No flips and intensity changes")->group(group);

@@ -86,34 +86,43 @@ Size3 draw_start(const PreparedCase& source, const AugmentOptions& options, Rand
   return start;
 }
 
+// A random rotation and zoom, from steps in the patch to steps in the volume, both in voxels.
+Matrix3 draw_turn(const PreparedCase& source, float max_degrees, float min_zoom, float max_zoom,
+                  RandomStream& random) {
+  std::array<double, 3> radians{};
+  for (double& angle : radians) {
+    angle = static_cast<double>(random.uniform(-max_degrees, max_degrees)) * std::numbers::pi / 180.0;
+  }
+  const double zoom = static_cast<double>(random.uniform(min_zoom, max_zoom));
+  // Rotation happens in mm, so that it stays one where voxels are not cubes.
+  const Vector3 spacing = source.geometry.spacing_mm;
+  Matrix3 turn = rotation(radians);
+  for (int row = 0; row < 3; ++row) {
+    for (int column = 0; column < 3; ++column) {
+      turn[static_cast<size_t>(row)][static_cast<size_t>(column)] *= spacing[column] / spacing[row] / zoom;
+    }
+  }
+  return turn;
+}
+
+void flip_at_random(Matrix3& turn, const AugmentOptions& options, RandomStream& random) {
+  for (size_t axis = 0; axis < 3; ++axis) {
+    const double sign = random.bernoulli(options.flip_probability[axis]) ? -1.0 : 1.0;
+    for (auto& row : turn) {
+      row[axis] *= sign;
+    }
+  }
+}
+
 PatchMap draw_map(const PreparedCase& source, const AugmentOptions& options, RandomStream& random) {
   const Size3 start = draw_start(source, options, random);
   PatchMap map;
   Matrix3 turn{{{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};
   if (random.bernoulli(options.spatial_probability)) {
     map.whole = false;
-    std::array<double, 3> radians{};
-    for (double& angle : radians) {
-      angle =
-          static_cast<double>(random.uniform(-options.max_rotation_degrees, options.max_rotation_degrees)) *
-          std::numbers::pi / 180.0;
-    }
-    const double zoom = static_cast<double>(random.uniform(options.min_zoom, options.max_zoom));
-    // Rotation happens in mm, so that it stays one where voxels are not cubes.
-    const Vector3 spacing = source.geometry.spacing_mm;
-    turn = rotation(radians);
-    for (int row = 0; row < 3; ++row) {
-      for (int column = 0; column < 3; ++column) {
-        turn[static_cast<size_t>(row)][static_cast<size_t>(column)] *= spacing[column] / spacing[row] / zoom;
-      }
-    }
+    turn = draw_turn(source, options.max_rotation_degrees, options.min_zoom, options.max_zoom, random);
   }
-  for (int axis = 0; axis < 3; ++axis) {
-    const double sign = random.bernoulli(options.flip_probability[static_cast<size_t>(axis)]) ? -1.0 : 1.0;
-    for (auto& row : turn) {
-      row[static_cast<size_t>(axis)] *= sign;
-    }
-  }
+  flip_at_random(turn, options, random);
   map.matrix = turn;
   // The patch's centre lands on the crop's centre.
   Vector3 half;
@@ -195,6 +204,68 @@ void sample_patch(const PreparedCase& source, const PatchMap& map, Sample& sampl
       }
     }
   });
+}
+
+// Sets a tumour of the donor into the sample: a random voxel of it lands at a random place in the patch.
+void transplant(const PreparedCase& donor, const AugmentOptions& options, RandomStream& random,
+                Sample& sample, const std::vector<uint8_t>& head) {
+  Size3 centre;
+  if (donor.labels.empty() || !draw_foreground(donor.labels, random, centre)) {
+    return;
+  }
+  PatchMap map;
+  map.whole = false;
+  map.matrix = draw_turn(donor, options.max_rotation_degrees, options.min_transplant_zoom,
+                         options.max_transplant_zoom, random);
+  flip_at_random(map.matrix, options, random);
+  Vector3 place;
+  for (int axis = 0; axis < 3; ++axis) {
+    place[axis] = static_cast<double>(random.below(sample.size[axis]));
+  }
+  for (int axis = 0; axis < 3; ++axis) {
+    const auto& row = map.matrix[static_cast<size_t>(axis)];
+    map.offset[axis] =
+        static_cast<double>(centre[axis]) - (row[0] * place.x + row[1] * place.y + row[2] * place.z);
+  }
+  Sample given;
+  given.size = sample.size;
+  given.present = donor.present;
+  given.image.assign(sample.image.size(), 0.0f);
+  given.labels.assign(sample.labels.size(), 0);
+  std::vector<uint8_t> donor_head(head.size(), 0);
+  sample_patch(donor, map, given, donor_head);
+
+  const Size3 n = sample.size;
+  for (int64_t z = 0; z < n.z; ++z) {
+    for (int64_t y = 0; y < n.y; ++y) {
+      for (int64_t x = 0; x < n.x; ++x) {
+        const auto tumour = [&](int64_t xx, int64_t yy, int64_t zz) {
+          return xx >= 0 && xx < n.x && yy >= 0 && yy < n.y && zz >= 0 && zz < n.z &&
+                 given.labels[static_cast<size_t>((zz * n.y + yy) * n.x + xx)] != 0;
+        };
+        const size_t at = static_cast<size_t>((z * n.y + y) * n.x + x);
+        if (head[at] == 0 || donor_head[at] == 0) {
+          continue;
+        }
+        // The shell of voxels around the tumour is mixed half and half, so that no cut edge gives it away.
+        const bool inside = tumour(x, y, z);
+        if (!inside && !tumour(x - 1, y, z) && !tumour(x + 1, y, z) && !tumour(x, y - 1, z) &&
+            !tumour(x, y + 1, z) && !tumour(x, y, z - 1) && !tumour(x, y, z + 1)) {
+          continue;
+        }
+        const float share = inside ? 1.0f : 0.5f;
+        for (size_t m = 0; m < kModalityCount; ++m) {
+          if (sample.present[m]) {
+            float& value = sample.image[at * kModalityCount + m];
+            value += share * (given.image[at * kModalityCount + m] - value);
+          }
+        }
+        if (inside) {
+          sample.labels[at] = given.labels[at];
+        }
+      }
+    }
+  }
 }
 
 // Gaussian blur of one channel, separable, cut at 3 sigma; edges go on with the nearest voxel.
@@ -305,7 +376,73 @@ AugmentOptions crop_only(Size3 patch, float foreground_probability) {
   return options;
 }
 
-Sample draw_sample(const PreparedCase& source, const AugmentOptions& options, RandomStream& random) {
+AugmentOptions with_strength(AugmentOptions options, float strength) {
+  check<UsageError>(strength >= 0.0f && strength <= 4.0f, "augmentation strength: found ", strength,
+                    ", expected 0 to 4");
+  for (float* probability :
+       {&options.spatial_probability, &options.scale_probability, &options.shift_probability,
+        &options.gamma_probability, &options.noise_probability, &options.blur_probability}) {
+    *probability = std::min(1.0f, *probability * strength);
+  }
+  for (float* range :
+       {&options.max_rotation_degrees, &options.max_scale, &options.max_shift, &options.max_noise}) {
+    *range *= strength;
+  }
+  options.max_scale = std::min(options.max_scale, 0.9f);  // a factor of 0 or less would wipe out or invert
+  for (float* factor : {&options.min_zoom, &options.max_zoom, &options.min_gamma, &options.max_gamma}) {
+    *factor = std::pow(*factor, strength);
+  }
+  return options;
+}
+
+PreparedCase without_tumour(const PreparedCase& source) {
+  PreparedCase healed = source;
+  if (source.labels.empty()) {
+    return healed;
+  }
+  constexpr int64_t kMargin = 2;
+  const Size3 n = source.size();
+  // Distance to the nearest labelled voxel as far as it matters, by dilating one axis after the other.
+  std::vector<uint8_t> near(source.labels.data.size());
+  for (size_t i = 0; i < near.size(); ++i) {
+    near[i] = source.labels.data[i] != 0;
+  }
+  const std::array<int64_t, 3> strides{1, n.x, n.x * n.y};
+  for (int axis = 0; axis < 3; ++axis) {
+    const std::vector<uint8_t> before = near;
+    const int64_t stride = strides[static_cast<size_t>(axis)];
+    for (int64_t i = 0; i < n.voxels(); ++i) {
+      const int64_t position = i / stride % n[axis];
+      for (int64_t step = -kMargin; step <= kMargin; ++step) {
+        if (position + step >= 0 && position + step < n[axis]) {
+          near[static_cast<size_t>(i)] |= before[static_cast<size_t>(i + step * stride)];
+        }
+      }
+    }
+  }
+  for (int64_t z = 0; z < n.z; ++z) {
+    for (int64_t y = 0; y < n.y; ++y) {
+      for (int64_t x = 0; x < n.x; ++x) {
+        const auto at = static_cast<size_t>((z * n.y + y) * n.x + x);
+        const auto other = static_cast<size_t>((z * n.y + y) * n.x + n.x - 1 - x);
+        if (near[at] == 0 || source.mask.data[at] == 0 || source.mask.data[other] == 0 ||
+            source.labels.data[other] != 0) {
+          continue;
+        }
+        healed.labels.data[at] = 0;
+        for (size_t m = 0; m < source.images.size(); ++m) {
+          if (source.present[m]) {
+            healed.images[m].data[at] = source.images[m].data[other];
+          }
+        }
+      }
+    }
+  }
+  return healed;
+}
+
+Sample draw_sample(const PreparedCase& source, const AugmentOptions& options, RandomStream& random,
+                   const PreparedCase* donor) {
   check<UsageError>(options.patch.x >= 1 && options.patch.y >= 1 && options.patch.z >= 1, "patch ",
                     to_string(options.patch), ": expected at least 1 voxel on each axis");
   Sample sample;
@@ -318,6 +455,16 @@ Sample draw_sample(const PreparedCase& source, const AugmentOptions& options, Ra
   }
   std::vector<uint8_t> head(voxels, 0);
   sample_patch(source, draw_map(source, options, random), sample, head);
+  const bool given = random.bernoulli(options.transplant_probability);
+  if (given && donor != nullptr && !source.labels.empty()) {
+    bool fits = true;
+    for (size_t m = 0; m < source.present.size(); ++m) {
+      fits = fits && (donor->present[m] || !source.present[m]);
+    }
+    if (fits) {
+      transplant(*donor, options, random, sample, head);
+    }
+  }
   for (size_t m = 0; m < source.present.size(); ++m) {
     if (source.present[m]) {
       alter_intensities(sample, m, head, options, random);

@@ -38,10 +38,29 @@ struct AugmentOptions {
   float blur_probability = 0.1f;
   float min_blur_voxels = 0.5f;  // sigma
   float max_blur_voxels = 1.0f;
+
+  // Of receiving another case's tumour (needs a donor): cut out along its labels, turned and scaled on its
+  // own, and set somewhere into the head, so that few cases show many sizes and places. After TumorCP (Yang
+  // et al., MICCAI 2021) and CarveMix (Zhang et al., MICCAI 2021).
+  float transplant_probability = 0;
+  float min_transplant_zoom = 0.4f;
+  float max_transplant_zoom = 1.1f;
 };
+
+// The same with every probability and every range `strength` times as large (zoom and gamma: to that power);
+// where the foreground lies, flips and transplants stay as they are. 0: none of it; 1: `options` itself.
+// Throws UsageError outside [0, 4].
+AugmentOptions with_strength(AugmentOptions options, float strength);
 
 // Options that only crop: nothing is flipped, turned or altered.
 AugmentOptions crop_only(Size3 patch, float foreground_probability);
+
+// The case as it might look without its tumour: labelled voxels, and a margin of two around them, take the
+// intensities of the same place in the other half of the head (mirrored in x about the box's middle), where
+// that is inside the head and not itself labelled; elsewhere the tumour and its label stay. Few cases with
+// large tumours teach a network that every head has one; heads without, and with small transplanted ones,
+// teach it otherwise.
+PreparedCase without_tumour(const PreparedCase& source);
 
 struct Sample {
   Size3 size;
@@ -51,7 +70,9 @@ struct Sample {
 };
 
 // Where the volume is smaller than the patch it is centred and padded with 0. Intensity changes apply inside
-// the head only: outside stays exactly 0, as after preprocessing.
-Sample draw_sample(const PreparedCase& source, const AugmentOptions& options, RandomStream& random);
+// the head only: outside stays exactly 0, as after preprocessing. A donor (null: none) gives a tumour only
+// where it has all the modalities of `source`.
+Sample draw_sample(const PreparedCase& source, const AugmentOptions& options, RandomStream& random,
+                   const PreparedCase* donor = nullptr);
 
 }  // namespace vesal::imaging

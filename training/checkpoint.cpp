@@ -137,6 +137,9 @@ std::string to_json(const TrainerState& state) {
       {"clip_norm", c.clip_norm},
       {"foreground", c.foreground},
       {"augment", c.augment},
+      {"augment_strength", c.augment_strength},
+      {"transplant", c.transplant},
+      {"heal", c.heal},
       {"drop_modalities", c.drop_modalities},
       {"edge_weight", c.edge_weight},
       {"seed", c.seed},
@@ -168,6 +171,9 @@ TrainerState trainer_state_from_json(const std::string& text, const std::string&
     json.at("clip_norm").get_to(c.clip_norm);
     json.at("foreground").get_to(c.foreground);
     json.at("augment").get_to(c.augment);
+    json.at("augment_strength").get_to(c.augment_strength);
+    json.at("transplant").get_to(c.transplant);
+    json.at("heal").get_to(c.heal);
     json.at("drop_modalities").get_to(c.drop_modalities);
     json.at("edge_weight").get_to(c.edge_weight);
     json.at("seed").get_to(c.seed);

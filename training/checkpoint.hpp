@@ -47,6 +47,9 @@ struct RunConfig {
   double clip_norm = 12.0;
   double foreground = 0.5;
   bool augment = true;
+  double augment_strength = 1.0;
+  double transplant = 0.0;
+  double heal = 0.0;
   bool drop_modalities = true;
   double edge_weight = 0.1;
   uint64_t seed = 0;

@@ -40,7 +40,8 @@ int64_t case_of_sample(int64_t sample, int64_t cases, uint64_t seed) {
   return order[static_cast<size_t>(sample % cases)];
 }
 
-Batch make_batch(const std::vector<imaging::PreparedCase>& cases, const LoaderSettings& settings,
+Batch make_batch(const std::vector<imaging::PreparedCase>& cases,
+                 const std::vector<imaging::PreparedCase>& healed, const LoaderSettings& settings,
                  int64_t step) {
   const int64_t voxels = settings.augment.patch.voxels();
   Batch batch;
@@ -53,7 +54,15 @@ Batch make_batch(const std::vector<imaging::PreparedCase>& cases, const LoaderSe
     const imaging::PreparedCase& source = cases[static_cast<size_t>(index)];
     const auto op = static_cast<uint64_t>(i);
     RandomStream random(settings.seed, static_cast<uint64_t>(step), kSampleOp + op);
-    const imaging::Sample sample = imaging::draw_sample(source, settings.augment, random);
+    RandomStream fate(settings.seed, static_cast<uint64_t>(step), kTumourOp + op);
+    const bool heal = fate.bernoulli(settings.heal) && !healed.empty();
+    const imaging::PreparedCase* donor = nullptr;
+    if (cases.size() > 1) {
+      const int64_t other = fate.below(static_cast<int64_t>(cases.size()) - 1);
+      donor = &cases[static_cast<size_t>(other < index ? other : other + 1)];
+    }
+    const imaging::Sample sample = imaging::draw_sample(heal ? healed[static_cast<size_t>(index)] : source,
+                                                        settings.augment, random, donor);
     check<ShapeError>(static_cast<int64_t>(sample.labels.size()) == voxels, source.name, ": a sample has ",
                       sample.labels.size(), " labels, expected ", voxels);
     RandomStream modalities(settings.seed, static_cast<uint64_t>(step), kModalityOp + op);
@@ -67,6 +76,10 @@ Batch make_batch(const std::vector<imaging::PreparedCase>& cases, const LoaderSe
     batch.labels.insert(batch.labels.end(), sample.labels.begin(), sample.labels.end());
     batch.masks.push_back(mask);
     batch.cases.push_back(index);
+    for (int axis = 0; axis < 3; ++axis) {
+      batch.spacing_mm[static_cast<size_t>(2 - axis)] +=
+          static_cast<float>(source.geometry.spacing_mm[axis] / static_cast<double>(settings.batch));
+    }
   }
   return batch;
 }
@@ -77,6 +90,11 @@ Loader::Loader(const std::vector<imaging::PreparedCase>& cases, LoaderSettings s
   check<UsageError>(settings_.batch >= 1 && settings_.threads >= 1 && settings_.ahead >= 1, "loader: batch ",
                     settings_.batch, ", threads ", settings_.threads, ", ahead ", settings_.ahead,
                     ": each must be at least 1");
+  if (settings_.heal > 0) {
+    for (const imaging::PreparedCase& prepared : cases_) {
+      healed_.push_back(imaging::without_tumour(prepared));
+    }
+  }
   try {
     for (int i = 0; i < settings_.threads; ++i) {
       threads_.emplace_back([this] { work(); });
@@ -117,7 +135,7 @@ void Loader::work() {
     lock.unlock();
     Slot slot;
     try {
-      slot.batch = make_batch(cases_, settings_, step);
+      slot.batch = make_batch(cases_, healed_, settings_, step);
     } catch (...) {
       slot.error = std::current_exception();
     }

@@ -2,6 +2,7 @@
 // and the settings only, never on timing or on how many threads make it.
 #pragma once
 
+#include <array>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -22,6 +23,7 @@ struct LoaderSettings {
   int64_t batch = 2;
   uint64_t seed = 0;
   bool drop_modalities = true;
+  float heal = 0;  // share of samples cut from imaging::without_tumour of their case
   int threads = 1;
   int64_t ahead = 3;  // batches that may be ready or in the making
 };
@@ -32,6 +34,8 @@ struct Batch {
   std::vector<uint8_t> labels;              // [N, D, H, W], internal labels
   std::vector<models::ModalityMask> masks;  // N
   std::vector<int64_t> cases;               // N: which case each sample comes from
+  // D, H, W; the mean of the samples, which differ only where cases keep their own spacing.
+  std::array<float, 3> spacing_mm{};
 };
 
 // The modalities a training sample keeps: all that it has in one of four draws, else each with probability
@@ -42,8 +46,10 @@ models::ModalityMask draw_modalities(const imaging::ModalityMask& present, Rando
 // case comes once in a pass.
 int64_t case_of_sample(int64_t sample, int64_t cases, uint64_t seed);
 
-// The batch of a step, made on the calling thread.
-Batch make_batch(const std::vector<imaging::PreparedCase>& cases, const LoaderSettings& settings,
+// The batch of a step, made on the calling thread. `healed` holds the cases without their tumours, or nothing
+// where settings.heal is 0.
+Batch make_batch(const std::vector<imaging::PreparedCase>& cases,
+                 const std::vector<imaging::PreparedCase>& healed, const LoaderSettings& settings,
                  int64_t step);
 
 class Loader {
@@ -70,6 +76,7 @@ class Loader {
   void close();
 
   const std::vector<imaging::PreparedCase>& cases_;
+  std::vector<imaging::PreparedCase> healed_;
   const LoaderSettings settings_;
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -40,6 +40,36 @@ bool holds_head(const imaging::LabelMap& mask, Size3 start, Size3 tile) {
   return false;
 }
 
+// The combinations of mirrored axes that are shown, the tile as it is first.
+std::vector<std::array<bool, 3>> mirror_images(const std::array<bool, 3>& axes) {
+  std::vector<std::array<bool, 3>> images{{}};
+  for (size_t axis = 0; axis < 3; ++axis) {
+    for (size_t i = 0, n = images.size(); axes[axis] && i < n; ++i) {
+      images.push_back(images[i]);
+      images.back()[axis] = true;
+    }
+  }
+  return images;
+}
+
+// to [D, H, W, channels] = from mirrored along the axes, X Y Z.
+void mirror_tile(Size3 tile, int64_t channels, const std::array<bool, 3>& axes,
+                 const std::vector<float>& from, std::vector<float>& to) {
+  parallel_for(tile.z, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t z = begin; z < end; ++z) {
+      for (int64_t y = 0; y < tile.y; ++y) {
+        const int64_t row =
+            ((axes[2] ? tile.z - 1 - z : z) * tile.y + (axes[1] ? tile.y - 1 - y : y)) * tile.x;
+        float* target = to.data() + (z * tile.y + y) * tile.x * channels;
+        for (int64_t x = 0; x < tile.x; ++x) {
+          std::copy_n(from.data() + (row + (axes[0] ? tile.x - 1 - x : x)) * channels, channels,
+                      target + x * channels);
+        }
+      }
+    }
+  });
+}
+
 std::string readable_bytes(int64_t bytes) {
   char buffer[32];
   const double value = static_cast<double>(bytes);
@@ -93,6 +123,26 @@ RegionProbabilities predict_case(DeviceContext& context, const models::Fusion& n
   TapeScope no_gradients(context, nullptr);
   std::vector<float> input(static_cast<size_t>(tile_voxels * kModalityCount));
   std::vector<float> output(static_cast<size_t>(tile_voxels * kRegionCount));
+  const std::vector<std::array<bool, 3>> images = mirror_images(settings.mirror);
+  std::vector<float> mirrored_input(images.size() > 1 ? input.size() : 0);
+  std::vector<float> mirrored_output(images.size() > 1 ? output.size() : 0);
+  std::vector<float> back(mirrored_output.size());
+  const imaging::Vector3& spacing_mm = prepared.geometry.spacing_mm;
+  const std::array<float, 3> spacing{static_cast<float>(spacing_mm.z), static_cast<float>(spacing_mm.y),
+                                     static_cast<float>(spacing_mm.x)};
+  // Probabilities of the three regions.
+  const auto look_at = [&](const std::vector<float>& shown, std::vector<float>& probabilities) {
+    const Tensor volume = Tensor::from_host(context, shown, {1, tile.z, tile.y, tile.x, kModalityCount});
+    const models::FusionOutputs outputs = network.forward(context, volume, std::span(&mask, 1), {}, spacing);
+    outputs.segmentation.value().copy_to_host(context, probabilities.data(),
+                                              probabilities.size() * sizeof(float));
+    parallel_for(static_cast<int64_t>(probabilities.size()), 16384, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        float& value = probabilities[static_cast<size_t>(i)];
+        value = 1.0f / (1.0f + std::exp(-value));
+      }
+    });
+  };
   const std::vector<Size3> starts = imaging::tile_grid(result.size, tile, settings.overlap);
   result.tiles = static_cast<int64_t>(starts.size());
   int64_t done = 0;
@@ -101,15 +151,19 @@ RegionProbabilities predict_case(DeviceContext& context, const models::Fusion& n
                             ": interrupted after ", done, " of ", result.tiles, " tiles");
     if (holds_head(prepared.mask, start, tile)) {
       imaging::extract_tile(prepared, start, tile, input);
-      const Tensor volume = Tensor::from_host(context, input, {1, tile.z, tile.y, tile.x, kModalityCount});
-      const models::FusionOutputs outputs = network.forward(context, volume, std::span(&mask, 1), {});
-      outputs.segmentation.value().copy_to_host(context, output.data(), output.size() * sizeof(float));
-      parallel_for(static_cast<int64_t>(output.size()), 16384, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          float& value = output[static_cast<size_t>(i)];
-          value = 1.0f / (1.0f + std::exp(-value));
+      look_at(input, output);
+      for (size_t image = 1; image < images.size(); ++image) {
+        mirror_tile(tile, kModalityCount, images[image], input, mirrored_input);
+        look_at(mirrored_input, mirrored_output);
+        mirror_tile(tile, kRegionCount, images[image], mirrored_output, back);
+        for (size_t i = 0; i < output.size(); ++i) {
+          output[i] += back[i];
         }
-      });
+      }
+      if (images.size() > 1) {
+        const float share = 1.0f / static_cast<float>(images.size());
+        std::for_each(output.begin(), output.end(), [share](float& value) { value *= share; });
+      }
     } else {
       std::fill(output.begin(), output.end(), 0.0f);
       ++result.tiles_skipped;

@@ -2,6 +2,7 @@
 // grid, and the memory that this takes. What a user gets of it is made in training/prediction_files.hpp.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -18,8 +19,11 @@
 namespace vesal::training {
 
 struct PredictSettings {
-  imaging::Size3 patch{96, 96, 96};         // X Y Z; each a multiple of 16
-  double overlap = 0.5;                     // share that neighbouring tiles have in common at least, [0, 1)
+  imaging::Size3 patch{96, 96, 96};  // X Y Z; each a multiple of 16
+  double overlap = 0.5;              // share that neighbouring tiles have in common at least, [0, 1)
+  // X Y Z: also show the network each tile mirrored along these axes, in all combinations, and average the
+  // probabilities: 2, 4 or 8 times the work (test-time augmentation by mirroring as in nnU-Net).
+  std::array<bool, 3> mirror{};
   const std::atomic<bool>* stop = nullptr;  // looked at before each tile; true: InterruptedError
   // Called after each tile, skipped ones included.
   std::function<void(int64_t done, int64_t total)> progress;

@@ -77,8 +77,9 @@ class Learner {
           Tensor::from_host(context_, batch.labels, {samples, patch_.z, patch_.y, patch_.x});
       {
         const TapeScope scope(context_, &tape);
-        const models::FusionOutputs outputs = network_.forward(
-            context_, volume, batch.masks, {.training = true, .edges = config_.edge_weight > 0});
+        const models::FusionOutputs outputs =
+            network_.forward(context_, volume, batch.masks,
+                             {.training = true, .edges = config_.edge_weight > 0}, batch.spacing_mm);
         loss = models::fusion_loss(context_, outputs, labels,
                                    {.edge_weight = static_cast<float>(config_.edge_weight)});
       }
@@ -144,6 +145,9 @@ void require_sensible(const TrainSettings& s) {
   within(s.weight_decay, "weight decay", 0, 1);
   within(s.clip_norm, "gradient clipping", 0, 1e6);
   within(s.foreground, "foreground share", 0, 1);
+  within(s.augment_strength, "augmentation strength", 0, 4);
+  within(s.transplant, "share of transplants", 0, 1);
+  within(s.heal, "share of healed heads", 0, 1);
   within(s.edge_weight, "edge weight", 0, 100);
   check<UsageError>(!s.validation_fraction || (*s.validation_fraction >= 0 && *s.validation_fraction < 1),
                     "validation fraction: found ", s.validation_fraction.value_or(0),
@@ -219,6 +223,9 @@ void require_agreement(const TrainSettings& s, const WeightsInfo& info, const Ru
   keep_recorded(s.clip_norm, c.clip_norm, "gradient clipping", run);
   keep_recorded(s.foreground, c.foreground, "foreground share", run);
   keep_recorded(s.augment, c.augment, "augmentation", run);
+  keep_recorded(s.augment_strength, c.augment_strength, "augmentation strength", run);
+  keep_recorded(s.transplant, c.transplant, "share of transplants", run);
+  keep_recorded(s.heal, c.heal, "share of healed heads", run);
   keep_recorded(s.drop_modalities, c.drop_modalities, "modality dropout", run);
   keep_recorded(s.edge_weight, c.edge_weight, "edge weight", run);
   keep_recorded(s.validate_every, c.validate_every, "validate every", run);
@@ -247,10 +254,12 @@ LoaderSettings loader_settings(const RunConfig& config, imaging::Size3 patch, in
   LoaderSettings settings;
   settings.augment = imaging::crop_only(patch, foreground);
   if (config.augment) {
-    settings.augment = imaging::AugmentOptions{};
+    settings.augment = imaging::with_strength({}, static_cast<float>(config.augment_strength));
     settings.augment.patch = patch;
     settings.augment.foreground_probability = foreground;
   }
+  settings.augment.transplant_probability = static_cast<float>(config.transplant);
+  settings.heal = static_cast<float>(config.heal);
   settings.batch = config.batch;
   settings.seed = config.seed;
   settings.drop_modalities = config.drop_modalities;
@@ -368,6 +377,9 @@ void Run::choose() {
     config.clip_norm = settings_.clip_norm.value_or(config.clip_norm);
     config.foreground = settings_.foreground.value_or(config.foreground);
     config.augment = settings_.augment.value_or(config.augment);
+    config.augment_strength = settings_.augment_strength.value_or(config.augment_strength);
+    config.transplant = settings_.transplant.value_or(config.transplant);
+    config.heal = settings_.heal.value_or(config.heal);
     config.drop_modalities = settings_.drop_modalities.value_or(config.drop_modalities);
     config.edge_weight = settings_.edge_weight.value_or(config.edge_weight);
     config.validation_modalities = settings_.validation_modalities.value_or(config.validation_modalities);

@@ -50,15 +50,18 @@ struct TrainSettings {
   std::optional<double> validation_fraction;         // 0.2
   std::filesystem::path split;                       // a file; not together with validation_fraction
 
-  std::optional<int64_t> warmup_steps;    // schedule_steps / 20, at most 100
-  std::optional<double> weight_decay;     // 0.01
-  std::optional<double> clip_norm;        // 12; 0: no clipping
-  std::optional<double> foreground;       // share of patches about a tumour voxel: 0.5
-  std::optional<bool> augment;            // true
-  std::optional<bool> drop_modalities;    // true
-  std::optional<double> edge_weight;      // 0.1; 0: no edge loss
-  std::optional<bool> deep_supervision;   // true
-  std::optional<int64_t> validate_every;  // a tenth of schedule_steps; checkpoints are written then as well
+  std::optional<int64_t> warmup_steps;     // schedule_steps / 20, at most 100
+  std::optional<double> weight_decay;      // 0.01
+  std::optional<double> clip_norm;         // 12; 0: no clipping
+  std::optional<double> foreground;        // share of patches about a tumour voxel: 0.5
+  std::optional<bool> augment;             // true
+  std::optional<double> augment_strength;  // 1; see imaging::with_strength
+  std::optional<double> transplant;        // share of patches that get a tumour of another case: 0
+  std::optional<double> heal;              // share of patches from heads whose tumour is painted over: 0
+  std::optional<bool> drop_modalities;     // true
+  std::optional<double> edge_weight;       // 0.1; 0: no edge loss
+  std::optional<bool> deep_supervision;    // true
+  std::optional<int64_t> validate_every;   // a tenth of schedule_steps; checkpoints are written then as well
   std::optional<imaging::ModalityMask> validation_modalities;  // all that a case has
   std::optional<double> validation_overlap;                    // 0.25
 };

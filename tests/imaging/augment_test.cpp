@@ -318,5 +318,128 @@ TEST(Augment, AbsentModalitiesAreZeroAndLabelsMayBeMissing) {
   expect_error<UsageError>([&] { draw_sample(source, options, random); }, {"patch 0 x 16 x 16"});
 }
 
+// A case without a tumour, and a donor whose tumour is a bright cube: what arrives is the donor's, labels and
+// intensities together, and nothing else changes.
+TEST(Augment, TransplantBringsTheTumourAndLeavesTheRest) {
+  const Size3 size{32, 32, 32};
+  PreparedCase source = ruler(size);
+  PreparedCase donor = ruler(size);
+  for (Image& image : donor.images) {
+    std::fill(image.data.begin(), image.data.end(), -7.0f);
+  }
+  for (int64_t z = 10; z < 22; ++z) {
+    for (int64_t y = 10; y < 22; ++y) {
+      for (int64_t x = 10; x < 22; ++x) {
+        donor.labels.at(x, y, z) = 2;
+      }
+    }
+  }
+  AugmentOptions options = crop_only(size, 0);
+  options.transplant_probability = 1;
+  std::vector<float> untouched(static_cast<size_t>(size.voxels()) * 4);
+  extract_tile(source, {0, 0, 0}, size, untouched);
+  std::set<int64_t> sizes;
+  for (uint64_t step = 0; step < 20; ++step) {
+    RandomStream random(8, step, 0);
+    const Sample sample = draw_sample(source, options, random, &donor);
+    int64_t tumour = 0, shell = 0;
+    for (size_t i = 0; i < sample.labels.size(); ++i) {
+      const float before = untouched[4 * i], after = sample.image[4 * i];
+      if (sample.labels[i] != 0) {
+        ASSERT_EQ(sample.labels[i], 2);
+        ASSERT_EQ(after, -7.0f);
+        ++tumour;
+      } else if (after != before) {
+        ASSERT_NEAR(after, 0.5f * (before - 7.0f), 1e-6f * before) << "only the shell is mixed";
+        ++shell;
+      }
+    }
+    EXPECT_GT(tumour, 0);
+    EXPECT_LT(shell, 6 * tumour);
+    sizes.insert(tumour);
+  }
+  EXPECT_GT(sizes.size(), 10u) << "sizes differ";
+  EXPECT_LT(*sizes.begin(), 12 * 12 * 12 / 4) << "some are much smaller than the donor's";
+  // Never outside the head, never from a donor that lacks a modality, never without a donor.
+  PreparedCase half = source;
+  for (int64_t i = 0; i < size.voxels() / 2; ++i) {
+    half.mask.data[static_cast<size_t>(i)] = 0;
+  }
+  PreparedCase poor = donor;
+  poor.present[2] = false;
+  poor.images[2] = {};
+  for (uint64_t step = 0; step < 20; ++step) {
+    RandomStream a(8, step, 0), b(8, step, 0), c(8, step, 0);
+    const Sample inside = draw_sample(half, options, a, &donor);
+    EXPECT_EQ(std::count_if(inside.labels.begin(), inside.labels.begin() + size.voxels() / 2,
+                            [](uint8_t label) { return label != 0; }),
+              0);
+    EXPECT_EQ(draw_sample(source, options, b, &poor).image, untouched);
+    EXPECT_EQ(draw_sample(source, options, c).image, untouched);
+  }
+}
+
+TEST(Augment, StrengthScalesWhatChangesAndNothingElse) {
+  const AugmentOptions plain;
+  const AugmentOptions twice = with_strength(plain, 2);
+  EXPECT_FLOAT_EQ(twice.spatial_probability, 0.4f);
+  EXPECT_FLOAT_EQ(twice.max_rotation_degrees, 30.0f);
+  EXPECT_FLOAT_EQ(twice.min_zoom, 0.85f * 0.85f);
+  EXPECT_FLOAT_EQ(twice.max_gamma, 2.25f);
+  EXPECT_FLOAT_EQ(twice.max_shift, 0.5f);
+  EXPECT_FLOAT_EQ(twice.foreground_probability, plain.foreground_probability);
+  EXPECT_EQ(twice.flip_probability, plain.flip_probability);
+  EXPECT_FLOAT_EQ(with_strength(plain, 4).max_scale, 0.9f);
+  EXPECT_FLOAT_EQ(with_strength(plain, 4).spatial_probability, 0.8f);
+  // 1 changes no sample; 0 leaves the crop and the flips.
+  for (uint64_t step = 0; step < 5; ++step) {
+    RandomStream a(9, step, 0), b(9, step, 0);
+    EXPECT_EQ(draw_sample(phantom(), plain, a).image,
+              draw_sample(phantom(), with_strength(plain, 1), b).image);
+  }
+  AugmentOptions none = with_strength(plain, 0);
+  none.patch = {16, 16, 16};
+  none.flip_probability = {0, 0, 0};
+  for (uint64_t step = 0; step < 20; ++step) {
+    RandomStream a(9, step, 0), b(9, step, 0);
+    EXPECT_EQ(draw_sample(phantom(), none, a).labels,
+              draw_sample(phantom(), crop_only({16, 16, 16}, none.foreground_probability), b).labels);
+  }
+  EXPECT_THROW(with_strength(plain, -0.1f), UsageError);
+  EXPECT_THROW(with_strength(plain, 4.1f), UsageError);
+}
+
+TEST(Augment, WithoutTumourTheOtherHalfShowsThere) {
+  PreparedCase source = ruler({20, 10, 10});
+  for (int64_t z = 3; z < 6; ++z) {
+    for (int64_t y = 3; y < 6; ++y) {
+      for (int64_t x = 2; x < 12; ++x) {  // it crosses the middle, 9 | 10, by two voxels
+        source.labels.at(x, y, z) = 1;
+      }
+    }
+  }
+  source.mask.at(16, 4, 4) = 0;  // opposite of x = 3
+  source.present[1] = false;
+  source.images[1] = {};
+  const PreparedCase healed = without_tumour(source);
+  for (int64_t z = 0; z < 10; ++z) {
+    for (int64_t y = 0; y < 10; ++y) {
+      for (int64_t x = 0; x < 20; ++x) {
+        const bool near = x < 14 && y >= 1 && y < 8 && z >= 1 && z < 8;
+        const bool labelled = source.labels.at(x, y, z) != 0;
+        const int64_t other = 19 - x;
+        const bool replaced = near && source.mask.at(x, y, z) != 0 && source.mask.at(other, y, z) != 0 &&
+                              source.labels.at(other, y, z) == 0;
+        ASSERT_EQ(healed.labels.at(x, y, z), labelled && !replaced ? 1 : 0) << x << ' ' << y << ' ' << z;
+        ASSERT_EQ(healed.images[3].at(x, y, z), source.images[3].at(replaced ? other : x, y, z));
+      }
+    }
+  }
+  EXPECT_EQ(healed.labels.at(3, 4, 4), 1) << "nothing is known of the other side";
+  EXPECT_EQ(healed.labels.at(9, 4, 4), 1) << "tumour on both sides";
+  EXPECT_EQ(healed.labels.at(4, 4, 4), 0);
+  EXPECT_TRUE(healed.images[1].data.empty());
+}
+
 }  // namespace
 }  // namespace vesal::imaging

@@ -36,6 +36,9 @@ class CheckpointTest : public TrainingTest {
     c.clip_norm = 0;
     c.foreground = 0.7;
     c.augment = false;
+    c.augment_strength = 1.0 / 7.0;
+    c.transplant = 0.2;
+    c.heal = 0.6;
     c.drop_modalities = false;
     c.edge_weight = 0.25;
     c.seed = 0xffff'ffff'ffff'fffeull;

@@ -93,6 +93,64 @@ TEST_F(PredictorTest, ManyTilesGiveProbabilitiesTwiceTheSame) {
   EXPECT_TRUE(same_bits(first.values, predict_case(context_, network_, prepared, settings).values));
 }
 
+// Mirroring along x and z gives the mean over the four mirror images of the case, each mirrored back.
+TEST_F(PredictorTest, MirrorImagesAreAveraged) {
+  // The case fills its tile exactly, so that a mirror image lies in it just as the case does.
+  const Size3 size{32, 32, 32};
+  const imaging::PreparedCase phantom = this->prepared(1, 32)[0];
+  std::vector<float> voxels(static_cast<size_t>(size.voxels()) * 4);
+  imaging::extract_tile(phantom, {0, 0, 0}, size, voxels);
+  imaging::PreparedCase prepared;
+  prepared.present = imaging::kAllModalities;
+  prepared.geometry = prepared.original = prepared.cropped = imaging::make_geometry(size, {1, 1, 1});
+  prepared.mask = imaging::LabelMap(prepared.geometry, uint8_t{1});
+  for (size_t m = 0; m < 4; ++m) {
+    prepared.images[m] = imaging::Image(prepared.geometry);
+    for (size_t i = 0; i < prepared.images[m].data.size(); ++i) {
+      prepared.images[m].data[i] = voxels[4 * i + m];
+    }
+  }
+  const std::array<bool, 3> axes{true, false, true};
+  const auto mirrored = [&](int64_t index, bool x, bool y, bool z) {
+    const int64_t i = index % size.x, j = index / size.x % size.y, k = index / (size.x * size.y);
+    return static_cast<size_t>(((z ? size.z - 1 - k : k) * size.y + (y ? size.y - 1 - j : j)) * size.x +
+                               (x ? size.x - 1 - i : i));
+  };
+  std::vector<double> expected(static_cast<size_t>(size.voxels() * 3), 0.0);
+  for (const bool x : {false, true}) {
+    for (const bool z : {false, true}) {
+      imaging::PreparedCase turned = prepared;
+      for (int64_t i = 0; i < size.voxels(); ++i) {
+        const size_t from = mirrored(i, x, false, z);
+        turned.mask.data[static_cast<size_t>(i)] = prepared.mask.data[from];
+        for (size_t m = 0; m < turned.images.size(); ++m) {
+          turned.images[m].data[static_cast<size_t>(i)] = prepared.images[m].data[from];
+        }
+      }
+      const RegionProbabilities one = predict_case(context_, network_, turned, tiles({32, 32, 32}));
+      for (int64_t i = 0; i < size.voxels(); ++i) {
+        for (size_t region = 0; region < 3; ++region) {
+          expected[static_cast<size_t>(i) * 3 + region] +=
+              static_cast<double>(one.values[mirrored(i, x, false, z) * 3 + region]) / 4;
+        }
+      }
+    }
+  }
+  PredictSettings settings = tiles({32, 32, 32});
+  const RegionProbabilities plain = predict_case(context_, network_, prepared, settings);
+  settings.mirror = axes;
+  const RegionProbabilities result = predict_case(context_, network_, prepared, settings);
+  double largest = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    // A mean of four in another order, weighted and divided again: a few roundings of numbers up to 1. Where
+    // the volume sits in its tile differs by a voxel when the padding is odd, so sizes here fill the tile's
+    // parity.
+    ASSERT_NEAR(result.values[i], expected[i], 1e-6) << i;
+    largest = std::max(largest, std::abs(expected[i] - static_cast<double>(plain.values[i])));
+  }
+  EXPECT_GT(largest, 1e-4) << "the network is not symmetric, so that the test can fail";
+}
+
 // A head in one corner of a large grid: the other corner's tiles hold none of it.
 TEST_F(PredictorTest, TilesWithoutHeadAreSkipped) {
   imaging::PreparedCase prepared = this->prepared(1, 48)[0];
