@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 
 #include "base/philox.hpp"
 #include "kernels/simt/memory.hpp"
@@ -50,7 +51,8 @@ void* device_allocate(Device device, size_t bytes) {
   switch (device.type) {
     case DeviceType::cpu: {
       // [size][guard][data][guard]; the data stays aligned to 64 bytes.
-      auto* block = static_cast<unsigned char*>(std::aligned_alloc(64, (bytes + 3 * kGuardBytes + 63) / 64 * 64));
+      auto* block =
+          static_cast<unsigned char*>(std::aligned_alloc(64, (bytes + 3 * kGuardBytes + 63) / 64 * 64));
       std::memcpy(block, &bytes, sizeof(bytes));
       std::memset(block + kGuardBytes, kGuardByte, kGuardBytes);
       std::memset(block + 2 * kGuardBytes + bytes, kGuardByte, kGuardBytes);
@@ -164,21 +166,24 @@ void expect_close(const std::string& what, const std::vector<float>& actual, con
       worst_index = i;
     }
   }
-  EXPECT_EQ(failing, 0u) << what << ": " << failing << " of " << exact.size() << " elements differ by more than " << limit
-                         << "; worst at " << worst_index << ": found " << actual[worst_index] << ", expected "
-                         << exact[worst_index];
+  EXPECT_EQ(failing, 0u) << what << ": " << failing << " of " << exact.size()
+                         << " elements differ by more than " << limit << "; worst at " << worst_index
+                         << ": found " << actual[worst_index] << ", expected " << exact[worst_index];
 }
 
-void expect_equal(const std::string& what, const std::vector<float>& actual, const std::vector<float>& expected) {
+void expect_equal(const std::string& what, const std::vector<float>& actual,
+                  const std::vector<float>& expected) {
   ASSERT_EQ(actual.size(), expected.size()) << what;
   for (size_t i = 0; i < actual.size(); ++i) {
     if (std::memcmp(&actual[i], &expected[i], sizeof(float)) != 0) {
-      FAIL() << what << ": element " << i << " is " << actual[i] << ", expected the same bits as " << expected[i];
+      FAIL() << what << ": element " << i << " is " << actual[i] << ", expected the same bits as "
+             << expected[i];
     }
   }
 }
 
-void expect_equal(const std::string& what, const std::vector<float>& actual, const std::vector<double>& exact) {
+void expect_equal(const std::string& what, const std::vector<float>& actual,
+                  const std::vector<double>& exact) {
   ASSERT_EQ(actual.size(), exact.size()) << what;
   for (size_t i = 0; i < actual.size(); ++i) {
     if (static_cast<double>(actual[i]) != exact[i]) {
@@ -188,7 +193,8 @@ void expect_equal(const std::string& what, const std::vector<float>& actual, con
 }
 
 void expect_gradient(const std::string& what, std::vector<double> x, const std::vector<double>& analytic,
-                     const std::function<double(const std::vector<double>&)>& loss, double step, double relative) {
+                     const std::function<double(const std::vector<double>&)>& loss, double step,
+                     double relative) {
   ASSERT_EQ(x.size(), analytic.size()) << what;
   std::vector<double> numeric(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
@@ -203,11 +209,13 @@ void expect_gradient(const std::string& what, std::vector<double> x, const std::
   const double limit = relative * std::max(1.0, largest_magnitude(numeric));
   for (size_t i = 0; i < x.size(); ++i) {
     EXPECT_LE(std::abs(analytic[i] - numeric[i]), limit)
-        << what << ": gradient of element " << i << ": analytic " << analytic[i] << ", numeric " << numeric[i];
+        << what << ": gradient of element " << i << ": analytic " << analytic[i] << ", numeric "
+        << numeric[i];
   }
 }
 
-void expect_same_bits(const std::string& what, Device device, const std::function<std::vector<float>()>& run) {
+void expect_same_bits(const std::string& what, Device device,
+                      const std::function<std::vector<float>()>& run) {
   if (device.type != DeviceType::simt) {
     const std::vector<float> first = run();
     expect_equal(what + ", repeated", run(), first);
@@ -222,6 +230,44 @@ void expect_same_bits(const std::string& what, Device device, const std::functio
   simt::set_schedule(simt::Schedule::forward);
   expect_equal(what + ", reverse schedule", reversed, first);
   expect_equal(what + ", random schedule", shuffled, first);
+}
+
+namespace {
+
+int64_t number_from_environment(const char* name, int64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text != nullptr ? std::atoll(text) : otherwise;
+}
+
+}  // namespace
+
+void for_each_random_case(const std::function<void(RandomStream&)>& body) {
+#ifdef VESAL_SANITIZED
+  constexpr int64_t kCases = 20;
+#else
+  constexpr int64_t kCases = 200;
+#endif
+  const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
+  const std::string test = concat(info->test_suite_name(), ".", info->name());
+  uint64_t name = 1469598103934665603ull;  // FNV-1a, so that every test has streams of its own
+  for (const char c : test) {
+    name = (name ^ static_cast<unsigned char>(c)) * 1099511628211ull;
+  }
+  const int64_t seed = number_from_environment("VESAL_RANDOM_SEED", 0);
+  const int64_t only = number_from_environment("VESAL_RANDOM_CASE", -1);
+  const int64_t cases = number_from_environment("VESAL_RANDOM_CASES", kCases);
+  for (int64_t i = only >= 0 ? only : 0; i < (only >= 0 ? only + 1 : cases); ++i) {
+    RandomStream random(name ^ static_cast<uint64_t>(seed), static_cast<uint64_t>(i), 0);
+    body(random);
+    if (::testing::Test::HasFailure()) {
+      std::string program = "PROGRAM";
+      std::ifstream command("/proc/self/cmdline");
+      std::getline(command, program, '\0');
+      ADD_FAILURE() << "repeat: VESAL_RANDOM_SEED=" << seed << " VESAL_RANDOM_CASE=" << i << ' ' << program
+                    << " --gtest_filter=" << test;
+      return;
+    }
+  }
 }
 
 }  // namespace vesal::kernels::testing

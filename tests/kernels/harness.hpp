@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/philox.hpp"
 #include "kernels/context/context.hpp"
 
 namespace vesal::kernels::testing {
@@ -99,5 +100,11 @@ void expect_gradient(const std::string& what, std::vector<double> x, const std::
 // Runs `run` on simt under the forward, the reverse and a random schedule and expects the same bits each time.
 // `run` returns the outputs of one evaluation. On other devices it runs twice: bit-equal repeats.
 void expect_same_bits(const std::string& what, Device device, const std::function<std::vector<float>()>& run);
+
+// Calls body(random) for case 0, 1, ... of this test: 200 of them (20 in sanitizer builds, where an instruction costs ten),
+// or VESAL_RANDOM_CASES. What the stream gives depends on VESAL_RANDOM_SEED (default 0), the running test's name and the
+// case's number only. The body draws a shape from it, small enough for the emulator, and checks it; when that fails,
+// one line is printed that repeats just this case.
+void for_each_random_case(const std::function<void(RandomStream&)>& body);
 
 }  // namespace vesal::kernels::testing
