@@ -34,8 +34,8 @@ std::string content_name(const std::filesystem::path& path) {
   return "";
 }
 
-// Claims files by name; false when the folder holds no image of a modality.
-bool collect(const std::filesystem::path& folder, CaseFiles& files) {
+// Claims files by name; returns how many NIfTI files the folder holds, of whatever content.
+int64_t collect(const std::filesystem::path& folder, CaseFiles& files) {
   std::vector<std::filesystem::path> paths;
   std::error_code error;
   for (auto it = std::filesystem::directory_iterator(folder, error);
@@ -46,6 +46,7 @@ bool collect(const std::filesystem::path& folder, CaseFiles& files) {
   }
   check<IoError>(!error, folder.string(), ": cannot be listed: ", error.message());
   std::sort(paths.begin(), paths.end());
+  int64_t volumes = 0;
   const auto claim = [](std::filesystem::path& slot, const std::filesystem::path& path,
                         std::string_view what) {
     check<FormatError>(slot.empty(), path.parent_path().string(), ": both ", slot.filename().string(),
@@ -55,13 +56,19 @@ bool collect(const std::filesystem::path& folder, CaseFiles& files) {
   };
   for (const auto& path : paths) {
     const std::string content = content_name(path);
+    volumes += content.empty() ? 0 : 1;
     if (content == "seg") {
       claim(files.labels, path, "the labels (seg)");
     } else if (const auto modality = find_modality(content)) {
       claim(files.images[static_cast<size_t>(*modality)], path, name_of(*modality));
     }
   }
-  return count(files.present()) > 0;
+  return volumes;
+}
+
+void require_image(const std::filesystem::path& folder, const CaseFiles& files) {
+  check<FormatError>(count(files.present()) > 0, folder.string(), ": no image of a known modality; ",
+                     kExpectedFiles);
 }
 
 // "data/case/" and "." still have a name.
@@ -157,8 +164,8 @@ CaseFiles find_case(const std::filesystem::path& folder) {
   require_folder(folder);
   CaseFiles files;
   files.name = folder_name(folder);
-  check<FormatError>(collect(folder, files), folder.string(), ": no image of a known modality; ",
-                     kExpectedFiles);
+  collect(folder, files);
+  require_image(folder, files);
   return files;
 }
 
@@ -166,7 +173,8 @@ std::vector<CaseFiles> list_cases(const std::filesystem::path& folder) {
   require_folder(folder);
   CaseFiles own;
   own.name = folder_name(folder);
-  if (collect(folder, own)) {
+  collect(folder, own);
+  if (count(own.present()) > 0) {
     return {own};
   }
   std::vector<std::filesystem::path> folders;
@@ -180,9 +188,15 @@ std::vector<CaseFiles> list_cases(const std::filesystem::path& folder) {
   for (const auto& path : folders) {
     CaseFiles files;
     files.name = folder_name(path);
-    if (collect(path, files)) {
-      cases.push_back(std::move(files));
+    try {
+      if (collect(path, files) == 0) {
+        continue;
+      }
+      require_image(path, files);
+    } catch (const Error& error) {
+      files.problem = error.what();
     }
+    cases.push_back(std::move(files));
   }
   check<FormatError>(!cases.empty(), folder.string(), ": no case found among ", folders.size(),
                      " subfolders; expected one subfolder per case with ", kExpectedFiles.substr(9));
@@ -226,7 +240,8 @@ LabelMap labels_from_scheme(const Image& values, LabelScheme scheme, const std::
       labels.data[i] = static_cast<uint8_t>(found - allowed.begin());
     }
   }
-  check<FormatError>(not_finite == 0, path.string(), ": ", not_finite, " labels are NaN or infinite");
+  check<FormatError>(not_finite == 0, path.string(), ": ", not_finite,
+                     " labels are NaN or infinite, expected 0, 1, 2 or ", int{allowed[3]});
   if (outside.empty()) {
     return labels;
   }
@@ -277,7 +292,14 @@ void regions_to_labels(std::span<const float> wt, std::span<const float> tc, std
   }
 }
 
+void require_usable(const CaseFiles& files) {
+  if (!files.problem.empty()) {
+    throw FormatError(files.problem);
+  }
+}
+
 Case load_case(const CaseFiles& files, const LoadOptions& options) {
+  require_usable(files);
   Case result;
   result.name = files.name;
   std::filesystem::path first;
@@ -295,7 +317,7 @@ Case load_case(const CaseFiles& files, const LoadOptions& options) {
       result.geometry = image.header.geometry;
       result.header = std::move(image.header);
     } else {
-      const std::string difference = geometry_difference(result.geometry, image.volume.geometry);
+      const std::string difference = geometry_difference(image.volume.geometry, result.geometry);
       check<FormatError>(difference.empty(), path.string(), ": not on the grid of ", first.string(), ": ",
                          difference, "; expected co-registered modalities on one grid");
       image.volume.geometry = result.geometry;
@@ -307,7 +329,7 @@ Case load_case(const CaseFiles& files, const LoadOptions& options) {
                     to_string(options.use), " is there; found ", to_string(files.present()));
   if (options.read_labels && !files.labels.empty()) {
     const NiftiImage image = read_nifti(files.labels);
-    const std::string difference = geometry_difference(result.geometry, image.volume.geometry);
+    const std::string difference = geometry_difference(image.volume.geometry, result.geometry);
     check<FormatError>(difference.empty(), files.labels.string(), ": not on the grid of ", first.string(),
                        ": ", difference, "; expected labels on the images' grid");
     result.labels = labels_from_scheme(image.volume, options.scheme, files.labels);

@@ -42,6 +42,7 @@ struct CaseFiles {
   std::string name;                                          // the folder's name
   std::array<std::filesystem::path, kModalityCount> images;  // empty: not there
   std::filesystem::path labels;                              // empty: not there
+  std::string problem;                                       // why the case cannot be used; empty: it can
 
   ModalityMask present() const;
 };
@@ -53,9 +54,10 @@ struct CaseFiles {
 // is there.
 CaseFiles find_case(const std::filesystem::path& folder);
 
-// The cases of a data set: `folder` itself when images lie in it, else its subfolders that hold images,
-// sorted by name. Throws IoError for a missing folder and FormatError, saying what was expected, when there
-// is no case.
+// The cases of a data set: `folder` itself when images lie in it, else its subfolders that hold NIfTI files,
+// sorted by name. A subfolder that find_case would refuse is listed with its problem, so that it stops
+// nobody and is not overlooked. Throws IoError for a missing folder and FormatError, saying what was
+// expected, when there is no case.
 std::vector<CaseFiles> list_cases(const std::filesystem::path& folder);
 
 // How a data set numbers its labels. brats2021 (2017 to 2021): 1 NCR, 2 ED, 4 ET. brats2023: 1 NCR, 2 ED, 3
@@ -119,8 +121,11 @@ struct LoadOptions {
   LabelScheme scheme = LabelScheme::brats2023;
 };
 
-// Reads a case. All files lie on one grid (FormatError naming both files and what differs), images are finite
-// and not all zero. Throws UsageError when none of the wanted modalities is there.
+// Throws the case's problem as a FormatError.
+void require_usable(const CaseFiles& files);
+
+// Reads a case that is usable. All files lie on one grid (FormatError naming both files and what differs),
+// images are finite and not all zero. Throws UsageError when none of the wanted modalities is there.
 Case load_case(const CaseFiles& files, const LoadOptions& options = {});
 
 }  // namespace vesal::imaging

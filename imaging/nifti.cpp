@@ -35,7 +35,8 @@ class Input {
   explicit Input(const std::filesystem::path& path) : path_(path) {
     std::error_code error;
     const auto status = std::filesystem::status(path, error);
-    check<IoError>(!error && std::filesystem::exists(status), path.string(), ": no such file");
+    check<IoError>(!error && std::filesystem::exists(status), path.string(),
+                   ": no such file, expected a NIfTI file");
     check<IoError>(!std::filesystem::is_directory(status), path.string(),
                    ": is a folder, expected a NIfTI file");
     file_bytes_ = static_cast<int64_t>(std::filesystem::file_size(path, error));
@@ -59,10 +60,9 @@ class Input {
       const char* message = gzerror(file_, &code);
       check<IoError>(code != Z_ERRNO, path_.string(), ": reading failed: ", std::strerror(errno));
       check<FormatError>(code != Z_BUF_ERROR, path_.string(), ": gzip stream ends too early after ",
-                         position_ + done + std::max(got, 0), " bytes of content: the file is truncated");
+                         file_bytes_, " bytes: the file is truncated, expected a whole one");
       check<FormatError>(got >= 0 && (code == Z_OK || code == Z_STREAM_END), path_.string(),
-                         ": gzip stream is damaged after ", position_ + done,
-                         " bytes of content: ", without_name(message));
+                         ": gzip stream is damaged (", without_name(message), "), expected an intact file");
       if (got == 0) {
         break;
       }

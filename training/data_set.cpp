@@ -54,7 +54,7 @@ Split read_split_file(const std::filesystem::path& path) {
   const std::string file = path.string();
   std::ifstream in(path);
   const std::string text{std::istreambuf_iterator<char>(in), {}};
-  check<IoError>(in.is_open() && !in.bad(), file, ": cannot be read");
+  check<IoError>(in.is_open() && !in.bad(), file, ": cannot be read, expected a split file in JSON");
   const nlohmann::json document = nlohmann::json::parse(text, nullptr, false);
   check<FormatError>(!document.is_discarded(), file, ": is not valid JSON");
   check<FormatError>(!document.is_array() || !document.empty(), file, ": the list of folds is empty");
@@ -127,6 +127,7 @@ DataSet load_data_set(const std::vector<imaging::CaseFiles>& cases, const Split&
       const auto files =
           std::find_if(cases.begin(), cases.end(), [&](const auto& c) { return c.name == name; });
       check<FormatError>(files != cases.end(), "the case ", name, " is not among the data");
+      imaging::require_usable(*files);
       check<FormatError>(!files->labels.empty(), name, ": has no label file, expected ", name,
                          "-seg.nii.gz beside its images");
       prepared->push_back(imaging::prepare_case(imaging::load_case(*files, load), preprocess));

@@ -92,6 +92,24 @@ TEST(FindCase, Errors) {
                             {"no case found among 0 subfolders", "t1n.nii.gz"});
 }
 
+// A bad case stops nobody and is not overlooked.
+TEST(ListCases, TellsWhatIsWrongWithACase) {
+  const TemporaryFolder folder;
+  touch(folder / "a/a_t1.nii.gz");
+  touch(folder / "b/b_flair.nii.gz");
+  touch(folder / "b/b-t2f.nii.gz");
+  touch(folder / "c/c_t1post.nii.gz");
+  touch(folder / "d/d_t2.nii.gz");
+  touch(folder / "notes/readme.txt");
+  const auto cases = list_cases(folder.path());
+  ASSERT_EQ(cases.size(), 4u) << "a folder without NIfTI files is no case";
+  require_usable(cases[0]);
+  expect_error<FormatError>([&] { require_usable(cases[1]); }, {"b-t2f.nii.gz", "b_flair.nii.gz", "t2f"});
+  expect_error<FormatError>([&] { load_case(cases[1]); }, {"b-t2f.nii.gz"});
+  expect_error<FormatError>([&] { require_usable(cases[2]); }, {"/c:", "no image of a known modality"});
+  require_usable(cases[3]);
+}
+
 // Four images and labels on one grid, in different storage orders.
 class CaseOnDisk : public testing::Test {
  protected:
@@ -146,7 +164,7 @@ TEST_F(CaseOnDisk, GridsMustAgree) {
   const Geometry larger = make_geometry({6, 7, 9}, {1, 1, 2});
   write_like(path("t2w"), random_image(larger, 1), make_nifti_header(larger, "LPS"));
   expect_error<FormatError>([&] { load_case(files); },
-                            {"c-t2w.nii.gz", "c-t1n.nii.gz", "size 6 x 7 x 8 against 6 x 7 x 9"});
+                            {"c-t2w.nii.gz", "c-t1n.nii.gz", "size 6 x 7 x 9 against 6 x 7 x 8"});
   Geometry moved = geometry_;
   moved.affine[2][3] += 3;
   write_like(path("t2w"), images_[2], make_nifti_header(moved, "LPS"));

@@ -374,7 +374,7 @@ TEST(Nifti, BadFiles) {
     parts.push_back(name);
     expect_error<FormatError>([&] { read_nifti(folder / name); }, parts);
   };
-  expect_error<IoError>([&] { read_nifti(folder / "missing.nii.gz"); }, {"missing.nii.gz", "no such file"});
+  expect_error<IoError>([&] { read_nifti(folder / "missing.nii.gz"); }, {"missing.nii.gz", "no such file", "expected a NIfTI file"});
   expect_error<IoError>([&] { read_nifti(folder.path()); }, {"is a folder"});
   reject("empty.nii", {}, {"is empty"});
   reject("short.nii", std::vector<char>(100, 'a'), {"not a NIfTI file", "100 bytes"});

@@ -134,6 +134,12 @@ TEST_F(DataSetTest, ACaseThatCannotBeUsedStopsEverythingByName) {
                         [&] { load_data_set(cases, split, {.scheme = imaging::LabelScheme::brats2021}); }),
                     cases[0].name));
 
+  const std::filesystem::path second = cases[1].images[0].parent_path() / "again_t1.nii.gz";
+  spit(second, whole);
+  EXPECT_TRUE(holds(message_of<FormatError>([&] { load_data_set(imaging::list_cases(data), split, {}); }),
+                    "again_t1.nii.gz"));
+  std::filesystem::remove(second);
+
   std::filesystem::remove(labels);
   EXPECT_TRUE(holds(message_of<FormatError>([&] { load_data_set(imaging::list_cases(data), split, {}); }),
                     cases[1].name + ": has no label file"));
