@@ -29,6 +29,27 @@ struct Options {
 // The folder's own name, also with a slash at its end.
 std::string folder_name(const fs::path& path) { return fs::weakly_canonical(path).filename().string(); }
 
+// Both files or, where one cannot be written, neither that is new.
+void write_results(const fs::path& folder, const training::Evaluation& evaluation, bool overwrite) {
+  std::error_code error;
+  const bool made = fs::create_directories(folder, error);
+  check<IoError>(!error, folder.string(), ": cannot be made: ", error.message());
+  const fs::path summary = folder / "summary.json";
+  const bool replaced = fs::exists(summary, error);
+  try {
+    training::write_text_file(summary, training::summary_json(evaluation), overwrite);
+    training::write_text_file(folder / "metrics.csv", training::metrics_csv(evaluation), overwrite);
+  } catch (...) {
+    if (!replaced) {
+      fs::remove(summary, error);
+    }
+    if (made) {
+      fs::remove(folder, error);  // only when it is empty
+    }
+    throw;
+  }
+}
+
 int run(const Options& options) {
   if (options.threads > 0) {
     set_thread_count(options.threads);
@@ -48,6 +69,9 @@ int run(const Options& options) {
     std::set<fs::path> distinct;
     for (const std::string& predictions : options.predictions) {
       outs.push_back(several ? fs::path(options.out) / folder_name(predictions) : fs::path(options.out));
+      std::error_code ignored;
+      check<IoError>(!fs::exists(outs.back(), ignored) || fs::is_directory(outs.back(), ignored),
+                     outs.back().string(), ": found a file, expected a folder for the scores");
       check<UsageError>(distinct.insert(outs.back()).second, "--predictions: found two folders named ",
                         folder_name(predictions), ", expected different names with --out");
       for (const char* const name : {"summary.json", "metrics.csv"}) {
@@ -74,13 +98,7 @@ int run(const Options& options) {
     failures += evaluation.failures();
     cases += static_cast<int64_t>(evaluation.cases.size());
     if (!outs.empty()) {
-      std::error_code error;
-      fs::create_directories(outs[i], error);
-      check<IoError>(!error, outs[i].string(), ": cannot be made: ", error.message());
-      training::write_text_file(outs[i] / "summary.json", training::summary_json(evaluation),
-                                options.overwrite);
-      training::write_text_file(outs[i] / "metrics.csv", training::metrics_csv(evaluation),
-                                options.overwrite);
+      write_results(outs[i], evaluation, options.overwrite);
     }
   }
   std::cout << '\n';

@@ -246,6 +246,8 @@ Evaluation evaluate(const fs::path& predictions, const fs::path& labels, const E
   for (const NamedFile& file : find_prediction_files(predictions)) {
     predicted.emplace(file.name, file.path);
   }
+  check<FormatError>(!predicted.empty(), predictions.string(),
+                     ": found no label map, expected CASE.nii.gz files");
   for (const NamedFile& reference : references) {
     const auto it = predicted.find(reference.name);
     if (it == predicted.end() && settings.only_predicted) {
@@ -342,7 +344,7 @@ std::string summary_json(const Evaluation& evaluation) {
     static constexpr const char* kNames[8] = {
         "TP", "FP", "FN", "TN", "n_pred", "n_ref", "volume_ref_mL", "volume_pred_mL"};
     for (int i = 0; i < 8; ++i) {
-      out[kNames[i]] = n > 0 ? sums[i] / n : 0.0;
+      out[kNames[i]] = n > 0 ? Json(sums[i] / n) : Json(nullptr);
     }
     out["both_empty"] = mean.both_empty;
     out["one_empty"] = mean.one_empty;
@@ -354,7 +356,9 @@ std::string summary_json(const Evaluation& evaluation) {
     const Json one = region_mean(region);
     mean[region_key(region, scheme)] = one;
     for (const auto& [key, value] : one.items()) {
-      if (key != "both_empty" && key != "one_empty") {
+      if (value.is_null()) {
+        foreground[key] = nullptr;
+      } else if (key != "both_empty" && key != "one_empty") {
         foreground[key] = (foreground.contains(key) ? foreground[key].get<double>() : 0.0) +
                           value.get<double>() / static_cast<double>(kRegionCount);
       }
@@ -364,8 +368,11 @@ std::string summary_json(const Evaluation& evaluation) {
   Json scored;
   for (const Region region : kRegions) {
     names[std::string(imaging::name_of(region))] = region_key(region, scheme);
-    const RegionMean only = evaluation.mean_of_scored(region);
-    scored[region_key(region, scheme)] = {{"Dice", only.dice}, {"IoU", only.iou}, {"HD95_mm", only.hd95_mm}};
+    if (evaluation.failures() < static_cast<int64_t>(evaluation.cases.size())) {
+      const RegionMean only = evaluation.mean_of_scored(region);
+      scored[region_key(region, scheme)] = {
+          {"Dice", only.dice}, {"IoU", only.iou}, {"HD95_mm", only.hd95_mm}};
+    }
   }
   const Json summary{
       {"foreground_mean", foreground},
@@ -469,7 +476,7 @@ void print_table(std::ostream& out, const Evaluation& evaluation) {
   };
   mean_row(concat("mean of ", evaluation.cases.size()), &Evaluation::mean);
   const int64_t failures = evaluation.failures();
-  if (failures > 0) {
+  if (failures > 0 && failures < static_cast<int64_t>(evaluation.cases.size())) {
     mean_row(concat("  scored only, ", static_cast<int64_t>(evaluation.cases.size()) - failures),
              &Evaluation::mean_of_scored);
   }

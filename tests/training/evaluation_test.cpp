@@ -152,6 +152,20 @@ TEST_F(EvaluationTest, FailuresAreNamedAndCount) {
   EXPECT_DOUBLE_EQ(summary.at("mean").at("(1, 2, 3)").at("Dice").get<double>(), 0.25);
   EXPECT_DOUBLE_EQ(summary.at("foreground_mean").at("Dice").get<double>(), 0.25);
 
+  // With none scored there is no mean of the scored, least of all a distance of 0.
+  fs::remove(labels_ / "good.nii.gz");
+  const Evaluation none = evaluate(predictions_, labels_, {});
+  std::ostringstream bare;
+  print_table(bare, none);
+  EXPECT_NE(bare.str().find("mean of 3"), std::string::npos) << bare.str();
+  EXPECT_EQ(bare.str().find("scored only"), std::string::npos) << bare.str();
+  const Json failed = Json::parse(summary_json(none));
+  EXPECT_TRUE(failed.at("vesal").at("mean_of_scored").is_null());
+  EXPECT_TRUE(failed.at("mean").at("3").at("TP").is_null());
+  EXPECT_TRUE(failed.at("foreground_mean").at("TP").is_null());
+  EXPECT_DOUBLE_EQ(failed.at("foreground_mean").at("Dice").get<double>(), 0.0);
+  write_map(labels_ / "good.nii.gz", make_map(3, 0, 8));
+
   EvaluationSettings predicted_only;
   predicted_only.only_predicted = true;
   const Evaluation some = evaluate(predictions_, labels_, predicted_only);
@@ -212,6 +226,9 @@ TEST_F(EvaluationTest, ComparesFolders) {
 TEST_F(EvaluationTest, NothingToScoreAndInterruptionAreErrors) {
   write_map(labels_ / "a.nii.gz", make_map(3, 0, 8));
   fs::create_directories(predictions_);
+  EXPECT_TRUE(holds(message_of<FormatError>([&] { evaluate(predictions_, labels_, {}); }),
+                    predictions_.string() + ": found no label map, expected CASE.nii.gz"));
+  write_map(predictions_ / "b.nii.gz", make_map(3, 0, 8));
   EvaluationSettings predicted_only;
   predicted_only.only_predicted = true;
   EXPECT_THROW(evaluate(predictions_, labels_, predicted_only), FormatError);
