@@ -98,9 +98,17 @@ RunLog RunLog::resume(const std::filesystem::path& path, int64_t step, int64_t v
 
 void RunLog::add_line(const std::string& json_object) {
   const std::string line = json_object + "\n";
+  const off_t before = ::lseek(descriptor_, 0, SEEK_END);
   const ssize_t written = ::write(descriptor_, line.data(), line.size());
-  check<IoError>(written == static_cast<ssize_t>(line.size()), path_.string(),
-                 ": writing failed: ", std::strerror(written < 0 ? errno : ENOSPC));
+  if (written == static_cast<ssize_t>(line.size())) {
+    return;
+  }
+  const int error = written < 0 ? errno : ENOSPC;
+  std::string also;
+  if (written > 0 && ::ftruncate(descriptor_, before) != 0) {
+    also = "; half a line is left at its end";
+  }
+  throw IoError(concat(path_.string(), ": writing failed: ", std::strerror(error), also));
 }
 
 void RunLog::add(const StepRecord& record) {

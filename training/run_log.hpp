@@ -57,7 +57,8 @@ class RunLog {
 
   void add(const StepRecord& record);
   void add(const ValidationRecord& record);
-  // Any other line; `json_object` is the text of one JSON object.
+  // Any other line; `json_object` is the text of one JSON object. On a full disk all of these throw IoError
+  // and leave whole lines only.
   void add_line(const std::string& json_object);
 
   // Loss, Dice and learning rate over the steps, those before a resume included.
