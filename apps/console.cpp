@@ -5,13 +5,16 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <iostream>
+#include <limits>
 #include <thread>
 
 #include "base/error.hpp"
+#include "imaging/case.hpp"
 #include "runtime/device_api.hpp"
 
 namespace vesal::apps {
@@ -157,9 +160,32 @@ Device choose_device(const std::string& name) {
     }
     return {};
   }
-  const Device device = parse_device(name);
+  Device device;
+  try {
+    device = parse_device(name);
+  } catch (const UsageError&) {
+    throw UsageError(concat("--device: found ", name, ", expected auto, cpu, cuda, cuda:N or simt"));
+  }
   device_api::require(device);
   return device;
+}
+
+std::string check_seed(const std::string& text) {
+  uint64_t seed = 0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  return error == std::errc() && rest == text.data() + text.size()
+             ? ""
+             : concat("found ", text.empty() ? "nothing" : text, ", expected a whole number from 0 to ",
+                      std::numeric_limits<uint64_t>::max());
+}
+
+std::string check_modalities(const std::string& text) {
+  try {
+    imaging::parse_modality_mask(text);
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  return "";
 }
 
 imaging::Size3 to_size(const std::vector<int64_t>& xyz) { return {xyz.at(0), xyz.at(1), xyz.at(2)}; }

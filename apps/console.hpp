@@ -67,6 +67,11 @@ class ProgressBar {
 // "auto" is the first GPU where there is one, else the processor. Throws UsageError or DeviceError.
 Device choose_device(const std::string& name);
 
+// What is wrong with the text of an option, in the words of an error; empty: nothing. CLI11 itself reads
+// "-1" as the largest unsigned number and an empty list as one that is not given.
+std::string check_seed(const std::string& text);
+std::string check_modalities(const std::string& text);
+
 // Three numbers as typed, X Y Z.
 imaging::Size3 to_size(const std::vector<int64_t>& xyz);
 imaging::Vector3 to_vector(const std::vector<double>& xyz);

@@ -3,9 +3,11 @@
 
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <new>
+#include <regex>
 #include <sstream>
 #include <vector>
 
@@ -18,6 +20,11 @@ namespace {
 
 using namespace vesal;
 using namespace vesal::apps;
+
+// "0.000000 to 0.950000", as CLI11 writes numbers, to "0 to 0.95".
+std::string without_zeros(const std::string& text) {
+  return std::regex_replace(text, std::regex("(\\d)\\.0+\\b|(\\.\\d*[1-9])0+\\b"), "$1$2");
+}
 
 // What CLI11 found wrong, in the form "--option: found ..., expected ..." where it can be told.
 std::string parse_message(const CLI::ParseError& error, const CLI::App& app) {
@@ -58,7 +65,18 @@ std::string parse_message(const CLI::ParseError& error, const CLI::App& app) {
   if (value != std::string::npos && range != std::string::npos) {
     const size_t begin = value + kRange.size();
     return concat(text.substr(0, value), ": found ", text.substr(begin, range - begin), ", expected ",
-                  text.substr(range + std::string_view(" not in range ").size()));
+                  without_zeros(text.substr(range + std::string_view(" not in range ").size())));
+  }
+  // Too few or too many values, or none: "--size: At least 3 required but received 2", "--cases: 1 required
+  // N:INT missing".
+  std::smatch match;
+  if (std::regex_match(
+          text, match,
+          std::regex("(--\\S+): At (?:least|most) (\\d+) required but received (\\d+)", std::regex::icase))) {
+    return concat(match.str(1), ": found ", match.str(3), " values, expected ", match.str(2));
+  }
+  if (std::regex_match(text, match, std::regex("(--\\S+): \\d+ required .* missing"))) {
+    return concat(match.str(1), ": found nothing, expected a value");
   }
   static constexpr std::string_view kExcludes = " excludes ";
   if (const size_t excludes = text.find(kExcludes); excludes != std::string::npos) {
@@ -106,7 +124,10 @@ class Help : public CLI::Formatter {
 void start_with_sleeping_threads(char** argv) {
   if (std::getenv("OMP_WAIT_POLICY") == nullptr && std::getenv("GOMP_SPINCOUNT") == nullptr &&
       setenv("OMP_WAIT_POLICY", "passive", 0) == 0) {
-    execv("/proc/self/exe", argv);  // returns only where that is not possible, and then nothing is lost
+    // By its own path, so that ps and top show "vesal" and not "exe". Returns only where that is not
+    // possible, and then nothing is lost.
+    std::error_code error;
+    execv(std::filesystem::read_symlink("/proc/self/exe", error).c_str(), argv);
   }
 }
 

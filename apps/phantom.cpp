@@ -36,6 +36,9 @@ int run(const Options& options) {
   phantom.size = to_size(options.size);
   imaging::LabelMap tissue;
   if (options.anatomy != "analytic") {
+    std::error_code ignored;
+    check<IoError>(fs::exists(options.anatomy, ignored), "--anatomy: found ", options.anatomy,
+                   ", which is no file, expected analytic or a skull-stripped T1 volume");
     phantom.anatomy = options.anatomy;
     tissue = imaging::tissue_from_anatomy(phantom.anatomy, phantom.size);
   }
@@ -95,7 +98,10 @@ Command make_phantom(CLI::App& program) {
       ->check(CLI::Range(int64_t{1}, int64_t{99999}))
       ->group("Content")
       ->type_name("N");
-  app->add_option("--seed", options->seed, "Another seed, other cases [0]")->group("Content")->type_name("S");
+  app->add_option("--seed", options->seed, "Another seed, other cases [0]")
+      ->check(check_seed)
+      ->group("Content")
+      ->type_name("S");
   app->add_option("--first", options->first, "Number of the first case [0]: the same seed continues there")
       ->check(CLI::Range(int64_t{0}, int64_t{99999}))
       ->group("Content")

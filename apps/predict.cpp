@@ -65,6 +65,10 @@ Plan make_plan(const Options& options) {
       by_file != !options.input.empty(),
       by_file ? "--input: found together with --t1n, --t1c, --t2w or --t2f" : "--input: found nothing",
       ", expected either --input or single files");
+  for (const int64_t extent : options.patch) {
+    check<UsageError>(extent % models::Fusion::kStride == 0, "--patch: found ", extent,
+                      ", expected multiples of ", models::Fusion::kStride);
+  }
   Plan plan;
   const fs::path out = options.out;
   if (by_file) {
@@ -83,6 +87,9 @@ Plan make_plan(const Options& options) {
     plan.report = plan.folder / (job.files.name + "-run.json");
     plan.jobs.push_back(std::move(job));
   } else {
+    check<UsageError>(!options.out.ends_with(".nii") && !options.out.ends_with(".nii.gz"),
+                      "--out: found the name of a file, ", options.out,
+                      ", expected a folder for the results (a file goes with --t1n, --t1c, --t2w, --t2f)");
     plan.folder = out;
     plan.statistics = out / "statistics.json";
     plan.report = out / "run.json";
@@ -93,6 +100,13 @@ Plan make_plan(const Options& options) {
       plan.jobs.push_back(std::move(job));
     }
   }
+  // The folder is made only where its parent is there, so that a mistyped path does not grow a tree.
+  std::error_code error;
+  const fs::path home = fs::absolute(plan.folder / "").parent_path().parent_path();
+  check<IoError>(fs::is_directory(plan.folder, error) || !fs::exists(plan.folder, error),
+                 plan.folder.string(), ": found a file, expected a folder for the results");
+  check<IoError>(fs::is_directory(plan.folder, error) || fs::is_directory(home, error), plan.folder.string(),
+                 ": found no folder ", home.string(), " to make it in, expected one");
   if (!options.overwrite) {
     std::vector<fs::path> outputs{plan.statistics, plan.report};
     for (const Job& job : plan.jobs) {
@@ -203,7 +217,6 @@ int run(const Options& options) {
     std::cout << std::endl;
   }
 
-  // The folder is made only where its parent is there, so that a mistyped path does not grow a tree.
   std::error_code error;
   const bool made_folder = fs::create_directory(plan.folder, error);
   check<IoError>(!error && fs::is_directory(plan.folder), plan.folder.string(),
@@ -222,6 +235,7 @@ int run(const Options& options) {
     prediction.tiles.progress = [&](int64_t done, int64_t tiles) { bar.update(done, tiles, "tiles"); };
     Json entry{{"case", job.files.name}};
     try {
+      imaging::require_usable(job.files);
       if (!options.modalities.empty()) {
         for (size_t i = 0; i < asked.size(); ++i) {
           check<UsageError>(!asked[i] || !job.files.images[i].empty(), job.files.name, ": found no ",
@@ -346,6 +360,7 @@ Command make_predict(CLI::App& program) {
         ->type_name("FILE");
   }
   app->add_option("--modalities", options->modalities, "Use these only, e.g. t1n,t1c [all that a case has]")
+      ->check(check_modalities)
       ->group("Input")
       ->type_name("LIST");
   app->add_option("--out", options->out,

@@ -172,8 +172,9 @@ int run(const Options& options, const CLI::App& app) {
                                  ? std::string("nothing was written")
                                  : concat(result.checkpoint.string(),
                                           " is complete; --resume with the same --data and --out continues");
-    print_error("train",
-                concat("interrupted after step ", result.step, " of ", result.total_steps, "; ", kept));
+    print_error("train", result.total_steps > 0 ? concat("interrupted after step ", result.step, " of ",
+                                                         result.total_steps, "; ", kept)
+                                                : concat("interrupted before the first step; ", kept));
     return kExitInterrupted;
   }
   char stall[32];
@@ -255,8 +256,7 @@ Command make_train(CLI::App& program) {
       ->check(CLI::Range(int64_t{1}, int64_t{1024}))
       ->group(group)
       ->type_name("B");
-  app->add_option("--lr", options->lr, "Peak learning rate of AdamW [0.003]")
-      ->check(CLI::Range(1e-9, 10.0))
+  app->add_option("--lr", options->lr, "Peak learning rate of AdamW, at most 1 [0.003]")
       ->group(group)
       ->type_name("F");
   app->add_option("--warmup-steps", options->warmup_steps,
@@ -302,6 +302,7 @@ Command make_train(CLI::App& program) {
   app->add_flag("--no-deep-supervision", options->no_deep_supervision, "Loss at full resolution only")
       ->group(group);
   app->add_option("--seed", options->seed, "Of weights, split and augmentation [0]")
+      ->check(check_seed)
       ->group(group)
       ->type_name("S");
 
@@ -322,6 +323,7 @@ Command make_train(CLI::App& program) {
       ->group(group)
       ->type_name("N");
   app->add_option("--val-modalities", options->val_modalities, "Validate with these only, e.g. t1n,t1c [all]")
+      ->check(check_modalities)
       ->group(group)
       ->type_name("LIST");
   app->add_option("--val-overlap", options->val_overlap, "Overlap of the tiles in validation [0.25]")

@@ -237,7 +237,6 @@ TEST_F(CliTest, WrongUsageIsOneLineWithAHint) {
   expect_one_line(vesal({"predict", "--out", "y"}), 2, "predict", {"--weights", "found nothing"});
   expect_one_line(vesal({"phantom", "--out", "y", "--cases", "many"}), 2, "phantom",
                   {"--cases", "many", "expected"});
-  expect_one_line(vesal({"phantom", "--out", "y", "--size", "64", "64"}), 2, "phantom", {"--size"});
   expect_one_line(vesal({"train", "--data", "x", "--out", "y", "--steps", "3", "--minutes", "2"}), 2, "train",
                   {"--steps", "--minutes"});
   expect_one_line(vesal({"predict", "--weights", run_, "--out", "y"}), 2, "predict", {"--input"});
@@ -247,6 +246,27 @@ TEST_F(CliTest, WrongUsageIsOneLineWithAHint) {
   expect_one_line(
       vesal({"evaluate", "--predictions", data_, "--labels", data_, "--label-scheme", "brats1999"}), 2,
       "evaluate", {"brats1999", "brats2021"});
+  // Numbers and lists are checked in the program's own words, and what CLI11 would let pass is caught.
+  expect_one_line(vesal({"phantom", "--out", "y", "--size", "64", "64"}), 2, "phantom",
+                  {"--size: found 2 values, expected 3"});
+  expect_one_line(vesal({"phantom", "--out", "y", "--cases"}), 2, "phantom",
+                  {"--cases: found nothing, expected a value"});
+  for (const std::string seed : {"-1", "18446744073709551616", "1.5"}) {
+    expect_one_line(vesal({"phantom", "--out", "y", "--seed", seed}), 2, "phantom",
+                    {"--seed: found " + seed + ", expected a whole number"});
+  }
+  expect_one_line(vesal({"train", "--data", "x", "--out", "y", "--val-fraction", "1"}), 2, "train",
+                  {"--val-fraction: found 1, expected 0 to 0.95 "});
+  expect_one_line(vesal({"train", "--data", "x", "--out", "y", "--lr", "0"}), 2, "train",
+                  {"learning rate: found 0, expected more than 0 and at most 1"});
+  expect_one_line(vesal({"train", "--data", "x", "--out", "y", "--device", "gpu"}), 2, "train",
+                  {"--device: found gpu, expected auto, cpu"});
+  expect_one_line(predict(data_, "y", {"--modalities", ""}), 2, "predict", {"--modalities", "t1n"});
+  expect_one_line(predict(data_, "y", {"--patch", "17", "16", "16"}), 2, "predict",
+                  {"--patch: found 17, expected multiples of 16"});
+  expect_one_line(predict(data_, "y.nii.gz"), 2, "predict", {"--out", "y.nii.gz", "expected a folder"});
+  expect_one_line(vesal({"phantom", "--out", "y", "--anatomy", "analitic"}), 1, "phantom",
+                  {"--anatomy: found analitic", "expected analytic or"});
   const Outcome typo = vesal({"predcit"});
   EXPECT_EQ(typo.code, 2);
   EXPECT_NE(typo.err.find("predict"), std::string::npos) << typo.err;
@@ -502,6 +522,62 @@ TEST_F(CliTest, ABadCaseDoesNotStopTheOthers) {
   const auto report = nlohmann::json::parse(slurp(out / "run.json"));
   EXPECT_TRUE(report.at("cases").at(1).contains("error"));
   EXPECT_FALSE(nlohmann::json::parse(slurp(out / "statistics.json")).at("cases").contains("b"));
+}
+
+TEST_F(CliTest, ACaseWhoseFilesAreUnclearDoesNotStopTheOthers) {
+  const fs::path folder = work_ / "cases";
+  fs::create_directories(folder);
+  for (const char* const name : {"a", "b", "c"}) {
+    fs::rename(copy_case(name), folder / name);
+  }
+  fs::copy_file(folder / "b" / "b-t2f.nii.gz", folder / "b" / "b_flair.nii.gz");
+  for (const char* const name : {"c-t1n", "c-t1c", "c-t2w", "c-t2f"}) {
+    fs::rename(folder / "c" / (std::string(name) + ".nii.gz"),
+               folder / "c" / (std::string(name) + "x.nii.gz"));
+  }
+  const fs::path out = work_ / "out";
+  const Outcome outcome = predict(folder, out);
+  EXPECT_EQ(outcome.code, 3) << outcome.err;
+  EXPECT_NE(outcome.err.find("b_flair.nii.gz claim to be t2f"), std::string::npos) << outcome.err;
+  EXPECT_NE(outcome.err.find("/c: no image of a known modality"), std::string::npos) << outcome.err;
+  EXPECT_NE(outcome.err.find("2 of 3 cases failed"), std::string::npos) << outcome.err;
+  EXPECT_TRUE(fs::exists(out / "a.nii.gz"));
+  // Training goes on with no less than all.
+  expect_one_line(vesal(train_arguments(folder, work_ / "run")), 1, "train", {"cases/"});
+  EXPECT_FALSE(fs::exists(work_ / "run"));
+}
+
+TEST_F(CliTest, ScoresAreRefusedOrWrittenAsAWhole) {
+  fs::create_directories(work_ / "empty");
+  expect_one_line(vesal({"evaluate", "--predictions", work_ / "empty", "--labels", data_}), 1, "evaluate",
+                  {"empty: found no label map, expected CASE.nii.gz"});
+  fs::create_directories(work_ / "truth");
+  for (int i = 0; i < 3; ++i) {
+    const std::string name = "VesalPhantom-0000" + std::to_string(i);
+    fs::copy_file(data_ / name / (name + "-seg.nii.gz"), work_ / "truth" / (name + ".nii.gz"));
+  }
+  spit(work_ / "file", "");
+  expect_one_line(
+      vesal({"evaluate", "--predictions", work_ / "truth", "--labels", data_, "--out", work_ / "file"}), 1,
+      "evaluate", {"file: found a file, expected a folder"});
+  // The second file cannot be written: a folder is in its place, where --overwrite makes no difference.
+  const fs::path scores = work_ / "scores";
+  fs::create_directories(scores / "metrics.csv");
+  expect_one_line(vesal({"evaluate", "--predictions", work_ / "truth", "--labels", data_, "--out", scores,
+                         "--overwrite"}),
+                  1, "evaluate", {"metrics.csv"});
+  EXPECT_FALSE(fs::exists(scores / "summary.json"));
+}
+
+// ps and top show a process by this name.
+TEST_F(CliTest, TheProcessBearsTheProgramsName) {
+  const fs::path pid = work_ / "pid";
+  Process process(root_, train_arguments(data_, work_ / "run", 100000),
+                  [&] { spit(pid, std::to_string(getpid())); });
+  EXPECT_TRUE(process.prints("training"));
+  EXPECT_EQ(slurp("/proc/" + slurp(pid) + "/comm"), "vesal\n");
+  process.send(SIGTERM);
+  EXPECT_EQ(process.wait().code, 130);
 }
 
 // A full disk: a tiny file system where mounting is allowed, and a limit on the size of files everywhere.
