@@ -424,13 +424,15 @@ std::string metrics_csv(const Evaluation& evaluation) {
 void print_table(std::ostream& out, const Evaluation& evaluation) {
   const size_t width = std::max<size_t>(name_width(evaluation.cases), 16);
   const auto blanks = [](size_t n) { return std::string(n, ' '); };
-  out << pad("", width) << "  Dice" << blanks(17) << "HD95 mm" << blanks(17)
+  out << pad("", width) << "  Dice" << blanks(17) << "IoU" << blanks(19) << "HD95 mm" << blanks(17)
       << "volume mL, reference/prediction\n";
   out << pad("case", width);
-  for (const Region region : kRegions) {
-    out << "     " << imaging::name_of(region);
+  for (int columns = 0; columns < 2; ++columns) {
+    for (const Region region : kRegions) {
+      out << "     " << imaging::name_of(region);
+    }
+    out << " ";
   }
-  out << " ";
   for (const Region region : kRegions) {
     out << "      " << imaging::name_of(region);
   }
@@ -456,6 +458,10 @@ void print_table(std::ostream& out, const Evaluation& evaluation) {
     }
     out << ' ';
     for (const MaskMetrics& m : score.regions) {
+      out << fixed(m.iou, 6, 3) << (m.both_empty ? '=' : m.one_empty ? '!' : ' ');
+    }
+    out << ' ';
+    for (const MaskMetrics& m : score.regions) {
       out << fixed(m.hd95_mm, 8, 2);
     }
     while (volumes.ends_with(' ')) {
@@ -470,6 +476,10 @@ void print_table(std::ostream& out, const Evaluation& evaluation) {
     }
     out << ' ';
     for (const Region region : kRegions) {
+      out << fixed((evaluation.*mean)(region).iou, 6, 3) << ' ';
+    }
+    out << ' ';
+    for (const Region region : kRegions) {
       out << fixed((evaluation.*mean)(region).hd95_mm, 8, 2);
     }
     out << '\n';
@@ -481,10 +491,11 @@ void print_table(std::ostream& out, const Evaluation& evaluation) {
              &Evaluation::mean_of_scored);
   }
   if (both) {
-    out << "  =  region empty in both: Dice 1, HD95 0\n";
+    out << "  =  region empty in both: Dice 1, IoU 1, HD95 0\n";
   }
   if (one) {
-    out << "  !  region empty in one only: Dice 0, HD95 " << fixed(imaging::kHd95OneEmpty, 0, 2) << " mm\n";
+    out << "  !  region empty in one only: Dice 0, IoU 0, HD95 " << fixed(imaging::kHd95OneEmpty, 0, 2)
+        << " mm\n";
   }
   for (const CaseScore& score : evaluation.cases) {
     if (score.failed()) {

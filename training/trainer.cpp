@@ -391,6 +391,9 @@ void Run::choose() {
                       " that validation shows");
   }
   if (checkpoint_) {
+    check<UsageError>(!settings_.steps || *settings_.steps >= state_.step, "steps: found ",
+                      settings_.steps.value_or(0), ", but ", settings_.out.string(), " is already at step ",
+                      state_.step, ", expected at least that");
     state_.total_steps = settings_.steps.value_or(state_.total_steps);
     if (settings_.minutes) {
       progress_.message(concat("a resumed run keeps its number of steps: ", state_.total_steps));
@@ -582,6 +585,10 @@ void Run::announce() {
                            " threads; patch ", to_string(info_.patch), ", batch ", c.batch,
                            ", learning rate ", c.learning_rate, " over ", c.schedule_steps, " steps; steps ",
                            state_.step, " to ", state_.total_steps));
+  if (state_.total_steps > c.schedule_steps) {
+    progress_.message(concat("the learning rate is 0 from step ", c.schedule_steps,
+                             " on, where the schedule ends (--schedule-steps of the first run)"));
+  }
   log_->add_line(nlohmann::ordered_json{
       {"event", state_.step > 0 ? "resume" : "start"},
       {"step", state_.step},

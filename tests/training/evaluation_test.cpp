@@ -115,6 +115,10 @@ TEST_F(EvaluationTest, EmptyRegionsFollowTheStatedRule) {
   print_table(table, evaluation);
   EXPECT_NE(table.str().find("="), std::string::npos);
   EXPECT_NE(table.str().find("!"), std::string::npos);
+  // Dice, IoU and HD95 of each region, then volumes.
+  EXPECT_NE(table.str().find("one              1.000  1.000  0.000!  1.000  1.000  0.000!"),
+            std::string::npos)
+      << table.str();
 }
 
 TEST_F(EvaluationTest, FailuresAreNamedAndCount) {

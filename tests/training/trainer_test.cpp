@@ -213,6 +213,18 @@ TEST_F(TrainerTest, TheScheduleIsRecordedAndKept) {
       read_trainer_state(weights::SafetensorsFile(folder_ / "run" / "last.safetensors"));
   EXPECT_EQ(state.config.schedule_steps, 2);
   EXPECT_EQ(state.total_steps, 4);
+  const auto warned = [](const Recorder& recorder) {
+    return std::any_of(recorder.messages.begin(), recorder.messages.end(), [](const std::string& message) {
+      return message.find("the learning rate is 0 from step 2 on") != std::string::npos;
+    });
+  };
+  EXPECT_FALSE(warned(one));
+  EXPECT_TRUE(warned(two));
+  // A run does not go backwards.
+  const std::string before = slurp(folder_ / "run" / "last.safetensors");
+  more.steps = 3;
+  EXPECT_THROW(run(more), UsageError);
+  EXPECT_EQ(slurp(folder_ / "run" / "last.safetensors"), before);
 }
 
 TEST_F(TrainerTest, MinutesFixTheStepsAndEqualARunOfThatManySteps) {
