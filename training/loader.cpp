@@ -90,6 +90,7 @@ Loader::Loader(const std::vector<imaging::PreparedCase>& cases, LoaderSettings s
   check<UsageError>(settings_.batch >= 1 && settings_.threads >= 1 && settings_.ahead >= 1, "loader: batch ",
                     settings_.batch, ", threads ", settings_.threads, ", ahead ", settings_.ahead,
                     ": each must be at least 1");
+  slots_.resize(static_cast<size_t>(settings_.ahead));
   if (settings_.heal > 0) {
     for (const imaging::PreparedCase& prepared : cases_) {
       healed_.push_back(imaging::without_tumour(prepared));
@@ -133,14 +134,15 @@ void Loader::work() {
     }
     const int64_t step = claimed_++;
     lock.unlock();
-    Slot slot;
+    Slot made;
     try {
-      slot.batch = make_batch(cases_, healed_, settings_, step);
+      made.batch = make_batch(cases_, healed_, settings_, step);
     } catch (...) {
-      slot.error = std::current_exception();
+      made.error = std::current_exception();
     }
+    made.ready = true;
     lock.lock();
-    ready_.emplace(step, std::move(slot));
+    slots_[static_cast<size_t>(step % settings_.ahead)] = std::move(made);
     changed_.notify_all();
   }
 }
@@ -148,16 +150,17 @@ void Loader::work() {
 Batch Loader::next() {
   const auto start = std::chrono::steady_clock::now();
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return ready_.contains(consumed_); });
+  Slot& slot = slots_[static_cast<size_t>(consumed_ % settings_.ahead)];
+  changed_.wait(lock, [&] { return slot.ready; });
   last_stall_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  auto node = ready_.extract(consumed_);
+  Slot taken = std::exchange(slot, {});
   ++consumed_;
   lock.unlock();
   changed_.notify_all();
-  if (node.mapped().error) {
-    std::rethrow_exception(node.mapped().error);
+  if (taken.error) {
+    std::rethrow_exception(taken.error);
   }
-  return std::move(node.mapped().batch);
+  return std::move(taken.batch);
 }
 
 }  // namespace vesal::training

@@ -6,7 +6,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <map>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -70,6 +69,7 @@ class Loader {
   struct Slot {
     Batch batch;
     std::exception_ptr error;
+    bool ready = false;
   };
   void work();
   // Ends the threads and waits for them.
@@ -81,9 +81,9 @@ class Loader {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool closing_ = false;
-  int64_t claimed_;   // next step that a thread will make
-  int64_t consumed_;  // next step that next() will hand out
-  std::map<int64_t, Slot> ready_;
+  int64_t claimed_;          // next step that a thread will make
+  int64_t consumed_;         // next step that next() will hand out
+  std::vector<Slot> slots_;  // step % ahead: there is room for all that is claimed and not handed out
   double last_stall_seconds_ = 0;
   std::vector<std::thread> threads_;
 };

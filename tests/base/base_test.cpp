@@ -20,7 +20,8 @@ namespace vesal {
 namespace {
 
 TEST(DType, NamesAndSizesRoundTrip) {
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f16, DType::i32, DType::i64, DType::u8, DType::boolean}) {
+  for (const DType dtype :
+       {DType::f32, DType::bf16, DType::f16, DType::i32, DType::i64, DType::u8, DType::boolean}) {
     EXPECT_EQ(parse_dtype(name_of(dtype)), dtype);
   }
   EXPECT_EQ(size_of(DType::bf16), 2u);
@@ -51,7 +52,7 @@ TEST(DType, Bf16AndF16RoundToNearestEven) {
     expect_nearest<bf16>(value);
     expect_nearest<f16>(value);
   }
-  EXPECT_EQ(f16(1.0f + 0x1p-11f).bits, f16(1.0f).bits);            // a tie goes to the even mantissa
+  EXPECT_EQ(f16(1.0f + 0x1p-11f).bits, f16(1.0f).bits);  // a tie goes to the even mantissa
   EXPECT_EQ(f16(1.0f + 3 * 0x1p-11f).bits, f16(1.0f + 0x1p-9f).bits);
   EXPECT_EQ(f16(65519.0f).bits, 0x7bff);
   EXPECT_EQ(f16(65520.0f).bits, 0x7c00);
@@ -124,7 +125,7 @@ TEST(RandomStream, MomentsRangesAndIndependence) {
     sum += value;
     squares += value * value;
   }
-  EXPECT_NEAR(sum / count, 0.0, 4 / std::sqrt(count));                // four standard errors
+  EXPECT_NEAR(sum / count, 0.0, 4 / std::sqrt(count));  // four standard errors
   EXPECT_NEAR(squares / count, 1.0, 4 * std::sqrt(2.0 / count));
   std::vector<int> seen(7, 0);
   for (int i = 0; i < 70000; ++i) {
@@ -175,6 +176,28 @@ TEST(Parallel, CoversEveryItemOnceInTheSameRanges) {
   EXPECT_THROW(set_thread_count(0), UsageError);
   set_thread_count(before);
   EXPECT_GE(available_threads(), 1);
+}
+
+TEST(Parallel, AnExceptionArrivesAtTheCaller) {
+  const int before = thread_count();
+  for (const int threads : {1, 3}) {
+    set_thread_count(threads);
+    for (const int64_t bad : {0, 5, 8}) {
+      std::vector<int> hits(9, 0);
+      EXPECT_THROW(parallel_for(9, 1,
+                                [&](int64_t begin, int64_t end) {
+                                  for (int64_t i = begin; i < end; ++i) {
+                                    check<UsageError>(i != bad, "item ", i);
+                                    ++hits[static_cast<size_t>(i)];
+                                  }
+                                }),
+                   UsageError);
+      EXPECT_EQ(hits[static_cast<size_t>(bad)], 0);
+      EXPECT_EQ(hits[static_cast<size_t>(bad == 0 ? 8 : 0)], threads == 1 && bad == 0 ? 0 : 1)
+          << "the other ranges are done";
+    }
+  }
+  set_thread_count(before);
 }
 
 TEST(Determinism, IsOnUntilSwitchedOff) {
