@@ -19,18 +19,24 @@ void check_params(const Conv3dParams& p, const char* op) {
   check<ShapeError>(p.n >= 1, op, ": batch is ", p.n, ", must be at least 1");
   check<ShapeError>(p.c_in >= 1, op, ": c_in is ", p.c_in, ", must be at least 1");
   check<ShapeError>(p.c_out >= 1, op, ": c_out is ", p.c_out, ", must be at least 1");
+  check<ShapeError>(p.groups >= 1 && p.c_in % p.groups == 0 && p.c_out % p.groups == 0, op, ": groups is ",
+                    p.groups, ", must be at least 1 and divide c_in ", p.c_in, " and c_out ", p.c_out);
   for (size_t axis = 0; axis < 3; ++axis) {
+    const int end = p.far_padding()[axis];
     check<ShapeError>(extents[axis] >= 1, op, ": ", axes[axis], " is ", extents[axis],
                       ", must be at least 1");
-    check<ShapeError>(p.kernel[axis] >= 1 && p.kernel[axis] <= 5, op, ": kernel along ", axes[axis], " is ",
-                      p.kernel[axis], ", must be 1 to 5");
+    check<ShapeError>(p.kernel[axis] >= 1 && p.kernel[axis] <= 7, op, ": kernel along ", axes[axis], " is ",
+                      p.kernel[axis], ", must be 1 to 7");
     check<ShapeError>(p.stride[axis] >= 1, op, ": stride along ", axes[axis], " is ", p.stride[axis],
                       ", must be at least 1");
     check<ShapeError>(p.padding[axis] >= 0, op, ": padding along ", axes[axis], " is ", p.padding[axis],
                       ", must be 0 or more");
-    check<ShapeError>(extents[axis] + 2 * p.padding[axis] >= p.kernel[axis], op, ": ", axes[axis], " ",
-                      extents[axis], " with padding ", p.padding[axis], " is smaller than the kernel ",
-                      p.kernel[axis]);
+    check<ShapeError>(end >= 0, op, ": padding_end along ", axes[axis], " is ", end, ", must be 0 or more");
+    check<ShapeError>(p.dilation[axis] >= 1, op, ": dilation along ", axes[axis], " is ", p.dilation[axis],
+                      ", must be at least 1");
+    check<ShapeError>(extents[axis] + p.padding[axis] + end >= p.reach(axis), op, ": ", axes[axis], " ",
+                      extents[axis], " with padding ", p.padding[axis], " and ", end,
+                      " is smaller than the kernel, which reaches over ", p.reach(axis));
   }
 }
 

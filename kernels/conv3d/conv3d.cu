@@ -1,11 +1,12 @@
-// conv3d on CUDA: implicit GEMM in float32 on gemm_device.hpp. The matrix of gathered voxels is never stored;
-// a slice of it goes straight from x (or dy) into shared memory.
-//   forward          rows: output voxels,        columns: c_out,  depth: taps * c_in
-//   backward data    rows: input voxels,         columns: c_in,   depth: taps * c_out, a product for every
-//   residue of the
-//                    voxel modulo the stride, because only every stride-th tap meets a voxel
-//   backward weight  rows: taps * c_in (of dW^T), columns: c_out, depth: output voxels, split into partial
-//   sums
+// conv3d on CUDA: implicit GEMM in float32 on gemm_device.hpp, one product for each group. The matrix of
+// gathered voxels is never stored; a slice of it goes straight from x (or dy) into shared memory. Groups of
+// few channels take another way (conv3d_thin_groups.hpp).
+//
+//   forward          rows: output voxels, columns: outputs, depth: taps * inputs of the group
+//   backward data    rows: input voxels, columns: inputs, depth: taps * outputs; a product for each residue
+//                    of the voxel modulo the stride, because only some taps meet a voxel
+//   backward weight  rows: taps * inputs (of dW^T), columns: outputs, depth: output voxels, which is split
+//                    into partial sums
 //
 // Least work: 2 voxels_out taps c_in c_out operations and 4 (voxels_in c_in + voxels_out c_out) bytes. From 8
 // channels up a 3x3x3 convolution is limited by arithmetic, here by the float32 units (no tensor cores), and
@@ -13,54 +14,49 @@
 // weight gradient pays three integer divisions for every four elements that it gathers. No GPU timing exists
 // yet (see bench/results/README.md).
 #include <algorithm>
+#include <numeric>
 
 #include "kernels/conv3d/conv3d.hpp"
+#include "kernels/conv3d/conv3d_geometry.hpp"
 #include "kernels/conv3d/conv3d_internal.hpp"
+#include "kernels/conv3d/conv3d_thin_groups.hpp"
 #include "kernels/linear/gemm_device.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
-constexpr int kMostTaps = 125;
-
-struct Triple {
-  int d, h, w;
-
-  VESAL_HOST_DEVICE int product() const { return d * h * w; }
-};
-
-// A convolution as the kernels see it: `source` is gathered from, `target` is written (x and y, exchanged for
-// the data gradient).
-struct Geometry {
-  Triple source, target, kernel, stride, padding;
-  int n;
-  int channels;  // of the source
-};
+constexpr int kMostTaps = 343;
 
 // Which voxels of the target one product covers along an axis, and which taps they need.
 struct Axis {
-  int first, step, count;     // target voxels first + step * q, q < count
-  int base_first, base_step;  // tap j of target voxel q reads source voxel base_first + base_step * q +- j
-  int taps;
+  int first, step, count;         // target voxels first + step * q, q < count
+  int base_first, base_step;      // tap j of target voxel q reads source voxel base_first + base_step * q +
+  int taps, tap_step;             // tap_step * j
   int weight_first, weight_step;  // tap j is the kernel's tap weight_first + weight_step * j
 };
 
 template <bool kBackward>
-VESAL_DEVICE Axis make_axis(int residue, int target, int kernel, int stride, int padding) {
+VESAL_DEVICE Axis make_axis(int residue, int target, int kernel, int stride, int padding, int dilation,
+                            int period) {
   if (!kBackward) {
-    return {0, 1, target, -padding, stride, kernel, 0, 1};
+    return {0, 1, target, -padding, stride, kernel, dilation, 0, 1};
   }
-  // Source voxel o and tap a meet target voxel v where o * stride - padding + a = v: a = residue (mod
-  // stride).
+  // Source voxel o and tap a meet target voxel v where o * stride - padding + a * dilation = v: for voxels
+  // with v + padding = residue (mod stride) every period-th tap from the first that fits, or none.
+  int tap = 0;
+  while (tap < kernel && tap * dilation % stride != residue) {
+    ++tap;
+  }
   const int first = ((residue - padding) % stride + stride) % stride;
   return {first,
           stride,
           first < target ? (target - 1 - first) / stride + 1 : 0,
-          (first + padding - residue) / stride,
+          (first + padding - tap * dilation) / stride,
           1,
-          residue < kernel ? (kernel - 1 - residue) / stride + 1 : 0,
-          residue,
-          stride};
+          tap < kernel ? (kernel - 1 - tap) / period + 1 : 0,
+          -(dilation * period / stride),
+          tap,
+          period};
 }
 
 struct Region {
@@ -72,9 +68,12 @@ struct Region {
 template <bool kBackward>
 VESAL_DEVICE Region make_region(const Geometry& g, int piece) {
   const Triple s = g.stride;
-  return {make_axis<kBackward>(piece / (s.h * s.w), g.target.d, g.kernel.d, s.d, g.padding.d),
-          make_axis<kBackward>(piece / s.w % s.h, g.target.h, g.kernel.h, s.h, g.padding.h),
-          make_axis<kBackward>(piece % s.w, g.target.w, g.kernel.w, s.w, g.padding.w)};
+  return {
+      make_axis<kBackward>(piece / (s.h * s.w), g.target.d, g.kernel.d, s.d, g.padding.d, g.dilation.d,
+                           g.period.d),
+      make_axis<kBackward>(piece / s.w % s.h, g.target.h, g.kernel.h, s.h, g.padding.h, g.dilation.h,
+                           g.period.h),
+      make_axis<kBackward>(piece % s.w, g.target.w, g.kernel.w, s.w, g.padding.w, g.dilation.w, g.period.w)};
 }
 
 // Operand A of forward and backward data: row = target voxel, k = (tap, source channel).
@@ -98,13 +97,14 @@ struct GatheredVoxels {
 
   VESAL_DEVICE void begin_block(int piece) {
     VESAL_SHARED(int4, table, [kMostTaps]);
-    region = make_region<kBackward>(g, piece);
+    region = make_region<kBackward>(g, piece % g.residues);
+    source += int64_t{piece / g.residues} * g.channels;
     rows = int64_t{g.n} * region.d.count * region.h.count * region.w.count;
     depth = region.taps() * g.channels;
-    constexpr int kSign = kBackward ? -1 : 1;
     for (int t = static_cast<int>(threadIdx.x); t < region.taps(); t += static_cast<int>(blockDim.x)) {
-      table[t] = make_int4(kSign * (t / (region.h.taps * region.w.taps)),
-                           kSign * (t / region.w.taps % region.h.taps), kSign * (t % region.w.taps), 0);
+      table[t] = make_int4(region.d.tap_step * (t / (region.h.taps * region.w.taps)),
+                           region.h.tap_step * (t / region.w.taps % region.h.taps),
+                           region.w.tap_step * (t % region.w.taps), 0);
     }
     taps = table;
     __syncthreads();
@@ -121,7 +121,7 @@ struct GatheredVoxels {
     q /= region.h.count;
     const int d = q % region.d.count;
     const int n = q / region.d.count;
-    return {source + int64_t{n} * g.source.d * g.source.h * g.source.w * g.channels,
+    return {source + int64_t{n} * g.source.d * g.source.h * g.source.w * g.pitch,
             region.d.base_first + region.d.base_step * d, region.h.base_first + region.h.base_step * h,
             region.w.base_first + region.w.base_step * w};
   }
@@ -146,7 +146,7 @@ struct GatheredVoxels {
     const bool inside = static_cast<unsigned>(d) < static_cast<unsigned>(g.source.d) &&
                         static_cast<unsigned>(h) < static_cast<unsigned>(g.source.h) &&
                         static_cast<unsigned>(w) < static_cast<unsigned>(g.source.w);
-    return inside ? line.p + ((int64_t{d} * g.source.h + h) * g.source.w + w) * g.channels : nullptr;
+    return inside ? line.p + ((int64_t{d} * g.source.h + h) * g.source.w + w) * g.pitch : nullptr;
   }
 
   VESAL_DEVICE float4 load(const Line& line, int k) const {
@@ -174,12 +174,13 @@ struct GatheredVoxels {
   }
 };
 
-// Operand B of backward data: column = input channel, k = (tap of the region, output channel).
+// Operand B of backward data: column = input channel of the group, k = (tap of the region, output channel of
+// the group).
 struct AdjointWeight {
   const float* weight;
   Geometry g;
   bool aligned;
-  int64_t rows;  // c_in
+  int64_t rows;  // input channels of a group
   int depth;
   const int* taps;  // in shared memory: the kernel's tap for each of the region's
 
@@ -193,7 +194,8 @@ struct AdjointWeight {
 
   VESAL_DEVICE void begin_block(int piece) {
     VESAL_SHARED(int, table, [kMostTaps]);
-    const Region region = make_region<true>(g, piece);
+    const Region region = make_region<true>(g, piece % g.residues);
+    weight += int64_t{piece / g.residues} * g.channels * g.kernel.product() * rows;
     depth = region.taps() * g.channels;
     for (int t = static_cast<int>(threadIdx.x); t < region.taps(); t += static_cast<int>(blockDim.x)) {
       const int a = region.d.weight_first + region.d.weight_step * (t / (region.h.taps * region.w.taps));
@@ -232,11 +234,11 @@ struct GatheredTaps {
   using Loader = LoaderByRow<kRows, kThreads, GatheredTaps>;
 
   struct Line {
-    int taps[4];  // of four consecutive rows: d | h << 8 | w << 16, or -1 beyond the end
+    int taps[4];  // of four consecutive rows: steps d | h << 10 | w << 20, or -1 beyond the end
     int channels[4];
   };
 
-  VESAL_DEVICE void begin_block(int) {}
+  VESAL_DEVICE void begin_block(int piece) { source += int64_t{piece} * g.channels; }
   VESAL_DEVICE int64_t target_row(int64_t row) const { return row; }
 
   VESAL_DEVICE Line line(int64_t row) const {
@@ -246,8 +248,9 @@ struct GatheredTaps {
       const int r = static_cast<int>(row) + j;
       const int tap = r / g.channels;
       line.channels[j] = r - tap * g.channels;
-      line.taps[j] = r < rows ? tap / (g.kernel.h * g.kernel.w) | tap / g.kernel.w % g.kernel.h << 8 |
-                                    tap % g.kernel.w << 16
+      line.taps[j] = r < rows ? g.dilation.d * (tap / (g.kernel.h * g.kernel.w)) |
+                                    g.dilation.h * (tap / g.kernel.w % g.kernel.h) << 10 |
+                                    g.dilation.w * (tap % g.kernel.w) << 20
                               : -1;
     }
     return line;
@@ -263,8 +266,7 @@ struct GatheredTaps {
     const int h = q % g.target.h * g.stride.h - g.padding.h;
     q /= g.target.h;
     const int d = q % g.target.d * g.stride.d - g.padding.d;
-    const float* volume =
-        source + int64_t{q / g.target.d} * g.source.d * g.source.h * g.source.w * g.channels;
+    const float* volume = source + int64_t{q / g.target.d} * g.source.d * g.source.h * g.source.w * g.pitch;
     if (aligned) {
       const float* p = voxel(volume, line.taps[0], d, h, w);
       return p != nullptr ? load4(p + line.channels[0]) : zero4();
@@ -279,19 +281,29 @@ struct GatheredTaps {
   }
 
   VESAL_DEVICE const float* voxel(const float* volume, int tap, int d, int h, int w) const {
-    d += tap & 0xff;
-    h += tap >> 8 & 0xff;
-    w += tap >> 16 & 0xff;
+    d += tap & 0x3ff;
+    h += tap >> 10 & 0x3ff;
+    w += tap >> 20 & 0x3ff;
     const bool inside = tap >= 0 && static_cast<unsigned>(d) < static_cast<unsigned>(g.source.d) &&
                         static_cast<unsigned>(h) < static_cast<unsigned>(g.source.h) &&
                         static_cast<unsigned>(w) < static_cast<unsigned>(g.source.w);
-    return inside ? volume + ((int64_t{d} * g.source.h + h) * g.source.w + w) * g.channels : nullptr;
+    return inside ? volume + ((int64_t{d} * g.source.h + h) * g.source.w + w) * g.pitch : nullptr;
   }
 };
 
 // ---- Host side ----
 
 Triple triple(const std::array<int, 3>& values) { return {values[0], values[1], values[2]}; }
+
+std::array<int, 3> period(const Conv3dParams& p) {
+  std::array<int, 3> periods{};
+  for (size_t axis = 0; axis < 3; ++axis) {
+    periods[axis] = p.stride[axis] / std::gcd(p.stride[axis], p.dilation[axis]);
+  }
+  return periods;
+}
+
+int residues(const Conv3dParams& p) { return p.stride[0] * p.stride[1] * p.stride[2]; }
 
 Geometry geometry(const Conv3dParams& p, bool backward) {
   const Triple x{static_cast<int>(p.d), static_cast<int>(p.h), static_cast<int>(p.w)};
@@ -301,15 +313,52 @@ Geometry geometry(const Conv3dParams& p, bool backward) {
           .kernel = triple(p.kernel),
           .stride = triple(p.stride),
           .padding = triple(p.padding),
+          .dilation = triple(p.dilation),
+          .period = triple(period(p)),
           .n = static_cast<int>(p.n),
-          .channels = static_cast<int>(backward ? p.c_out : p.c_in)};
+          .channels = static_cast<int>(backward ? p.group_out() : p.group_in()),
+          .pitch = static_cast<int>(backward ? p.c_out : p.c_in),
+          .residues = backward ? residues(p) : 1};
 }
 
 int64_t input_voxels(const Conv3dParams& p) { return p.n * p.d * p.h * p.w; }
 int64_t output_voxels(const Conv3dParams& p) { return p.n * p.out_d() * p.out_h() * p.out_w(); }
 
+// Below this a matrix product fills less than a quarter of its tile's columns.
+bool has_thin_groups(const Conv3dParams& p) {
+  return p.groups > 1 && std::min(p.group_in(), p.group_out()) < 8;
+}
+
+ProductSize product_size(const Conv3dParams& p, ConvPass pass) {
+  switch (pass) {
+    case ConvPass::forward:
+      return {.rows = output_voxels(p),
+              .columns = p.group_out(),
+              .depth = p.taps() * p.group_in(),
+              .count = p.output_count(),
+              .pieces = static_cast<int>(p.groups)};
+    case ConvPass::backward_data: {
+      const auto [sd, sh, sw] = p.stride;
+      const auto [pd, ph, pw] = period(p);
+      return {.rows = p.n * ceil_div(p.d, sd) * ceil_div(p.h, sh) * ceil_div(p.w, sw),
+              .columns = p.group_in(),
+              .depth = ceil_div(p.kernel[0], pd) * ceil_div(p.kernel[1], ph) * ceil_div(p.kernel[2], pw) *
+                       p.group_out(),
+              .count = p.input_count(),
+              .pieces = static_cast<int>(p.groups) * residues(p)};
+    }
+    case ConvPass::backward_weight:
+      break;
+  }
+  return {.rows = p.taps() * p.group_in(),
+          .columns = p.group_out(),
+          .depth = output_voxels(p),
+          .count = p.weight_count(),
+          .pieces = static_cast<int>(p.groups)};
+}
+
 // Rows and depths are counted in 32 bits, elements in 64.
-void check_size(const Conv3dParams& p, const char* op) {
+void check_size(const Conv3dParams& p, ConvPass pass, const char* op) {
   constexpr int64_t kLimit = 0x7fffffff - 2 * kTileM;
   check<ShapeError>(input_voxels(p) <= kLimit && output_voxels(p) <= kLimit, op, ": ",
                     std::max(input_voxels(p), output_voxels(p)), " voxels pass the kernel's limit of ",
@@ -318,123 +367,168 @@ void check_size(const Conv3dParams& p, const char* op) {
       p.c_in <= 65535 * 32 && p.c_out <= 65535 * 32 && p.taps() * std::max(p.c_in, p.c_out) <= kLimit, op,
       ": ", p.c_in, " -> ", p.c_out, " channels pass the kernel's limit");
   for (size_t axis = 0; axis < 3; ++axis) {
-    check<ShapeError>(p.stride[axis] <= 32 && p.padding[axis] <= 1 << 20, op,
-                      ": stride or padding passes the kernel's limit");
+    check<ShapeError>(p.stride[axis] <= 32 && p.padding[axis] <= 1 << 20 && p.dilation[axis] <= 128, op,
+                      ": stride, padding or dilation passes the kernel's limit");
+  }
+  if (has_thin_groups(p)) {
+    check<ShapeError>(p.c_out * p.group_in() <= 65535 * 32, op, ": ", p.c_out, " channels that read ",
+                      p.group_in(), " each pass the kernel's limit");
+  } else {
+    const ProductSize size = product_size(p, pass);
+    check<ShapeError>(int64_t{size.pieces} * size.splits() <= 65535, op, ": ", p.groups,
+                      " groups pass the kernel's limit at this stride");
   }
 }
 
-ProductSize product_size(const Conv3dParams& p, ConvPass pass) {
-  switch (pass) {
-    case ConvPass::forward:
-      return {.rows = output_voxels(p),
-              .columns = p.c_out,
-              .depth = p.taps() * p.c_in,
-              .count = p.output_count()};
-    case ConvPass::backward_data: {
-      const auto [sd, sh, sw] = p.stride;
-      return {.rows = p.n * ceil_div(p.d, sd) * ceil_div(p.h, sh) * ceil_div(p.w, sw),
-              .columns = p.c_in,
-              .depth =
-                  ceil_div(p.kernel[0], sd) * ceil_div(p.kernel[1], sh) * ceil_div(p.kernel[2], sw) * p.c_out,
-              .count = p.input_count(),
-              .pieces = sd * sh * sw};
-    }
-    case ConvPass::backward_weight:
-      break;
-  }
-  return {
-      .rows = p.taps() * p.c_in, .columns = p.c_out, .depth = output_voxels(p), .count = p.weight_count()};
-}
-
-Epilogue voxel_rows(float* out, int64_t channels, const float* bias) {
+// C of a group: a slice of `channels` of the `pitch` that a voxel has.
+Epilogue voxel_rows(float* out, int64_t pitch, const float* bias, int64_t channels, int pieces_of_a_group) {
   return {.out = out,
-          .row_stride = channels,
+          .row_stride = pitch,
           .column_stride = 1,
           .bias = bias,
           .pre_activation = nullptr,
           .activation = Activation::none,
-          .mode = GradMode::overwrite};
+          .mode = GradMode::overwrite,
+          .piece_stride = {.outer = channels, .inner = 0, .inner_count = pieces_of_a_group}};
+}
+
+// Whether four consecutive channels of a group can be read at once.
+bool aligned_group(const float* pointer, int64_t pitch, int64_t channels) {
+  return aligned16(pointer, pitch) && channels % 4 == 0;
 }
 
 }  // namespace
 
 size_t conv3d_workspace_bytes(Context&, const Conv3dParams& params, ConvPass pass) {
-  const size_t product = product_size(params, pass).workspace_bytes();
+  size_t bytes = 0;
+  if (!has_thin_groups(params)) {
+    bytes = product_size(params, pass).workspace_bytes();
+  } else if (pass == ConvPass::backward_weight) {
+    bytes = column_partials_bytes(params.taps(), output_voxels(params), params.c_out * params.group_in(), 1);
+  }
   return pass == ConvPass::backward_weight
-             ? std::max(product, column_sum_bytes(output_voxels(params), params.c_out))
-             : product;
+             ? std::max(bytes, column_sum_bytes(output_voxels(params), params.c_out))
+             : bytes;
 }
 
 void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x_, ConstData weight_,
-                    ConstData bias, Data y, Workspace workspace) {
-  check_size(params, "conv3d_forward");
+                    ConstData bias_, Data y_, Workspace workspace) {
+  check_size(params, ConvPass::forward, "conv3d_forward");
   const auto* x = x_.as<float>("conv3d_forward: x");
   const auto* weight = weight_.as<float>("conv3d_forward: weight");
-  const int64_t depth = params.taps() * params.c_in;
-  launch_product(
-      context, product_size(params, ConvPass::forward),
-      GatheredVoxels<false>{.source = x,
-                            .g = geometry(params, false),
-                            .aligned = aligned16(x, params.c_in),
-                            .rows = 0,
-                            .depth = 0,
-                            .region = {},
-                            .taps = nullptr},
-      MatrixByDepth{weight, depth, params.c_out, static_cast<int>(depth), aligned16(weight, depth)},
-      voxel_rows(y.as<float>("conv3d_forward: y"), params.c_out, bias.as<float>("conv3d_forward: bias")),
-      static_cast<float*>(workspace.data));
+  const auto* bias = bias_.as<float>("conv3d_forward: bias");
+  auto* y = y_.as<float>("conv3d_forward: y");
+  const Geometry g = geometry(params, false);
+  if (has_thin_groups(params)) {
+    launch_column_map(context.stream(), 1, output_voxels(params), params.c_out,
+                      ThinForward{.x = x,
+                                  .weight = weight,
+                                  .bias = bias,
+                                  .y = y,
+                                  .g = g,
+                                  .group_out = static_cast<int>(params.group_out())});
+    return;
+  }
+  const int64_t depth = params.taps() * params.group_in();
+  launch_product(context, product_size(params, ConvPass::forward),
+                 GatheredVoxels<false>{.source = x,
+                                       .g = g,
+                                       .aligned = aligned_group(x, params.c_in, params.group_in()),
+                                       .rows = 0,
+                                       .depth = 0,
+                                       .region = {},
+                                       .taps = nullptr},
+                 MatrixByDepth{.p = weight,
+                               .stride = depth,
+                               .rows = params.group_out(),
+                               .depth = static_cast<int>(depth),
+                               .aligned = aligned16(weight, depth),
+                               .piece_stride = {.outer = params.group_out() * depth}},
+                 voxel_rows(y, params.c_out, bias, params.group_out(), 1),
+                 static_cast<float*>(workspace.data));
 }
 
 void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy_, ConstData weight_,
-                    ConstData bias, Data dx, Workspace workspace) {
-  check_size(params, "conv3d_backward_data");
+                    ConstData bias_, Data dx_, Workspace workspace) {
+  check_size(params, ConvPass::backward_data, "conv3d_backward_data");
   const auto* dy = dy_.as<float>("conv3d_backward_data: dy");
   const auto* weight = weight_.as<float>("conv3d_backward_data: weight");
+  const auto* bias = bias_.as<float>("conv3d_backward_data: bias");
+  auto* dx = dx_.as<float>("conv3d_backward_data: dx");
   const Geometry g = geometry(params, true);
+  if (has_thin_groups(params)) {
+    launch_column_map(context.stream(), 1, input_voxels(params), params.c_in,
+                      ThinBackwardData{.dy = dy,
+                                       .weight = weight,
+                                       .bias = bias,
+                                       .dx = dx,
+                                       .g = g,
+                                       .group_in = static_cast<int>(params.group_in())});
+    return;
+  }
   launch_product(context, product_size(params, ConvPass::backward_data),
                  GatheredVoxels<true>{.source = dy,
                                       .g = g,
-                                      .aligned = aligned16(dy, params.c_out),
+                                      .aligned = aligned_group(dy, params.c_out, params.group_out()),
                                       .rows = 0,
                                       .depth = 0,
                                       .region = {},
                                       .taps = nullptr},
                  AdjointWeight{.weight = weight,
                                .g = g,
-                               .aligned = aligned16(weight, params.c_in),
-                               .rows = params.c_in,
+                               .aligned = aligned16(weight, params.group_in()),
+                               .rows = params.group_in(),
                                .depth = 0,
                                .taps = nullptr},
-                 voxel_rows(dx.as<float>("conv3d_backward_data: dx"), params.c_in,
-                            bias.as<float>("conv3d_backward_data: bias")),
+                 voxel_rows(dx, params.c_in, bias, params.group_in(), g.residues),
                  static_cast<float*>(workspace.data));
 }
 
 void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x_, ConstData dy_,
-                            Data dweight, Data dbias_, GradMode mode, Workspace workspace) {
-  check_size(params, "conv3d_backward_weight");
+                            Data dweight_, Data dbias_, GradMode mode, Workspace workspace) {
+  check_size(params, ConvPass::backward_weight, "conv3d_backward_weight");
   const auto* x = x_.as<float>("conv3d_backward_weight: x");
   const auto* dy = dy_.as<float>("conv3d_backward_weight: dy");
-  const int64_t rows = params.taps() * params.c_in;
-  const int depth = static_cast<int>(output_voxels(params));
-  launch_product(context, product_size(params, ConvPass::backward_weight),
-                 GatheredTaps{.source = x,
-                              .g = geometry(params, false),
-                              .aligned = aligned16(x, params.c_in),
-                              .rows = rows,
-                              .depth = depth},
-                 MatrixByRow{dy, params.c_out, params.c_out, depth, aligned16(dy, params.c_out)},
-                 Epilogue{.out = dweight.as<float>("conv3d_backward_weight: dweight"),
-                          .row_stride = 1,
-                          .column_stride = rows,
-                          .bias = nullptr,
-                          .pre_activation = nullptr,
-                          .activation = Activation::none,
-                          .mode = mode},
-                 static_cast<float*>(workspace.data));
+  auto* dweight = dweight_.as<float>("conv3d_backward_weight: dweight");
+  auto* scratch = static_cast<float*>(workspace.data);
+  const int64_t voxels = output_voxels(params);
+  const Geometry g = geometry(params, false);
+  if (has_thin_groups(params)) {
+    launch_column_sums<1>(context.stream(), params.taps(), voxels, params.c_out * params.group_in(), scratch,
+                          ThinBackwardWeight{.x = x,
+                                             .dy = dy,
+                                             .dweight = dweight,
+                                             .g = g,
+                                             .c_out = static_cast<int>(params.c_out),
+                                             .group_out = static_cast<int>(params.group_out()),
+                                             .voxels = voxels,
+                                             .mode = mode});
+  } else {
+    const int64_t rows = params.taps() * params.group_in();
+    launch_product(context, product_size(params, ConvPass::backward_weight),
+                   GatheredTaps{.source = x,
+                                .g = g,
+                                .aligned = aligned_group(x, params.c_in, params.group_in()),
+                                .rows = rows,
+                                .depth = static_cast<int>(voxels)},
+                   MatrixByRow{.p = dy,
+                               .stride = params.c_out,
+                               .rows = params.group_out(),
+                               .depth = static_cast<int>(voxels),
+                               .aligned = aligned_group(dy, params.c_out, params.group_out()),
+                               .piece_stride = {.outer = params.group_out()}},
+                   Epilogue{.out = dweight,
+                            .row_stride = 1,
+                            .column_stride = rows,
+                            .bias = nullptr,
+                            .pre_activation = nullptr,
+                            .activation = Activation::none,
+                            .mode = mode,
+                            .piece_stride = {.outer = params.group_out() * rows}},
+                   scratch);
+  }
   if (auto* dbias = dbias_.as<float>("conv3d_backward_weight: dbias")) {
-    add_up_columns(context, output_voxels(params), params.c_out, dy, dbias, mode,
-                   static_cast<float*>(workspace.data));
+    add_up_columns(context, voxels, params.c_out, dy, dbias, mode, scratch);
   }
 }
 

@@ -50,12 +50,24 @@ VESAL_DEVICE inline float4 load_up_to_4(const float* p, int count, bool aligned)
   return value;
 }
 
+// Where the matrices of a launch's pieces lie: piece = outer number * inner_count + inner number.
+struct PieceStride {
+  int64_t outer = 0, inner = 0;  // in elements
+  int inner_count = 1;
+  int first = 0;  // number of the launch's first piece
+
+  VESAL_DEVICE int64_t offset(int piece) const {
+    piece += first;
+    return piece / inner_count * outer + piece % inner_count * inner;
+  }
+};
+
 template <int kRows, int kThreads, class Operand>
 struct LoaderByDepth;
 template <int kRows, int kThreads, class Operand>
 struct LoaderByRow;
 
-// ---- Plain matrices as operands. `aligned`: base and row stride are multiples of 16 bytes. ----
+// ---- Plain matrices as operands. `aligned`: base and all strides are multiples of 16 bytes. ----
 
 // Element (row, k) at p[row * stride + k]: four consecutive k at once.
 struct MatrixByDepth {
@@ -64,13 +76,14 @@ struct MatrixByDepth {
   int64_t rows;
   int depth;
   bool aligned;
+  PieceStride piece_stride{};
 
   template <int kRows, int kThreads>
   using Loader = LoaderByDepth<kRows, kThreads, MatrixByDepth>;
   struct Line {
     const float* p;
   };
-  VESAL_DEVICE void begin_block(int) {}
+  VESAL_DEVICE void begin_block(int piece) { p += piece_stride.offset(piece); }
   VESAL_DEVICE int64_t target_row(int64_t row) const { return row; }
   VESAL_DEVICE Line line(int64_t row) const { return {row < rows ? p + row * stride : nullptr}; }
   VESAL_DEVICE float4 load(const Line& line, int k) const {
@@ -85,6 +98,7 @@ struct MatrixByRow {
   int64_t rows;
   int depth;
   bool aligned;
+  PieceStride piece_stride{};
 
   template <int kRows, int kThreads>
   using Loader = LoaderByRow<kRows, kThreads, MatrixByRow>;
@@ -92,7 +106,7 @@ struct MatrixByRow {
     const float* p;
     int count;
   };
-  VESAL_DEVICE void begin_block(int) {}
+  VESAL_DEVICE void begin_block(int piece) { p += piece_stride.offset(piece); }
   VESAL_DEVICE int64_t target_row(int64_t row) const { return row; }
   VESAL_DEVICE Line line(int64_t row) const {
     return {p + row, row < rows ? static_cast<int>(min(rows - row, int64_t{4})) : 0};
@@ -237,7 +251,8 @@ VESAL_DEVICE inline float activate(Activation activation, float value) {
   return value;
 }
 
-// Element (row, column) of the result at out[row * row_stride + column * column_stride].
+// Element (row, column) of a piece's result at out[piece's offset + row * row_stride + column *
+// column_stride].
 struct Epilogue {
   float* out;
   int64_t row_stride;
@@ -246,7 +261,14 @@ struct Epilogue {
   float* pre_activation;  // like out, or null
   Activation activation;
   GradMode mode;
+  PieceStride piece_stride{};  // of out and pre_activation; and of the bias, which lies along a row of out
 
+  VESAL_DEVICE void begin_block(int piece, int64_t split_offset) {
+    const int64_t offset = piece_stride.offset(piece);
+    out += offset + split_offset;
+    bias = bias != nullptr ? bias + offset : nullptr;
+    pre_activation = pre_activation != nullptr ? pre_activation + offset : nullptr;
+  }
   VESAL_DEVICE void store(int64_t row, int64_t column, float sum) const {
     const int64_t at = row * row_stride + column * column_stride;
     if (bias != nullptr) {
@@ -313,9 +335,9 @@ VESAL_DEVICE inline int split_depth(int depth, int splits) {
 
 // One tile of C, or of the partial sum of one part of the depth. grid (row tiles, column tiles, pieces *
 // splits).
-template <int kTileN, class A, class B>
+template <int kTileN, class A, class B, class E>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>)
-    product_kernel(A a, B b, int splits, int64_t split_stride, Epilogue epilogue) {
+    product_kernel(A a, B b, int splits, int64_t split_stride, E epilogue) {
   const int piece = static_cast<int>(blockIdx.z) / splits;
   const int split = static_cast<int>(blockIdx.z) % splits;
   a.begin_block(piece);
@@ -331,7 +353,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>)
   const int part = split_depth(a.depth, splits);
   product.compute(loader_a, loader_b, a, b, first_row, first_column, split * part,
                   min(split * part + part, a.depth));
-  epilogue.out += split * split_stride;
+  epilogue.begin_block(piece, split * split_stride);
   const int thread = static_cast<int>(threadIdx.x);
   VESAL_UNROLL
   for (int r = 0; r < kThreadM; ++r) {
@@ -383,6 +405,22 @@ inline void finish(Context& context, const float* partials, int splits, int64_t 
          partials, splits, count, static_cast<int>(columns), bias, activation, mode, out, pre_activation);
 }
 
+// One launch for all tiles, pieces and splits; a split's results lie size.count elements after those of the
+// split before.
+template <class A, class B, class E>
+void launch_tiles(Context& context, const ProductSize& size, int splits, const A& a, const B& b,
+                  const E& epilogue) {
+  const Dim3 grid{ceil_div(size.rows, kTileM), ceil_div(size.columns, size.tile_columns()),
+                  size.pieces * splits};
+  if (size.tile_columns() == 32) {
+    launch(context.stream(), {.grid = grid, .block = kGemmThreads<32>}, product_kernel<32, A, B, E>, a, b,
+           splits, size.count, epilogue);
+  } else {
+    launch(context.stream(), {.grid = grid, .block = kGemmThreads<64>}, product_kernel<64, A, B, E>, a, b,
+           splits, size.count, epilogue);
+  }
+}
+
 // Runs the product; `partials` holds size.workspace_bytes(). A bias needs C with consecutive columns.
 template <class A, class B>
 void launch_product(Context& context, const ProductSize& size, const A& a, const B& b,
@@ -396,17 +434,9 @@ void launch_product(Context& context, const ProductSize& size, const A& a, const
     first.activation = Activation::none;
     first.mode = GradMode::overwrite;
   }
-  const Dim3 grid{ceil_div(size.rows, kTileM), ceil_div(size.columns, size.tile_columns()),
-                  size.pieces * splits};
-  if (size.tile_columns() == 32) {
-    launch(context.stream(), {.grid = grid, .block = kGemmThreads<32>}, product_kernel<32, A, B>, a, b,
-           splits, size.count, first);
-  } else {
-    launch(context.stream(), {.grid = grid, .block = kGemmThreads<64>}, product_kernel<64, A, B>, a, b,
-           splits, size.count, first);
-  }
+  launch_tiles(context, size, splits, a, b, first);
   if (splits > 1) {
-    finish(context, partials, splits, size.count, size.columns, epilogue.bias, epilogue.activation,
+    finish(context, partials, splits, size.count, epilogue.row_stride, epilogue.bias, epilogue.activation,
            epilogue.mode, epilogue.out, epilogue.pre_activation);
   }
 }

@@ -1,6 +1,9 @@
 // conv3d on every device against the reference, in all three passes.
 #include "kernels/conv3d/conv3d.hpp"
 
+#include <cstdlib>
+#include <fstream>
+
 #include "base/parallel.hpp"
 #include "kernels/conv3d/conv3d_cases.hpp"
 #include "kernels/conv3d/conv3d_ref.hpp"
@@ -91,19 +94,53 @@ TEST(Conv3d, MatchesTheReference) {
 
 // Several slabs of the bias gradient, both threads, on the CPU.
 TEST(Conv3d, LargerVolumesOnTheCpu) {
-  for (const Conv3dParams& p :
-       {Conv3dParams{.n = 2, .d = 17, .h = 16, .w = 18, .c_in = 5, .c_out = 18}, Conv3dParams{.n = 1,
-                                                                                 .d = 16,
-                                                                                 .h = 18,
-                                                                                 .w = 20,
-                                                                                 .c_in = 21,
-                                                                                 .c_out = 3,
-                                                                                 .kernel = {1, 1, 1},
-                                                                                 .padding = {0, 0, 0}}}) {
+  for (const Conv3dParams& p : {Conv3dParams{.n = 2, .d = 17, .h = 16, .w = 18, .c_in = 5, .c_out = 18},
+                                Conv3dParams{.n = 1,
+                                .d = 16,
+                                .h = 18,
+                                .w = 20,
+                                .c_in = 21,
+                                .c_out = 3,
+                                .kernel = {1, 1, 1},
+                                .padding = {0, 0, 0}},
+                                Conv3dParams{.n = 2,
+                                .d = 16,
+                                .h = 17,
+                                .w = 18,
+                                .c_in = 35,
+                                .c_out = 35,
+                                .stride = {1, 2, 1},
+                                .padding = {2, 2, 2},
+                                .dilation = {2, 2, 2},
+                                .groups = 35}}) {
     const Inputs in = random_inputs(p);
     Context context(Device{});
     expect_matches("cpu: ", run(context, p, in), reference_run<double>(p, in), reference_run<float>(p, in));
   }
+}
+
+// Half of them with numbers that float32 adds exactly: there a wrong index cannot hide behind rounding.
+TEST(Conv3d, RandomCases) {
+  for_each_random_case([](RandomStream& random) {
+    const Conv3dParams p = draw_conv3d(random);
+    const bool integers = random.bernoulli(0.5f);
+    const Inputs in = integers ? integer_inputs(p) : random_inputs(p);
+    const Expected<double> exact = reference_run<double>(p, in);
+    const Expected<float> naive = reference_run<float>(p, in);
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const std::string where = concat(to_string(device), ": ");
+      const Outputs out = run(context, p, in);
+      if (integers) {
+        expect_equal(where + "y", out.y, exact.y);
+        expect_equal(where + "dx", out.dx, exact.dx);
+        expect_equal(where + "dweight", out.dweight, exact.dweight);
+        expect_equal(where + "dbias", out.dbias, exact.dbias);
+      } else {
+        expect_matches(where, out, exact, naive);
+      }
+    }
+  });
 }
 
 TEST(Conv3d, IsExactForIntegersWithAndWithoutBias) {
@@ -192,34 +229,83 @@ TEST(Conv3d, IsIndependentOfEarlierCalls) {
 }
 
 TEST(Conv3d, ReferenceGradientsMatchNumericDifferences) {
-  const Conv3dParams p{.n = 2,
-                       .d = 3,
-                       .h = 2,
-                       .w = 4,
-                       .c_in = 2,
-                       .c_out = 3,
-                       .kernel = {3, 2, 3},
-                       .stride = {2, 1, 1},
-                       .padding = {1, 0, 2}};
-  const Inputs in = random_inputs(p);
-  const Expected<double> analytic = reference_run<double>(p, in);
-  const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias),
-                            dy = widen(in.dy);
-  const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w,
-                        const std::vector<double>& b) {
-    std::vector<double> y(dy.size());
-    reference::conv3d_forward(p, a.data(), w.data(), b.data(), y.data());
-    double sum = 0;
-    for (size_t i = 0; i < y.size(); ++i) {
-      sum += y[i] * dy[i];
+  for (const Conv3dParams& p : {Conv3dParams{.n = 2,
+                               .d = 3,
+                               .h = 2,
+                               .w = 4,
+                               .c_in = 2,
+                               .c_out = 3,
+                               .kernel = {3, 2, 3},
+                               .stride = {2, 1, 1},
+                               .padding = {1, 0, 2}},
+                                Conv3dParams{.d = 5,
+                                .h = 4,
+                                .w = 3,
+                                .c_in = 4,
+                                .c_out = 6,
+                                .kernel = {2, 3, 2},
+                                .stride = {2, 1, 1},
+                                .padding = {2, 1, 0},
+                                .dilation = {3, 2, 1},
+                                .groups = 2,
+                                .padding_end = std::array{0, 3, 1}}}) {
+    const Inputs in = random_inputs(p);
+    const Expected<double> analytic = reference_run<double>(p, in);
+    const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias),
+                              dy = widen(in.dy);
+    const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w,
+                          const std::vector<double>& b) {
+      std::vector<double> y(dy.size());
+      reference::conv3d_forward(p, a.data(), w.data(), b.data(), y.data());
+      double sum = 0;
+      for (size_t i = 0; i < y.size(); ++i) {
+        sum += y[i] * dy[i];
+      }
+      return sum;
+    };
+    expect_gradient("dx", x, analytic.dx,
+                    [&](const std::vector<double>& v) { return loss(v, weight, bias); });
+    expect_gradient("dweight", weight, analytic.dweight,
+                    [&](const std::vector<double>& v) { return loss(x, v, bias); });
+    expect_gradient("dbias", bias, analytic.dbias,
+                    [&](const std::vector<double>& v) { return loss(x, weight, v); });
+  }
+}
+
+// Writes every case's and some random shapes' inputs and the CPU's results where tests/oracle/convolution.py
+// asks for them.
+TEST(Conv3d, WritesVectorsForTheOracle) {
+  const char* folder = std::getenv("VESAL_ORACLE_FOLDER");
+  if (folder == nullptr) {
+    GTEST_SKIP() << "VESAL_ORACLE_FOLDER is not set";
+  }
+  std::vector<Conv3dCase> cases = kConv3dCases;
+  RandomStream random(31, 0, 0);
+  for (int i = 0; i < 40; ++i) {
+    cases.push_back({concat("random_", i), draw_conv3d(random)});
+  }
+  std::ofstream index(std::string(folder) + "/index.txt");
+  int number = 0;
+  for (const Conv3dCase& c : cases) {
+    const Conv3dParams& p = c.params;
+    const Inputs in = random_inputs(p);
+    Context context(Device{});
+    const Outputs out = run(context, p, in);
+    index << "conv3d " << p.n << ' ' << p.d << ' ' << p.h << ' ' << p.w << ' ' << p.c_in << ' ' << p.c_out
+          << ' ' << p.groups;
+    for (const auto& triple : {p.kernel, p.stride, p.padding, p.dilation, p.far_padding()}) {
+      index << ' ' << triple[0] << ' ' << triple[1] << ' ' << triple[2];
     }
-    return sum;
-  };
-  expect_gradient("dx", x, analytic.dx, [&](const std::vector<double>& v) { return loss(v, weight, bias); });
-  expect_gradient("dweight", weight, analytic.dweight,
-                  [&](const std::vector<double>& v) { return loss(x, v, bias); });
-  expect_gradient("dbias", bias, analytic.dbias,
-                  [&](const std::vector<double>& v) { return loss(x, weight, v); });
+    index << ' ' << c.name << '\n';
+    std::ofstream file(concat(folder, '/', number++, ".f32"), std::ios::binary);
+    for (const std::vector<float>* part :
+         {&in.x, &in.weight, &in.bias, &in.dy, &out.y, &out.dx, &out.dweight, &out.dbias}) {
+      file.write(reinterpret_cast<const char*>(part->data()),
+                 static_cast<std::streamsize>(part->size() * sizeof(float)));
+    }
+    ASSERT_TRUE(file.good());
+  }
+  ASSERT_TRUE(index.good());
 }
 
 TEST(Conv3d, RefusesWrongArguments) {
@@ -228,8 +314,15 @@ TEST(Conv3d, RefusesWrongArguments) {
   for (const auto change : std::vector<void (*)(Conv3dParams&)>{
            [](Conv3dParams& p) { p.n = 0; }, [](Conv3dParams& p) { p.w = 0; },
            [](Conv3dParams& p) { p.c_in = 0; }, [](Conv3dParams& p) { p.c_out = 0; },
-           [](Conv3dParams& p) { p.kernel[1] = 6; }, [](Conv3dParams& p) { p.kernel[2] = 0; },
+           [](Conv3dParams& p) { p.kernel[1] = 8; }, [](Conv3dParams& p) { p.kernel[2] = 0; },
            [](Conv3dParams& p) { p.stride[0] = 0; }, [](Conv3dParams& p) { p.padding[0] = -1; },
+           [](Conv3dParams& p) {
+             p.padding_end = std::array{1, -1, 1};
+           },
+           [](Conv3dParams& p) { p.dilation[1] = 0; }, [](Conv3dParams& p) { p.dilation[2] = 2; },
+           [](Conv3dParams& p) { p.groups = 0; }, [](Conv3dParams& p) { p.groups = 2; },
+           [](Conv3dParams& p) { p.c_in = 4, p.c_out = 6, p.groups = 4; },
+           [](Conv3dParams& p) { p.c_in = 6, p.c_out = 4, p.groups = 6; },
            [](Conv3dParams& p) {
              p.padding = {0, 0, 0};
            }}) {
