@@ -11,6 +11,7 @@
 namespace vesal::kernels {
 namespace {
 
+// Output padding is what this convolution's stride leaves over at the far end.
 Conv3dParams adjoint(const ConvTranspose3dParams& p) {
   return {.n = p.n,
           .d = p.out_d(),
@@ -20,7 +21,9 @@ Conv3dParams adjoint(const ConvTranspose3dParams& p) {
           .c_out = p.c_in,
           .kernel = p.kernel,
           .stride = p.stride,
-          .padding = p.padding};
+          .padding = p.padding,
+          .dilation = p.dilation,
+          .groups = p.groups};
 }
 
 int64_t output_voxels(const ConvTranspose3dParams& p) { return p.n * p.out_d() * p.out_h() * p.out_w(); }
@@ -38,16 +41,24 @@ void check_params(const ConvTranspose3dParams& p, const char* op) {
   check<ShapeError>(p.n >= 1, op, ": batch is ", p.n, ", must be at least 1");
   check<ShapeError>(p.c_in >= 1, op, ": c_in is ", p.c_in, ", must be at least 1");
   check<ShapeError>(p.c_out >= 1, op, ": c_out is ", p.c_out, ", must be at least 1");
+  check<ShapeError>(p.groups >= 1 && p.c_in % p.groups == 0 && p.c_out % p.groups == 0, op, ": groups is ",
+                    p.groups, ", must be at least 1 and divide c_in ", p.c_in, " and c_out ", p.c_out);
   for (size_t axis = 0; axis < 3; ++axis) {
+    const int64_t reach = int64_t{p.dilation[axis]} * (p.kernel[axis] - 1) + 1;
     check<ShapeError>(extents[axis] >= 1, op, ": ", axes[axis], " is ", extents[axis],
                       ", must be at least 1");
-    check<ShapeError>(p.kernel[axis] >= 1 && p.kernel[axis] <= 5, op, ": kernel along ", axes[axis], " is ",
-                      p.kernel[axis], ", must be 1 to 5");
+    check<ShapeError>(p.kernel[axis] >= 1 && p.kernel[axis] <= 7, op, ": kernel along ", axes[axis], " is ",
+                      p.kernel[axis], ", must be 1 to 7");
     check<ShapeError>(p.stride[axis] >= 1, op, ": stride along ", axes[axis], " is ", p.stride[axis],
                       ", must be at least 1");
-    check<ShapeError>(p.padding[axis] >= 0 && p.padding[axis] < p.kernel[axis], op, ": padding along ",
-                      axes[axis], " is ", p.padding[axis], ", must be 0 or more and less than the kernel ",
-                      p.kernel[axis]);
+    check<ShapeError>(p.dilation[axis] >= 1, op, ": dilation along ", axes[axis], " is ", p.dilation[axis],
+                      ", must be at least 1");
+    check<ShapeError>(p.padding[axis] >= 0 && p.padding[axis] < reach, op, ": padding along ", axes[axis],
+                      " is ", p.padding[axis], ", must be 0 or more and less than the kernel's reach ",
+                      reach);
+    check<ShapeError>(p.output_padding[axis] >= 0 && p.output_padding[axis] < p.stride[axis], op,
+                      ": output_padding along ", axes[axis], " is ", p.output_padding[axis],
+                      ", must be 0 or more and less than the stride ", p.stride[axis]);
     check<ShapeError>(outputs[axis] >= 1, op, ": ", axes[axis], " ", extents[axis], " gives an empty output");
   }
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/philox.hpp"
 #include "kernels/conv_transpose3d/conv_transpose3d.hpp"
 
 namespace vesal::kernels {
@@ -98,7 +99,140 @@ inline const std::vector<ConvTranspose3dCase> kConvTranspose3dCases = {
       .kernel = {1, 4, 4},
       .stride = {1, 2, 2},
       .padding = {0, 1, 1}}},
+    {"output_padding_kernel_3",
+     {.n = 2,
+      .d = 3,
+      .h = 2,
+      .w = 4,
+      .c_in = 6,
+      .c_out = 5,
+      .kernel = {3, 3, 3},
+      .output_padding = {1, 1, 1}}},
+    {"output_padding_kernel_2",
+     {.d = 3,
+      .h = 2,
+      .w = 3,
+      .c_in = 4,
+      .c_out = 8,
+      .kernel = {2, 2, 2},
+      .stride = {2, 2, 2},
+      .padding = {0, 0, 0},
+      .output_padding = {1, 0, 1}}},
+    {"output_padding_stride_beyond_kernel",
+     {.d = 2,
+      .h = 3,
+      .w = 2,
+      .c_in = 5,
+      .c_out = 6,
+      .kernel = {2, 1, 2},
+      .stride = {4, 3, 3},
+      .padding = {0, 0, 1},
+      .output_padding = {3, 2, 1}}},
+    {"output_padding_makes_the_only_voxel",
+     {.d = 1,
+      .h = 1,
+      .w = 1,
+      .c_in = 3,
+      .c_out = 2,
+      .kernel = {2, 2, 2},
+      .stride = {2, 2, 2},
+      .padding = {1, 1, 1},
+      .output_padding = {1, 1, 1}}},
+    {"two_groups", {.n = 2, .d = 2, .h = 3, .w = 2, .c_in = 16, .c_out = 20, .groups = 2}},
+    {"two_groups_of_33", {.d = 2, .h = 2, .w = 2, .c_in = 18, .c_out = 66, .kernel = {3, 3, 3}, .groups = 2}},
+    {"two_groups_of_patches",
+     {.d = 3,
+      .h = 2,
+      .w = 4,
+      .c_in = 8,
+      .c_out = 16,
+      .kernel = {2, 2, 2},
+      .stride = {2, 2, 2},
+      .padding = {0, 0, 0},
+      .groups = 2}},
+    {"groups_of_3", {.d = 2, .h = 2, .w = 3, .c_in = 9, .c_out = 12, .groups = 3}},
+    {"depthwise", {.n = 2, .d = 2, .h = 3, .w = 4, .c_in = 18, .c_out = 18, .groups = 18}},
+    {"depthwise_multiplier_2",
+     {.d = 3,
+      .h = 2,
+      .w = 3,
+      .c_in = 10,
+      .c_out = 20,
+      .kernel = {3, 3, 3},
+      .output_padding = {1, 0, 1},
+      .groups = 10}},
+    {"depthwise_two_to_one", {.d = 2, .h = 3, .w = 2, .c_in = 34, .c_out = 17, .groups = 17}},
+    {"dilation_2",
+     {.d = 3,
+      .h = 2,
+      .w = 4,
+      .c_in = 6,
+      .c_out = 7,
+      .kernel = {3, 3, 3},
+      .output_padding = {1, 1, 0},
+      .dilation = {2, 2, 2}}},
+    {"dilation_3_stride_3",
+     {.d = 2,
+      .h = 3,
+      .w = 2,
+      .c_in = 12,
+      .c_out = 8,
+      .kernel = {2, 3, 2},
+      .stride = {3, 3, 2},
+      .padding = {1, 2, 0},
+      .output_padding = {2, 0, 1},
+      .dilation = {3, 3, 3}}},
+    {"kernel_7", {.d = 2, .h = 3, .w = 2, .c_in = 3, .c_out = 2, .kernel = {7, 7, 7}, .padding = {3, 2, 3}}},
+    {"kernel_6_image",
+     {.n = 2,
+      .d = 1,
+      .h = 4,
+      .w = 5,
+      .c_in = 5,
+      .c_out = 4,
+      .kernel = {1, 6, 7},
+      .stride = {1, 3, 2},
+      .padding = {0, 2, 3},
+      .output_padding = {0, 1, 1}}},
 };
+
+// A shape of the contract at random, small enough for the emulator: at most 1 MFLOP a pass.
+inline ConvTranspose3dParams draw_conv_transpose3d(RandomStream& random) {
+  const auto among = [&](int64_t low, int64_t high) { return low + random.below(high - low + 1); };
+  for (;;) {
+    ConvTranspose3dParams p{.n = among(1, 2), .d = among(1, 5), .h = among(1, 5), .w = among(1, 8)};
+    switch (random.below(4)) {
+      case 0:  // depthwise
+        p.groups = p.c_out = among(1, 40);
+        p.c_in = p.c_out * among(1, 2);
+        break;
+      case 1:
+        p.groups = among(2, 4);
+        p.c_in = p.groups * among(1, 12);
+        p.c_out = p.groups * among(1, 20);
+        break;
+      default:
+        p.c_in = among(1, 36);
+        p.c_out = among(1, 40);
+    }
+    for (size_t axis = 0; axis < 3; ++axis) {
+      p.kernel[axis] = static_cast<int>(among(1, random.below(3) == 0 ? 7 : 3));
+      p.stride[axis] = static_cast<int>(among(1, 3));
+      p.dilation[axis] = static_cast<int>(random.below(3) == 0 ? among(1, 3) : 1);
+      p.padding[axis] = static_cast<int>(random.below(p.dilation[axis] * (p.kernel[axis] - 1) + 1));
+      p.output_padding[axis] = static_cast<int>(random.below(p.stride[axis]));
+    }
+    if (random.below(4) == 0) {  // the CPU's way for taps that do not overlap
+      p.stride = p.kernel;
+      p.padding = p.output_padding = {0, 0, 0};
+      p.dilation = {1, 1, 1};
+    }
+    if (p.out_d() >= 1 && p.out_h() >= 1 && p.out_w() >= 1 &&
+        2 * p.input_count() * p.taps() * (p.c_out / p.groups) <= 1'000'000) {
+      return p;
+    }
+  }
+}
 
 // What decoders ask for: for benchmarks.
 inline const std::vector<ConvTranspose3dCase> kConvTranspose3dBenchmarkCases = {

@@ -95,7 +95,8 @@ void for_each_block(const Blocks& blocks, float* buffers, Body&& body) {
 }  // namespace
 
 bool has_separate_patches(const ConvTranspose3dParams& p) {
-  return p.kernel == p.stride && p.padding == std::array{0, 0, 0};
+  return p.kernel == p.stride && p.padding == std::array{0, 0, 0} && p.output_padding == p.padding &&
+         p.dilation == std::array{1, 1, 1} && p.groups == 1;
 }
 
 size_t patches_workspace_bytes(const ConvTranspose3dParams& p, ConvPass pass) {

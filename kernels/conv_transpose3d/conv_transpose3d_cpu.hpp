@@ -1,5 +1,5 @@
 // Transposed convolution on the CPU where the taps of neighbouring voxels do not overlap (kernel = stride, no
-// padding): a matrix product from each input voxel to its own patch of the output.
+// padding, one group): a matrix product from each input voxel to its own patch of the output.
 #pragma once
 
 #include "kernels/conv_transpose3d/conv_transpose3d.hpp"

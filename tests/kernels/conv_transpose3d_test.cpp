@@ -1,6 +1,9 @@
 // conv_transpose3d on every device against the reference, in all three passes.
 #include "kernels/conv_transpose3d/conv_transpose3d.hpp"
 
+#include <cstdlib>
+#include <fstream>
+
 #include "kernels/conv_transpose3d/conv_transpose3d_cases.hpp"
 #include "kernels/conv_transpose3d/conv_transpose3d_ref.hpp"
 #include "tests/kernels/harness.hpp"
@@ -111,6 +114,30 @@ TEST(ConvTranspose3d, LargerVolumesOnTheCpu) {
   }
 }
 
+// Half of them with numbers that float32 adds exactly: there a wrong index cannot hide behind rounding.
+TEST(ConvTranspose3d, RandomCases) {
+  for_each_random_case([](RandomStream& random) {
+    const ConvTranspose3dParams p = draw_conv_transpose3d(random);
+    const bool integers = random.bernoulli(0.5f);
+    const Inputs in = integers ? integer_inputs(p) : random_inputs(p);
+    const Expected<double> exact = reference_run<double>(p, in);
+    const Expected<float> naive = reference_run<float>(p, in);
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const std::string where = concat(to_string(device), ": ");
+      const Outputs out = run(context, p, in);
+      if (integers) {
+        expect_equal(where + "y", out.y, exact.y);
+        expect_equal(where + "dx", out.dx, exact.dx);
+        expect_equal(where + "dweight", out.dweight, exact.dweight);
+        expect_equal(where + "dbias", out.dbias, exact.dbias);
+      } else {
+        expect_matches(where, out, exact, naive);
+      }
+    }
+  });
+}
+
 TEST(ConvTranspose3d, IsExactForIntegersWithAndWithoutBias) {
   for (const ConvTranspose3dCase& c : kConvTranspose3dCases) {
     const ConvTranspose3dParams& p = c.params;
@@ -178,34 +205,83 @@ TEST(ConvTranspose3d, RepeatsBitForBit) {
 }
 
 TEST(ConvTranspose3d, ReferenceGradientsMatchNumericDifferences) {
-  const ConvTranspose3dParams p{.n = 2,
-                                .d = 2,
-                                .h = 2,
-                                .w = 3,
-                                .c_in = 2,
-                                .c_out = 3,
-                                .kernel = {3, 2, 4},
-                                .stride = {2, 1, 3},
-                                .padding = {1, 0, 2}};
-  const Inputs in = random_inputs(p);
-  const Expected<double> analytic = reference_run<double>(p, in);
-  const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias),
-                            dy = widen(in.dy);
-  const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w,
-                        const std::vector<double>& b) {
-    std::vector<double> y(dy.size());
-    reference::conv_transpose3d_forward(p, a.data(), w.data(), b.data(), y.data());
-    double sum = 0;
-    for (size_t i = 0; i < y.size(); ++i) {
-      sum += y[i] * dy[i];
+  for (const ConvTranspose3dParams& p : {ConvTranspose3dParams{.n = 2,
+                                        .d = 2,
+                                        .h = 2,
+                                        .w = 3,
+                                        .c_in = 2,
+                                        .c_out = 3,
+                                        .kernel = {3, 2, 4},
+                                        .stride = {2, 1, 3},
+                                        .padding = {1, 0, 2}},
+                                         ConvTranspose3dParams{.d = 2,
+                                         .h = 3,
+                                         .w = 2,
+                                         .c_in = 6,
+                                         .c_out = 4,
+                                         .kernel = {2, 3, 2},
+                                         .stride = {3, 1, 2},
+                                         .padding = {0, 2, 1},
+                                         .output_padding = {2, 0, 1},
+                                         .dilation = {1, 2, 3},
+                                         .groups = 2}}) {
+    const Inputs in = random_inputs(p);
+    const Expected<double> analytic = reference_run<double>(p, in);
+    const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias),
+                              dy = widen(in.dy);
+    const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w,
+                          const std::vector<double>& b) {
+      std::vector<double> y(dy.size());
+      reference::conv_transpose3d_forward(p, a.data(), w.data(), b.data(), y.data());
+      double sum = 0;
+      for (size_t i = 0; i < y.size(); ++i) {
+        sum += y[i] * dy[i];
+      }
+      return sum;
+    };
+    expect_gradient("dx", x, analytic.dx,
+                    [&](const std::vector<double>& v) { return loss(v, weight, bias); });
+    expect_gradient("dweight", weight, analytic.dweight,
+                    [&](const std::vector<double>& v) { return loss(x, v, bias); });
+    expect_gradient("dbias", bias, analytic.dbias,
+                    [&](const std::vector<double>& v) { return loss(x, weight, v); });
+  }
+}
+
+// Writes every case's and some random shapes' inputs and the CPU's results where tests/oracle/convolution.py
+// asks for them.
+TEST(ConvTranspose3d, WritesVectorsForTheOracle) {
+  const char* folder = std::getenv("VESAL_ORACLE_FOLDER");
+  if (folder == nullptr) {
+    GTEST_SKIP() << "VESAL_ORACLE_FOLDER is not set";
+  }
+  std::vector<ConvTranspose3dCase> cases = kConvTranspose3dCases;
+  RandomStream random(32, 0, 0);
+  for (int i = 0; i < 40; ++i) {
+    cases.push_back({concat("random_", i), draw_conv_transpose3d(random)});
+  }
+  std::ofstream index(std::string(folder) + "/index.txt");
+  int number = 0;
+  for (const ConvTranspose3dCase& c : cases) {
+    const ConvTranspose3dParams& p = c.params;
+    const Inputs in = random_inputs(p);
+    Context context(Device{});
+    const Outputs out = run(context, p, in);
+    index << "conv_transpose3d " << p.n << ' ' << p.d << ' ' << p.h << ' ' << p.w << ' ' << p.c_in << ' '
+          << p.c_out << ' ' << p.groups;
+    for (const auto& triple : {p.kernel, p.stride, p.padding, p.dilation, p.output_padding}) {
+      index << ' ' << triple[0] << ' ' << triple[1] << ' ' << triple[2];
     }
-    return sum;
-  };
-  expect_gradient("dx", x, analytic.dx, [&](const std::vector<double>& v) { return loss(v, weight, bias); });
-  expect_gradient("dweight", weight, analytic.dweight,
-                  [&](const std::vector<double>& v) { return loss(x, v, bias); });
-  expect_gradient("dbias", bias, analytic.dbias,
-                  [&](const std::vector<double>& v) { return loss(x, weight, v); });
+    index << ' ' << c.name << '\n';
+    std::ofstream file(concat(folder, '/', number++, ".f32"), std::ios::binary);
+    for (const std::vector<float>* part :
+         {&in.x, &in.weight, &in.bias, &in.dy, &out.y, &out.dx, &out.dweight, &out.dbias}) {
+      file.write(reinterpret_cast<const char*>(part->data()),
+                 static_cast<std::streamsize>(part->size() * sizeof(float)));
+    }
+    ASSERT_TRUE(file.good());
+  }
+  ASSERT_TRUE(index.good());
 }
 
 TEST(ConvTranspose3d, RefusesWrongArguments) {
@@ -214,11 +290,17 @@ TEST(ConvTranspose3d, RefusesWrongArguments) {
   for (const auto change : std::vector<void (*)(ConvTranspose3dParams&)>{
            [](ConvTranspose3dParams& p) { p.n = 0; }, [](ConvTranspose3dParams& p) { p.w = 0; },
            [](ConvTranspose3dParams& p) { p.c_in = 0; }, [](ConvTranspose3dParams& p) { p.c_out = 0; },
-           [](ConvTranspose3dParams& p) { p.kernel[1] = 6; },
+           [](ConvTranspose3dParams& p) { p.kernel[1] = 8; },
            [](ConvTranspose3dParams& p) { p.kernel[2] = 0; },
            [](ConvTranspose3dParams& p) { p.stride[0] = 0; },
            [](ConvTranspose3dParams& p) { p.padding[0] = -1; },
            [](ConvTranspose3dParams& p) { p.padding[2] = 4; },
+           [](ConvTranspose3dParams& p) { p.output_padding[0] = -1; },
+           [](ConvTranspose3dParams& p) { p.output_padding[1] = 2; },
+           [](ConvTranspose3dParams& p) { p.dilation[2] = 0; },
+           [](ConvTranspose3dParams& p) { p.groups = 0; },
+           [](ConvTranspose3dParams& p) { p.c_in = 4, p.c_out = 6, p.groups = 4; },
+           [](ConvTranspose3dParams& p) { p.c_in = 6, p.c_out = 4, p.groups = 6; },
            [](ConvTranspose3dParams& p) { p.d = 1, p.kernel[0] = 2; }}) {
     ConvTranspose3dParams bad = good;
     change(bad);
