@@ -22,12 +22,13 @@ namespace vesal::kernels::cpu {
 // oneDNN cuts its work by the calling thread's OpenMP setting, which every host thread has for itself.
 inline void set_onednn_threads() { omp_set_num_threads(thread_count()); }
 
-// C[m, n] = op(A) op(B) + beta * C, row-major; op is the transpose where the flag is 'T'. On one thread when
-// called from a parallel loop, else on all.
+// C[m, n] = alpha * op(A) op(B) + beta * C, row-major; op is the transpose where the flag is 'T'. On one
+// thread when called from a parallel loop, else on all.
 inline void sgemm(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
-                  int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+                  int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc,
+                  float alpha = 1.0f) {
   const dnnl_status_t status =
-      dnnl_sgemm(transpose_a, transpose_b, m, n, k, 1.0f, a, lda, b, ldb, beta, c, ldc);
+      dnnl_sgemm(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
   check<DeviceError>(status == dnnl_success, "dnnl_sgemm failed with status ", static_cast<int>(status));
 }
 
