@@ -11,6 +11,7 @@
 #include "kernels/conv3d/conv3d_ref.hpp"
 #include "kernels/conv_transpose3d/conv_transpose3d.hpp"
 #include "kernels/elementwise/elementwise_ref.hpp"
+#include "kernels/gemm/gemm_ref.hpp"
 #include "kernels/graph/graph_ref.hpp"
 #include "kernels/instance_norm/instance_norm_ref.hpp"
 #include "kernels/layer_norm/layer_norm_ref.hpp"
@@ -108,9 +109,7 @@ class Checker {
   double error_ = 0;
 };
 
-void check_conv3d(Checker& c) {
-  Conv3dParams p{
-      .n = 1, .d = 5, .h = 4, .w = 7, .c_in = 5, .c_out = 6, .kernel = {3, 3, 3}, .stride = {1, 2, 1}};
+void check_conv3d_of(Checker& c, const Conv3dParams& p) {
   const Values x = c.random(p.input_count());
   const Values weight = c.random(p.weight_count());
   const Values bias = c.random(p.c_out);
@@ -134,6 +133,21 @@ void check_conv3d(Checker& c) {
   c.same(tdx, dx);
   c.same(tdw, dweight);
   c.same(tdb, dbias);
+}
+
+// One for each way that a device has: dense, groups that are matrix products, depthwise.
+void check_conv3d(Checker& c) {
+  check_conv3d_of(c, {.d = 5, .h = 4, .w = 7, .c_in = 5, .c_out = 6, .stride = {1, 2, 1}});
+  check_conv3d_of(c, {.d = 5,
+                      .h = 4,
+                      .w = 6,
+                      .c_in = 18,
+                      .c_out = 16,
+                      .padding = {2, 1, 1},
+                      .dilation = {2, 1, 2},
+                      .groups = 2,
+                      .padding_end = std::array{1, 0, 2}});
+  check_conv3d_of(c, {.d = 4, .h = 5, .w = 3, .c_in = 19, .c_out = 19, .stride = {1, 2, 1}, .groups = 19});
 }
 
 // The transposed convolution is the convolution's gradient with respect to its input, with input and output
@@ -179,6 +193,28 @@ void check_conv_transpose3d(Checker& c) {
   c.same(tdx, dx);
   c.same(tdw, dweight);
   c.same(tdb, dbias);
+}
+
+void check_gemm(Checker& c) {
+  GemmParams p = dense_gemm(2, 3, 21, 19, 40, false, true);
+  p.alpha = 0.5f;
+  const Values a = c.random(2 * 3 * p.m * p.k);
+  const Values b = c.random(2 * 3 * p.n * p.k);
+  const Values dc = c.random(2 * 3 * p.m * p.n);
+  Values result(dc.size());
+  Values da(a.size(), 0.0);
+  Values db(b.size(), 0.0);
+  ref::gemm(p, a.data(), b.data(), result.data());
+  ref::gemm_backward(p, a.data(), b.data(), dc.data(), da.data(), db.data());
+  const Tensor ta = c.put(a), tb = c.put(b), tdc = c.put(dc);
+  const Tensor tc = c.out(tdc.count()), tda = c.out(ta.count()), tdb = c.out(tb.count());
+  const auto scratch = [&](GemmPass pass) { return c.scratch(gemm_workspace_bytes(c.k(), p, pass)); };
+  gemm(c.k(), p, ta, tb, tc, scratch(GemmPass::forward));
+  gemm_backward_a(c.k(), p, tdc, tb, tda, GradMode::overwrite, scratch(GemmPass::backward_a));
+  gemm_backward_b(c.k(), p, ta, tdc, tdb, GradMode::overwrite, scratch(GemmPass::backward_b));
+  c.same(tc, result);
+  c.same(tda, da);
+  c.same(tdb, db);
 }
 
 void check_linear(Checker& c) {
@@ -688,6 +724,7 @@ std::vector<SelfCheckResult> self_check(DeviceContext& context) {
   static constexpr Entry kEntries[] = {{"conv3d", check_conv3d},
                                        {"conv_transpose3d", check_conv_transpose3d},
                                        {"linear", check_linear},
+                                       {"gemm", check_gemm},
                                        {"layer_norm", check_layer_norm},
                                        {"instance_norm", check_instance_norm},
                                        {"window_attention", check_window_attention},
