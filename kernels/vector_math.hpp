@@ -34,6 +34,26 @@ inline float vector_exp(float x) {
   return p * a * b;
 }
 
+// e^x - 1 for x <= 0 within 3 ulp; -1 below -18, 0 above 0; NaN stays NaN. As vector_exp, with the 1 taken
+// off where it cancels nothing: 2^n (e^r - 1) + (2^n - 1).
+inline float vector_expm1_below(float x) {
+  const float above = x < -18.0f ? -18.0f : x;
+  const float clamped = above > 0.0f ? 0.0f : above;
+  const float shifted = __builtin_fmaf(clamped, 1.44269504f, 12582912.0f);
+  const float n = shifted - 12582912.0f;
+  const float r = __builtin_fmaf(n, -1.42860677e-6f, __builtin_fmaf(n, -0.693145752f, clamped));
+  float p = 1.98412698e-4f;
+  p = __builtin_fmaf(p, r, 1.38888889e-3f);
+  p = __builtin_fmaf(p, r, 8.33333333e-3f);
+  p = __builtin_fmaf(p, r, 4.16666667e-2f);
+  p = __builtin_fmaf(p, r, 1.66666667e-1f);
+  p = __builtin_fmaf(p, r, 0.5f);
+  const float small = __builtin_fmaf(r * r, p, r);
+  const int32_t exponent = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(12582912.0f);
+  const float scale = std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23);
+  return __builtin_fmaf(small, scale, scale - 1.0f);
+}
+
 // erf(x) within 6 ulp, never beyond +-1; NaN stays NaN. x * P(x^2) / Q(x^2) of degrees 5 and 5 (relative
 // error 2^-25.7) on |x| < 3.92, beyond which erf rounds to +-1.
 inline float vector_erf(float x) {

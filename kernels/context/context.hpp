@@ -51,7 +51,16 @@ struct Workspace {
 // What a backward function does with a gradient that it computes: replace what is there, or add to it.
 enum class GradMode { overwrite, accumulate };
 
-// An activation fused into the end of another kernel.
-enum class Activation { none, relu, leaky_relu, gelu };
+// Activations, alone (kernels/elementwise) or fused into the end of another kernel, as PyTorch defines them:
+//   relu        x > 0 ? x : 0                                        slope at 0: 0
+//   leaky_relu  x > 0 ? x : slope x                                  slope at 0: slope
+//   gelu        x (1 + erf(x / sqrt(2))) / 2
+//   gelu_tanh   x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2
+//   silu        x / (1 + e^-x)
+//   hardswish   x min(max(x + 3, 0), 6) / 6                          slope (2 x + 3) / 6 at -3 and 3 themselves
+//   elu         x > 0 ? x : e^x - 1 (alpha is 1)                     slope at 0: 1
+//   sigmoid     1 / (1 + e^-x)
+// Each kernel says which of them it takes.
+enum class Activation { none, relu, leaky_relu, gelu, gelu_tanh, silu, hardswish, elu, sigmoid };
 
 }  // namespace vesal::kernels

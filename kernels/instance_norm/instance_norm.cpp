@@ -16,8 +16,10 @@ void check_params(const char* what, const InstanceNormParams& p) {
   check<ShapeError>(p.n >= 0 && p.spatial >= 1 && p.channels >= 1, what, ": [", p.n, ", ", p.spatial, ", ",
                     p.channels, "], expected n >= 0, spatial >= 1 and channels >= 1");
   checked_mul(checked_mul(p.n, p.spatial), p.channels);
-  check<ShapeError>(p.activation != Activation::gelu, what,
-                    ": activation gelu, expected none, relu or leaky_relu");
+  check<ShapeError>(p.activation == Activation::none || p.activation == Activation::relu ||
+                        p.activation == Activation::leaky_relu,
+                    what, ": activation ", static_cast<int>(p.activation),
+                    ", expected none, relu or leaky_relu");
 }
 
 }  // namespace
