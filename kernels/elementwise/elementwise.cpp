@@ -2,6 +2,7 @@
 #include "kernels/elementwise/elementwise.hpp"
 
 #include "base/size.hpp"
+#include "kernels/context/activations.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/slabs.hpp"
 
@@ -17,6 +18,8 @@ VESAL_DECLARE_BACKENDS(scaled_add_forward)
 VESAL_DECLARE_BACKENDS(scaled_add_backward)
 VESAL_DECLARE_BACKENDS(gate_samples)
 VESAL_DECLARE_BACKENDS(add_sample_vector)
+VESAL_DECLARE_BACKENDS(dropout)
+VESAL_DECLARE_BACKENDS(dropout_channels)
 
 namespace {
 
@@ -28,9 +31,24 @@ void check_present(const char* what, int64_t count, bool all_given) {
   check<ShapeError>(count == 0 || all_given, what, ": a tensor is null");
 }
 
+void check_kind(const char* what, Unary kind) {
+  check<ShapeError>(AllActivations::contain(kind), what, ": kind ", static_cast<int>(kind),
+                    ", expected an activation other than none");
+}
+
+// `drawn` is how many numbers are drawn.
+void check_dropout(const char* what, float probability, const DropoutKey& key, int64_t drawn) {
+  check<ShapeError>(probability >= 0.0f && probability <= 1.0f, what, ": probability ", probability,
+                    ", expected 0 to 1");
+  check<ShapeError>(key.op < uint64_t{1} << 32, what, ": op ", key.op, ", expected below 2^32");
+  check<ShapeError>(drawn <= int64_t{1} << 34, what, ": ", drawn,
+                    " random numbers, expected at most 2^34: a stream has no more");
+}
+
 }  // namespace
 
 void unary_forward(Context& context, Unary kind, int64_t count, ConstData x, Data y, float slope) {
+  check_kind("unary_forward", kind);
   check_count("unary_forward", count);
   check_present("unary_forward", count, x && y);
   VESAL_DISPATCH(context, unary_forward(context, kind, count, x, y, slope));
@@ -38,6 +56,7 @@ void unary_forward(Context& context, Unary kind, int64_t count, ConstData x, Dat
 
 void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, ConstData dy, Data dx,
                     float slope) {
+  check_kind("unary_backward", kind);
   check_count("unary_backward", count);
   check_present("unary_backward", count, x && dy && dx);
   VESAL_DISPATCH(context, unary_backward(context, kind, count, x, dy, dx, slope));
@@ -96,6 +115,22 @@ void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t cha
                        ConstData v, Data y) {
   check_present("add_sample_vector", checked_mul(checked_mul(n, spatial), channels), x && v && y);
   VESAL_DISPATCH(context, add_sample_vector(context, n, spatial, channels, x, v, y));
+}
+
+void dropout(Context& context, int64_t count, float probability, const DropoutKey& key, ConstData x, Data y) {
+  check_count("dropout", count);
+  check_present("dropout", count, x && y);
+  check_dropout("dropout", probability, key, count);
+  VESAL_DISPATCH(context, dropout(context, count, probability, key, x, y));
+}
+
+void dropout_channels(Context& context, int64_t n, int64_t spatial, int64_t channels, float probability,
+                      const DropoutKey& key, ConstData x, Data y) {
+  check<ShapeError>(n >= 0 && spatial >= 0 && channels >= 0, "dropout_channels: [", n, ", ", spatial, ", ",
+                    channels, "], expected no negative extent");
+  check_present("dropout_channels", checked_mul(checked_mul(n, spatial), channels), x && y);
+  check_dropout("dropout_channels", probability, key, checked_mul(n, channels));
+  VESAL_DISPATCH(context, dropout_channels(context, n, spatial, channels, probability, key, x, y));
 }
 
 }  // namespace vesal::kernels

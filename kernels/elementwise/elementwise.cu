@@ -1,8 +1,9 @@
 // Elementwise functions and their gradients. Each reads its inputs and writes its output once (8 to 12 bytes
 // an element) and does 1 to about 40 operations on it: memory bandwidth limits all of them. Threads of a warp
 // take neighbouring elements, four independent ones each. No GPU timing exists yet: bench/results/README.md.
-#include <type_traits>
-
+#include "base/philox.hpp"
+#include "kernels/context/activations.hpp"
+#include "kernels/context/activations_device.hpp"
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/elementwise/elementwise.hpp"
@@ -11,39 +12,11 @@ namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
 template <Unary kKind>
-VESAL_DEVICE float evaluate(float x, float slope) {
-  if constexpr (kKind == Unary::relu) {
-    return x <= 0.0f ? 0.0f : x;
-  } else if constexpr (kKind == Unary::leaky_relu) {
-    return x > 0.0f ? x : slope * x;
-  } else if constexpr (kKind == Unary::gelu) {
-    return 0.5f * x * (1.0f + erff(x * 0.707106781f));
-  } else {
-    const float e = expf(-fabsf(x));
-    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
-  }
-}
-
-template <Unary kKind>
-VESAL_DEVICE float derivative(float x, float slope) {
-  if constexpr (kKind == Unary::relu) {
-    return x > 0.0f ? 1.0f : 0.0f;
-  } else if constexpr (kKind == Unary::leaky_relu) {
-    return x > 0.0f ? 1.0f : slope;
-  } else if constexpr (kKind == Unary::gelu) {
-    return fmaf(x, 0.398942280f * expf(-0.5f * x * x), 0.5f * (1.0f + erff(x * 0.707106781f)));
-  } else {
-    const float e = expf(-fabsf(x));
-    return e / ((1.0f + e) * (1.0f + e));
-  }
-}
-
-template <Unary kKind>
 struct UnaryForward {
   const float* x;
   float* y;
   float slope;
-  VESAL_DEVICE void operator()(int64_t i) const { y[i] = evaluate<kKind>(x[i], slope); }
+  VESAL_DEVICE void operator()(int64_t i) const { y[i] = activated<kKind>(x[i], slope); }
 };
 
 template <Unary kKind>
@@ -52,7 +25,7 @@ struct UnaryBackward {
   const float* dy;
   float* dx;
   float slope;
-  VESAL_DEVICE void operator()(int64_t i) const { dx[i] = dy[i] * derivative<kKind>(x[i], slope); }
+  VESAL_DEVICE void operator()(int64_t i) const { dx[i] = activation_gradient<kKind>(x[i], dy[i], slope); }
 };
 
 struct Fill {
@@ -155,25 +128,64 @@ struct AddSampleVector {
   VESAL_DEVICE void apply(float added, int64_t, int64_t i) const { y[i] = x[i] + added; }
 };
 
-// Calls use(std::integral_constant<Unary, kind>).
-template <class Use>
-void with_kind(Unary kind, Use use) {
-  switch (kind) {
-    case Unary::relu:
-      return use(std::integral_constant<Unary, Unary::relu>{});
-    case Unary::leaky_relu:
-      return use(std::integral_constant<Unary, Unary::leaky_relu>{});
-    case Unary::gelu:
-      return use(std::integral_constant<Unary, Unary::gelu>{});
-    case Unary::sigmoid:
-      return use(std::integral_constant<Unary, Unary::sigmoid>{});
+VESAL_DEVICE float kept_or_dropped(float x, uint32_t bits, float probability, float scale) {
+  return uniform_from_bits(bits) <= probability ? 0.0f : x * scale;
+}
+
+// Four elements a thread: one Philox block. kVector: x and y are aligned to 16 bytes.
+template <bool kVector>
+VESAL_KERNEL void dropout_kernel(int64_t count, float probability, float scale, uint64_t seed, uint64_t step,
+                                 uint64_t op, const float* x, float* y) {
+  const int64_t quad = static_cast<int64_t>(blockIdx.x) * kLoopThreads + threadIdx.x;
+  const int64_t first = quad * 4;
+  if (first >= count) {
+    return;
+  }
+  const Philox4 bits = philox(seed, step, (op << 32) | static_cast<uint64_t>(quad));
+  if (kVector && first + 4 <= count) {
+    const float4 v = reinterpret_cast<const float4*>(x)[quad];
+    reinterpret_cast<float4*>(y)[quad] = make_float4(
+        kept_or_dropped(v.x, bits.x, probability, scale), kept_or_dropped(v.y, bits.y, probability, scale),
+        kept_or_dropped(v.z, bits.z, probability, scale), kept_or_dropped(v.w, bits.w, probability, scale));
+    return;
+  }
+  y[first] = kept_or_dropped(x[first], bits.x, probability, scale);
+  if (first + 1 < count) {
+    y[first + 1] = kept_or_dropped(x[first + 1], bits.y, probability, scale);
+  }
+  if (first + 2 < count) {
+    y[first + 2] = kept_or_dropped(x[first + 2], bits.z, probability, scale);
+  }
+  if (first + 3 < count) {
+    y[first + 3] = kept_or_dropped(x[first + 3], bits.w, probability, scale);
   }
 }
+
+struct DropoutChannels {
+  const float* x;
+  float* y;
+  int64_t channels;
+  float probability, scale;
+  uint64_t seed, step, op;
+  VESAL_DEVICE float prepare(int64_t sample, int64_t column) const {
+    const auto drawn = static_cast<uint64_t>(sample * channels + column);
+    const Philox4 bits = philox(seed, step, (op << 32) | (drawn / 4));
+    const uint64_t word = drawn % 4;
+    const uint32_t mine = word == 0 ? bits.x : (word == 1 ? bits.y : (word == 2 ? bits.z : bits.w));
+    return uniform_from_bits(mine) <= probability ? 0.0f : scale;
+  }
+  VESAL_DEVICE void apply(float factor, int64_t, int64_t i) const {
+    y[i] = factor == 0.0f ? 0.0f : factor * x[i];
+  }
+};
+
+// What a dropped-out element is multiplied with if it stays.
+float kept_scale(float probability) { return probability < 1.0f ? 1.0f / (1.0f - probability) : 0.0f; }
 
 }  // namespace
 
 void unary_forward(Context& context, Unary kind, int64_t count, ConstData x, Data y, float slope) {
-  with_kind(kind, [&](auto k) {
+  AllActivations::choose(kind, [&](auto k) {
     launch_map(context.stream(), count,
                UnaryForward<decltype(k)::value>{x.as<float>("unary_forward: x"),
                                                 y.as<float>("unary_forward: y"), slope});
@@ -182,7 +194,7 @@ void unary_forward(Context& context, Unary kind, int64_t count, ConstData x, Dat
 
 void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, ConstData dy, Data dx,
                     float slope) {
-  with_kind(kind, [&](auto k) {
+  AllActivations::choose(kind, [&](auto k) {
     launch_map(context.stream(), count,
                UnaryBackward<decltype(k)::value>{x.as<float>("unary_backward: x"),
                                                  dy.as<float>("unary_backward: dy"),
@@ -244,6 +256,24 @@ void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t cha
   launch_column_map(context.stream(), n, spatial, channels,
                     AddSampleVector{x.as<float>("add_sample_vector: x"), v.as<float>("add_sample_vector: v"),
                                     y.as<float>("add_sample_vector: y"), channels});
+}
+
+void dropout(Context& context, int64_t count, float probability, const DropoutKey& key, ConstData x_,
+             Data y_) {
+  const float* x = x_.as<float>("dropout: x");
+  float* y = y_.as<float>("dropout: y");
+  const bool vector = (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y)) % 16 == 0;
+  launch(context.stream(), {.grid = {ceil_div(count, 4 * kLoopThreads), 1, 1}, .block = {kLoopThreads, 1, 1}},
+         vector ? dropout_kernel<true> : dropout_kernel<false>, count, probability, kept_scale(probability),
+         key.seed, key.step, key.op, x, y);
+}
+
+void dropout_channels(Context& context, int64_t n, int64_t spatial, int64_t channels, float probability,
+                      const DropoutKey& key, ConstData x, Data y) {
+  launch_column_map(
+      context.stream(), n, spatial, channels,
+      DropoutChannels{x.as<float>("dropout_channels: x"), y.as<float>("dropout_channels: y"), channels,
+                      probability, kept_scale(probability), key.seed, key.step, key.op});
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

@@ -7,13 +7,12 @@
 
 namespace vesal::kernels {
 
-// relu, leaky_relu(slope), gelu (erf form), sigmoid.
-enum class Unary { relu, leaky_relu, gelu, sigmoid };
+// Every Activation (defined in kernels/context/context.hpp) except none.
+using Unary = Activation;
 
-// y = f(x). y may be x. `slope` is leaky_relu's.
+// y = f(x). y may be x. `slope` is leaky_relu's. ShapeError for Activation::none.
 void unary_forward(Context& context, Unary kind, int64_t count, ConstData x, Data y, float slope = 0.01f);
-// dx = dy * f'(x), x the input of the forward pass. dx may be dy. relu and leaky_relu take slope * dy at x =
-// 0 (0 for relu).
+// dx = dy * f'(x), x the input of the forward pass. dx may be dy.
 void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, ConstData dy, Data dx,
                     float slope = 0.01f);
 
@@ -39,6 +38,23 @@ void scaled_add_backward(Context& context, int64_t n, int64_t inner, ConstData b
 // y[n, i] = gate[n] * x[n, i]; where gate[n] is 0, x is not read and y is 0. Its own backward pass (dx = gate
 // * dy).
 void gate_samples(Context& context, int64_t n, int64_t inner, ConstData gate, ConstData x, Data y);
+
+// The stream of random numbers that a dropout draws: its element i is dropped where the i-th uniform() of
+// RandomStream(seed, step, op) (base/philox.hpp) is at most the probability. Nothing is stored: the backward
+// pass draws the same numbers again. op below 2^32.
+struct DropoutKey {
+  uint64_t seed = 0;
+  uint64_t step = 0;
+  uint64_t op = 0;
+};
+// Dropout (Srivastava et al. 2014): each element of x is dropped with `probability` (0 to 1) and scaled by
+// 1 / (1 - probability) otherwise. A dropped element of y is 0 whatever x holds there. y may be x. At most
+// 2^34 elements. Its own backward pass (dx from dy).
+void dropout(Context& context, int64_t count, float probability, const DropoutKey& key, ConstData x, Data y);
+// Drops whole channels of a sample (Tompson et al. 2015), PyTorch's Dropout3d: the element that is drawn for
+// is n * channels + c. x, y [n, spatial, channels].
+void dropout_channels(Context& context, int64_t n, int64_t spatial, int64_t channels, float probability,
+                      const DropoutKey& key, ConstData x, Data y);
 
 // y[n, l, c] = x[n, l, c] + v[n, c]. The gradient of v is reduce.hpp's sum_spatial.
 void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t channels, ConstData x,

@@ -5,6 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "base/error.hpp"
+#include "base/philox.hpp"
+
 namespace vesal::kernels {
 
 struct ElementwiseCase {
@@ -29,5 +32,12 @@ inline const std::vector<ElementwiseCase> kElementwiseCases = {
     {"slabs", 2, 513, 3},
     {"wide", 2, 5, 130},
 };
+
+inline ElementwiseCase random_elementwise_case(RandomStream& random) {
+  ElementwiseCase c{"", 1 + random.below(3), 1 + random.below(random.below(4) == 0 ? 600 : 20),
+                    1 + random.below(random.below(4) == 0 ? 70 : 8)};
+  c.name = concat("[", c.n, ", ", c.spatial, ", ", c.channels, "]");
+  return c;
+}
 
 }  // namespace vesal::kernels

@@ -1,9 +1,13 @@
 // Elementwise functions on the CPU: vectorised loops over even pieces of the data.
+#include <algorithm>
+
 #include "base/parallel.hpp"
+#include "base/philox.hpp"
+#include "kernels/context/activations.hpp"
+#include "kernels/context/activations_cpu.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/wide_rows.hpp"
 #include "kernels/elementwise/elementwise.hpp"
-#include "kernels/vector_math.hpp"
 
 namespace vesal::kernels::cpu {
 namespace {
@@ -21,54 +25,26 @@ void map(int64_t count, Body body) {
   });
 }
 
-float gelu(float x) { return 0.5f * x * (1.0f + vector_erf(x * 0.707106781f)); }
-
-float gelu_derivative(float x) {
-  const float density = 0.398942280f * vector_exp(-0.5f * x * x);
-  return __builtin_fmaf(x, density, 0.5f * (1.0f + vector_erf(x * 0.707106781f)));
-}
-
-// 0 far out, where x * density would be infinity * 0 for an infinite x.
-float sigmoid_derivative(float x) {
-  const float e = vector_exp(x < 0.0f ? x : -x);
-  const float one_plus_e = 1.0f + e;
-  return e / (one_plus_e * one_plus_e);
-}
+// What a dropped-out element is multiplied with if it stays.
+float kept_scale(float probability) { return probability < 1.0f ? 1.0f / (1.0f - probability) : 0.0f; }
 
 }  // namespace
 
 void unary_forward(Context&, Unary kind, int64_t count, ConstData x_, Data y_, float slope) {
   const float* x = x_.as<float>("unary_forward: x");
   float* y = y_.as<float>("unary_forward: y");
-  switch (kind) {
-    case Unary::relu:
-      return map(count, [=](int64_t i) { y[i] = x[i] <= 0.0f ? 0.0f : x[i]; });
-    case Unary::leaky_relu:
-      return map(count, [=](int64_t i) { y[i] = x[i] * (x[i] > 0.0f ? 1.0f : slope); });
-    case Unary::gelu:
-      return map(count, [=](int64_t i) { y[i] = gelu(x[i]); });
-    case Unary::sigmoid:
-      return map(count, [=](int64_t i) { y[i] = vector_sigmoid(x[i]); });
-  }
+  AllActivations::choose(kind, [&](auto k) {
+    map(count, [=](int64_t i) { y[i] = activated<decltype(k)::value>(x[i], slope); });
+  });
 }
 
 void unary_backward(Context&, Unary kind, int64_t count, ConstData x_, ConstData dy_, Data dx_, float slope) {
   const float* x = x_.as<float>("unary_backward: x");
   const float* dy = dy_.as<float>("unary_backward: dy");
   float* dx = dx_.as<float>("unary_backward: dx");
-  switch (kind) {
-    case Unary::relu:
-      return map(count, [=](int64_t i) {
-        const float d = dy[i];
-        dx[i] = x[i] > 0.0f ? d : 0.0f;
-      });
-    case Unary::leaky_relu:
-      return map(count, [=](int64_t i) { dx[i] = dy[i] * (x[i] > 0.0f ? 1.0f : slope); });
-    case Unary::gelu:
-      return map(count, [=](int64_t i) { dx[i] = dy[i] * gelu_derivative(x[i]); });
-    case Unary::sigmoid:
-      return map(count, [=](int64_t i) { dx[i] = dy[i] * sigmoid_derivative(x[i]); });
-  }
+  AllActivations::choose(kind, [&](auto k) {
+    map(count, [=](int64_t i) { dx[i] = activation_gradient<decltype(k)::value>(x[i], dy[i], slope); });
+  });
 }
 
 void fill(Context&, int64_t count, float value, Data y_) {
@@ -164,6 +140,58 @@ void add_sample_vector(Context&, int64_t n, int64_t spatial, int64_t channels, C
   column_map(n, spatial, channels, [&](int64_t sample) {
     return [=, added = repeat_channels(channels, [&](int64_t c) { return v[sample * channels + c]; })](
                int64_t i, int64_t j) { y[i] = x[i] + added[static_cast<size_t>(j)]; };
+  });
+}
+
+void dropout(Context&, int64_t count, float probability, const DropoutKey& key, ConstData x_, Data y_) {
+  const float* x = x_.as<float>("dropout: x");
+  float* y = y_.as<float>("dropout: y");
+  const float scale = kept_scale(probability);
+  constexpr int64_t kChunk = 256;
+  parallel_for(ceil_div(count, kChunk), kGrain / kChunk, [&, x, y](int64_t first, int64_t last) {
+    uint32_t words[kChunk];
+    const uint64_t seed = key.seed;
+    const uint64_t step = key.step;
+    const uint64_t op = key.op << 32;
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      const int64_t begin = chunk * kChunk;
+#pragma omp simd
+      for (int64_t q = 0; q < kChunk / 4; ++q) {
+        const Philox4 block = philox(seed, step, op | static_cast<uint64_t>(begin / 4 + q));
+        words[4 * q] = block.x;
+        words[4 * q + 1] = block.y;
+        words[4 * q + 2] = block.z;
+        words[4 * q + 3] = block.w;
+      }
+      const int64_t length = std::min(kChunk, count - begin);
+#pragma omp simd
+      for (int64_t i = 0; i < length; ++i) {
+        const float value = x[begin + i] * scale;
+        y[begin + i] = uniform_from_bits(words[i]) <= probability ? 0.0f : value;
+      }
+    }
+  });
+}
+
+void dropout_channels(Context&, int64_t n, int64_t spatial, int64_t channels, float probability,
+                      const DropoutKey& key, ConstData x_, Data y_) {
+  const float* x = x_.as<float>("dropout_channels: x");
+  float* y = y_.as<float>("dropout_channels: y");
+  if (n * spatial * channels == 0) {
+    return;
+  }
+  RandomStream random(key.seed, key.step, key.op);
+  std::vector<float> factors(static_cast<size_t>(n * channels));
+  for (float& factor : factors) {
+    factor = random.bernoulli(probability) ? 0.0f : kept_scale(probability);
+  }
+  column_map(n, spatial, channels, [&](int64_t sample) {
+    return [=, factor = repeat_channels(channels, [&](int64_t c) {
+                 return factors[static_cast<size_t>(sample * channels + c)];
+               })](int64_t i, int64_t j) {
+      const float f = factor[static_cast<size_t>(j)];
+      y[i] = f == 0.0f ? 0.0f : f * x[i];
+    };
   });
 }
 

@@ -3,7 +3,9 @@
 #include "kernels/elementwise/elementwise.hpp"
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <limits>
 
 #include "kernels/elementwise/elementwise_cases.hpp"
@@ -55,14 +57,18 @@ TEST(VectorMath, ErrorsOverDenseSweeps) {
   const double softplus_error = worst_ulp(-103.0f, 100.0f, vector_softplus, [](double x) {
     return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x)));
   });
+  const double expm1_error =
+      worst_ulp(-20.0f, -1e-38f, vector_expm1_below, [](double x) { return std::expm1(x); });
   EXPECT_LE(exp_error, 1.0);
+  EXPECT_LE(expm1_error, 3.0);
   EXPECT_LE(erf_error, 6.0);
   EXPECT_LE(tanh_error, 5.0);
   EXPECT_LE(sigmoid_error, 3.0);
   EXPECT_LE(log1p_error, 2.0);
   EXPECT_LE(softplus_error, 3.0);
-  RecordProperty("ulp", concat("exp ", exp_error, " erf ", erf_error, " tanh ", tanh_error, " sigmoid ",
-                               sigmoid_error, " log1p ", log1p_error, " softplus ", softplus_error));
+  RecordProperty("ulp",
+                 concat("exp ", exp_error, " expm1 ", expm1_error, " erf ", erf_error, " tanh ", tanh_error,
+                        " sigmoid ", sigmoid_error, " log1p ", log1p_error, " softplus ", softplus_error));
 }
 
 TEST(VectorMath, EndsOfTheDomains) {
@@ -72,6 +78,9 @@ TEST(VectorMath, EndsOfTheDomains) {
   EXPECT_EQ(vector_exp(0.0f), 1.0f);
   EXPECT_EQ(vector_exp(88.75f), kInfinity);
   EXPECT_EQ(vector_exp(kInfinity), kInfinity);
+  EXPECT_EQ(vector_expm1_below(-kInfinity), -1.0f);
+  EXPECT_EQ(vector_expm1_below(0.0f), 0.0f);
+  EXPECT_EQ(vector_expm1_below(-1e-30f), -1e-30f);
   EXPECT_EQ(vector_erf(kInfinity), 1.0f);
   EXPECT_EQ(vector_erf(-5.0f), -1.0f);
   EXPECT_EQ(vector_erf(0.0f), 0.0f);
@@ -83,13 +92,14 @@ TEST(VectorMath, EndsOfTheDomains) {
   EXPECT_EQ(vector_log1p_unit(0.0f), 0.0f);
   EXPECT_EQ(vector_softplus(-kInfinity), 0.0f);
   EXPECT_EQ(vector_softplus(kInfinity), kInfinity);
-  for (const auto f :
-       {vector_exp, vector_erf, vector_tanh, vector_sigmoid, vector_log1p_unit, vector_softplus}) {
+  for (const auto f : {vector_exp, vector_expm1_below, vector_erf, vector_tanh, vector_sigmoid,
+                       vector_log1p_unit, vector_softplus}) {
     EXPECT_TRUE(std::isnan(f(kNan)));
   }
 }
 
-constexpr Unary kKinds[] = {Unary::relu, Unary::leaky_relu, Unary::gelu, Unary::sigmoid};
+constexpr Unary kKinds[] = {Unary::relu, Unary::leaky_relu, Unary::gelu, Unary::gelu_tanh,
+                            Unary::silu, Unary::hardswish,  Unary::elu,  Unary::sigmoid};
 constexpr float kSlope = 0.1f;
 
 TEST(Unary, MatchesTheReference) {
@@ -175,12 +185,216 @@ TEST(Unary, SpecialValues) {
     EXPECT_EQ(run(Unary::gelu, true)[3], 1.0f);
     EXPECT_EQ(run(Unary::gelu, true)[4], 0.0f);
     EXPECT_EQ(run(Unary::gelu, false)[3], 1e30f);
+    for (const Unary kind : {Unary::gelu_tanh, Unary::silu, Unary::hardswish}) {
+      EXPECT_EQ(run(kind, false)[3], 1e30f);
+      EXPECT_EQ(run(kind, false)[4], 0.0f);
+      EXPECT_EQ(run(kind, true)[3], 1.0f);
+      EXPECT_EQ(run(kind, true)[4], 0.0f);
+      EXPECT_EQ(run(kind, true)[0], 0.5f);
+    }
+    EXPECT_EQ(run(Unary::elu, false)[3], 1e30f);
+    EXPECT_EQ(run(Unary::elu, false)[4], -1.0f);
+    EXPECT_EQ(run(Unary::elu, true)[0], 1.0f);
+    EXPECT_EQ(run(Unary::elu, true)[4], 0.0f);
     EXPECT_EQ(run(Unary::sigmoid, false)[3], 1.0f);
     EXPECT_EQ(run(Unary::sigmoid, false)[4], 0.0f);
     EXPECT_EQ(run(Unary::sigmoid, true)[4], 0.0f);
     for (const Unary kind : kKinds) {
       EXPECT_TRUE(std::isnan(run(kind, false)[2])) << to_string(device) << " kind " << static_cast<int>(kind);
     }
+  }
+}
+
+// PyTorch's choice where hardswish has no derivative.
+TEST(Unary, HardswishAtItsKinks) {
+  for (const Device device : test_devices()) {
+    Context context(device);
+    const std::vector<float> values{-3.0f, 3.0f, std::nextafter(-3.0f, -4.0f), std::nextafter(3.0f, 4.0f)};
+    const DeviceArray<float> x(device, values), ones(device, std::vector<float>(4, 1.0f)), y(device, 4),
+        dx(device, 4);
+    unary_forward(context, Unary::hardswish, 4, x.get(), y.get());
+    unary_backward(context, Unary::hardswish, 4, x.get(), ones.get(), dx.get());
+    EXPECT_EQ(y.host()[0], 0.0f);
+    EXPECT_EQ(y.host()[1], 3.0f);
+    EXPECT_NEAR(dx.host()[0], -0.5f, 1e-6f);
+    EXPECT_NEAR(dx.host()[1], 1.5f, 1e-6f);
+    EXPECT_EQ(dx.host()[2], 0.0f);
+    EXPECT_EQ(dx.host()[3], 1.0f);
+  }
+}
+
+TEST(Unary, RandomCases) {
+  for_each_random_case([](RandomStream& random) {
+    const ElementwiseCase c = random_elementwise_case(random);
+    const Unary kind = kKinds[random.below(std::size(kKinds))];
+    const auto slope = random.uniform(0.0f, 0.5f);
+    SCOPED_TRACE(concat(c.name, " kind ", static_cast<int>(kind), " slope ", slope));
+    const auto seed = static_cast<uint64_t>(random.below(1 << 20));
+    std::vector<float> x = random_normal(c.count(), seed, 2.0f);
+    std::vector<float> dy = random_normal(c.count(), seed + 1);
+    // One value of order 1: the error rule counts in places of the largest.
+    x[0] = 2.0f;
+    dy[0] = 1.0f;
+    std::vector<double> y_exact(x.size()), dx_exact(x.size());
+    std::vector<float> y_naive(x.size()), dx_naive(x.size());
+    const double wide_slope = static_cast<double>(slope);
+    reference::unary_forward<double>(kind, c.count(), widen(x).data(), y_exact.data(), wide_slope);
+    reference::unary_forward<float>(kind, c.count(), x.data(), y_naive.data(), slope);
+    reference::unary_backward<double>(kind, c.count(), widen(x).data(), widen(dy).data(), dx_exact.data(),
+                                      wide_slope);
+    reference::unary_backward<float>(kind, c.count(), x.data(), dy.data(), dx_naive.data(), slope);
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const DeviceArray<float> in(device, x), d(device, dy), y(device, c.count()), dx(device, c.count());
+      unary_forward(context, kind, c.count(), in.get(), y.get(), slope);
+      unary_backward(context, kind, c.count(), in.get(), d.get(), dx.get(), slope);
+      expect_close(to_string(device) + " forward", y.host(), y_exact, y_naive);
+      expect_close(to_string(device) + " backward", dx.host(), dx_exact, dx_naive);
+    }
+  });
+}
+
+// For tests/oracle/norms.py: every activation at its kinks, around them, and far out.
+TEST(Unary, WritesVectorsForTheOracle) {
+  const char* folder = std::getenv("VESAL_ORACLE_FOLDER");
+  if (folder == nullptr) {
+    GTEST_SKIP() << "VESAL_ORACLE_FOLDER is not set";
+  }
+  std::vector<float> x = random_normal(500, 1, 3.0f);
+  const std::vector<float> special{0.0f, -0.0f, -3.0f, 3.0f, 1e-6f, -1e-6f, 20.0f, -20.0f, 90.0f, -90.0f};
+  x.insert(x.end(), special.begin(), special.end());
+  const auto count = static_cast<int64_t>(x.size());
+  const std::vector<float> dy = random_normal(count, 2);
+  const Device device{DeviceType::cpu, 0};
+  Context context(device);
+  const DeviceArray<float> in(device, x), d(device, dy);
+  for (const Unary kind : kKinds) {
+    const DeviceArray<float> y(device, count), dx(device, count);
+    unary_forward(context, kind, count, in.get(), y.get(), kSlope);
+    unary_backward(context, kind, count, in.get(), d.get(), dx.get(), kSlope);
+    std::ofstream file(concat(folder, "/activation", static_cast<int>(kind), ".f32"), std::ios::binary);
+    for (const std::vector<float>& part : {x, dy, y.host(), dx.host()}) {
+      file.write(reinterpret_cast<const char*>(part.data()),
+                 static_cast<std::streamsize>(part.size() * sizeof(float)));
+    }
+    ASSERT_TRUE(file.good());
+  }
+}
+
+// Both dropouts of one case against the reference. Where the reference drops, x holds NaN.
+void check_dropout(const ElementwiseCase& c, float probability, const DropoutKey& key, bool all_schedules) {
+  const std::vector<float> clean = random_normal(c.count(), 1 + key.op);
+  const auto check = [&](const std::string& op, auto reference, auto call) {
+    std::vector<double> exact(clean.size());
+    std::vector<float> naive(clean.size());
+    reference(widen(clean).data(), exact.data());
+    reference(clean.data(), naive.data());
+    std::vector<float> x = clean;
+    for (size_t i = 0; i < x.size(); ++i) {
+      x[i] = exact[i] == 0.0 ? kNan : x[i];
+    }
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const std::string what = concat(to_string(device), " ", op, " ", c.name, " p ", probability);
+      const DeviceArray<float> in(device, x);
+      const auto run = [&] {
+        const DeviceArray<float> y(device, c.count());
+        call(context, in.get(), y.get());
+        return y.host();
+      };
+      const std::vector<float> found = run();
+      expect_close(what, found, exact, naive);
+      if (all_schedules) {
+        expect_same_bits(what, device, run);
+      }
+      const DeviceArray<float> both(device, x);
+      call(context, both.get(), both.get());
+      expect_equal(what + " in place", both.host(), found);
+      // Not aligned to four floats.
+      std::vector<float> later(1, 0.0f);
+      later.insert(later.end(), x.begin(), x.end());
+      const DeviceArray<float> shifted(device, later), out(device, c.count() + 1);
+      call(context, shifted.get() + 1, out.get() + 1);
+      const std::vector<float> unaligned = out.host();
+      expect_equal(what + " unaligned", std::vector<float>(unaligned.begin() + 1, unaligned.end()), found);
+    }
+  };
+  check(
+      "dropout", [&](const auto* x, auto* y) { reference::dropout(c.count(), probability, key, x, y); },
+      [&](Context& context, const float* x, float* y) {
+        dropout(context, c.count(), probability, key, x, y);
+      });
+  check(
+      "dropout_channels",
+      [&](const auto* x, auto* y) {
+        reference::dropout_channels(c.n, c.spatial, c.channels, probability, key, x, y);
+      },
+      [&](Context& context, const float* x, float* y) {
+        dropout_channels(context, c.n, c.spatial, c.channels, probability, key, x, y);
+      });
+}
+
+TEST(Dropout, MatchesTheReference) {
+  for (const ElementwiseCase& c : kElementwiseCases) {
+    for (const float probability : {0.0f, 0.3f, 1.0f}) {
+      check_dropout(c, probability, {7, 3, 5}, true);
+    }
+  }
+}
+
+TEST(Dropout, RandomCases) {
+  for_each_random_case([](RandomStream& random) {
+    const ElementwiseCase c = random_elementwise_case(random);
+    const DropoutKey key{random.next_bits(), random.next_bits(), random.next_bits()};
+    check_dropout(c, random.uniform(0.0f, 1.0f), key, false);
+  });
+}
+
+// The share that stays is 1 - p within four standard errors, and seed, step and op each give another mask.
+TEST(Dropout, KeepsTheRightShareAndFollowsItsKey) {
+  constexpr int64_t kCount = 20000;
+  for (const Device device : test_devices()) {
+    Context context(device);
+    const DeviceArray<float> ones(device, std::vector<float>(kCount, 1.0f));
+    const auto run = [&](const DropoutKey& key) {
+      const DeviceArray<float> y(device, kCount);
+      dropout(context, kCount, 0.25f, key, ones.get(), y.get());
+      return y.host();
+    };
+    const std::vector<float> y = run({1, 2, 3});
+    double kept = 0;
+    for (const float value : y) {
+      kept += value != 0.0f;
+    }
+    EXPECT_NEAR(kept / kCount, 0.75, 4 * std::sqrt(0.25 * 0.75 / kCount)) << to_string(device);
+    for (const DropoutKey& other : {DropoutKey{2, 2, 3}, DropoutKey{1, 3, 3}, DropoutKey{1, 2, 4}}) {
+      EXPECT_NE(run(other), y) << to_string(device);
+    }
+  }
+}
+
+// Dropout of dy is the gradient of the dropout of x under the same key.
+TEST(Dropout, ReferenceGradient) {
+  const std::vector<double> x = widen(random_normal(30, 1)), dy = widen(random_normal(30, 2));
+  const DropoutKey key{4, 5, 6};
+  for (const bool channels : {false, true}) {
+    const auto apply = [&](const std::vector<double>& in) {
+      std::vector<double> out(in.size());
+      if (channels) {
+        reference::dropout_channels<double>(2, 5, 3, 0.4f, key, in.data(), out.data());
+      } else {
+        reference::dropout<double>(30, 0.4f, key, in.data(), out.data());
+      }
+      return out;
+    };
+    expect_gradient("dropout", x, apply(dy), [&](const std::vector<double>& values) {
+      const std::vector<double> y = apply(values);
+      double loss = 0;
+      for (size_t i = 0; i < y.size(); ++i) {
+        loss += y[i] * dy[i];
+      }
+      return loss;
+    });
   }
 }
 
@@ -353,9 +567,14 @@ TEST(GateSamples, SkipsWhatIsGatedOff) {
         }
       }
       Context context(device);
-      const DeviceArray<float> dx(device, x), dg(device, gate), y(device, c.count());
-      gate_samples(context, c.n, c.inner(), dg.get(), dx.get(), y.get());
-      expect_equal(to_string(device) + " " + c.name, y.host(), expected);
+      const DeviceArray<float> dx(device, x), dg(device, gate);
+      const auto run = [&] {
+        const DeviceArray<float> y(device, c.count());
+        gate_samples(context, c.n, c.inner(), dg.get(), dx.get(), y.get());
+        return y.host();
+      };
+      expect_equal(to_string(device) + " " + c.name, run(), expected);
+      expect_same_bits(to_string(device) + " " + c.name, device, run);
     }
   }
 }
@@ -370,6 +589,18 @@ TEST(Elementwise, WrongArgumentsThrow) {
   EXPECT_THROW(scaled_add_backward(context, 1, 4, x.data(), x.data(), nullptr, x.data(), x.data(), x.data(),
                                    GradMode::overwrite, {}),
                ShapeError);
+  EXPECT_THROW(unary_forward(context, Unary::none, 4, x.data(), x.data()), ShapeError);
+  EXPECT_THROW(unary_backward(context, Unary::none, 4, x.data(), x.data(), x.data()), ShapeError);
+  EXPECT_THROW(dropout(context, 4, 1.5f, {}, x.data(), x.data()), ShapeError);
+  EXPECT_THROW(dropout(context, 4, -0.1f, {}, x.data(), x.data()), ShapeError);
+  EXPECT_THROW(dropout(context, 4, kNan, {}, x.data(), x.data()), ShapeError);
+  EXPECT_THROW(dropout(context, 4, 0.5f, {}, x.data(), nullptr), ShapeError);
+  EXPECT_THROW(dropout(context, 4, 0.5f, {0, 0, uint64_t{1} << 32}, x.data(), x.data()), ShapeError);
+  EXPECT_THROW(dropout(context, (int64_t{1} << 34) + 1, 0.5f, {}, x.data(), x.data()), ShapeError);
+  EXPECT_THROW(dropout_channels(context, -1, 1, 4, 0.5f, {}, x.data(), x.data()), ShapeError);
+  EXPECT_THROW(dropout_channels(context, 1, 1, 4, 2.0f, {}, x.data(), x.data()), ShapeError);
+  EXPECT_NO_THROW(dropout(context, 0, 0.5f, {}, nullptr, nullptr));
+  EXPECT_NO_THROW(dropout_channels(context, 0, 1, 4, 0.5f, {}, nullptr, nullptr));
   EXPECT_NO_THROW(add(context, 0, nullptr, nullptr, nullptr));
 }
 
