@@ -57,7 +57,7 @@ enum class GradMode { overwrite, accumulate };
 //   gelu        x (1 + erf(x / sqrt(2))) / 2
 //   gelu_tanh   x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2
 //   silu        x / (1 + e^-x)
-//   hardswish   x min(max(x + 3, 0), 6) / 6                          slope (2 x + 3) / 6 at -3 and 3 themselves
+//   hardswish   x min(max(x + 3, 0), 6) / 6                          slope -1/2 at -3 and 3/2 at 3
 //   elu         x > 0 ? x : e^x - 1 (alpha is 1)                     slope at 0: 1
 //   sigmoid     1 / (1 + e^-x)
 // Each kernel says which of them it takes.
