@@ -1,0 +1,146 @@
+"""Batch and group normalisation and the activations once more, by PyTorch itself in double precision, with
+autograd for the gradients.
+
+Reads the vectors that batch_norm_test, group_norm_test and elementwise_test wrote
+(VESAL_ORACLE_FOLDER) and compares outputs, gradients and running statistics of every case. Exits with 1 on a
+difference.
+
+    norms.py FOLDER
+"""
+
+import math
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+torch.set_num_threads(1)
+
+# In the order of kernels::Activation.
+ACTIVATIONS = [
+    lambda x, slope: x,
+    lambda x, slope: F.relu(x),
+    lambda x, slope: F.leaky_relu(x, slope),
+    lambda x, slope: F.gelu(x),
+    lambda x, slope: F.gelu(x, approximate="tanh"),
+    lambda x, slope: F.silu(x),
+    lambda x, slope: F.hardswish(x),
+    lambda x, slope: F.elu(x),
+    lambda x, slope: torch.sigmoid(x),
+]
+
+
+class Comparison:
+    def __init__(self):
+        self.count = 0
+        self.failures = 0
+
+    def compare(self, name, actual, reference):
+        self.count += 1
+        # A wrong index, sign or factor changes numbers by their own size; float32 sums of up to 1500 products stay
+        # below 1e-5 of the largest.
+        error = (actual - reference.detach()).abs().max().item()
+        limit = 1e-5 * max(1.0, reference.abs().max().item())
+        if not error <= limit:
+            self.failures += 1
+            print(f"{name} differs by {error:.3g}, allowed are {limit:.3g}")
+
+
+class Reader:
+    def __init__(self, path):
+        self.data = np.fromfile(path, np.float32).astype(np.float64)
+        self.position = 0
+
+    def take(self, *shape):
+        size = math.prod(shape)
+        values = torch.from_numpy(self.data[self.position : self.position + size].copy()).reshape(shape)
+        self.position += size
+        return values
+
+    def done(self):
+        return self.position == self.data.size
+
+
+def channels_first(x):
+    return x.permute(0, 2, 1)
+
+
+def check_batch(folder, result):
+    for number, line in enumerate(open(f"{folder}/batch.txt")):
+        fields = line.split()
+        n, spatial, channels, training = map(int, fields[:4])
+        momentum, activation, affine, name = float(fields[4]), int(fields[5]), int(fields[6]), "batch " + fields[7]
+        file = Reader(f"{folder}/batch{number}.f32")
+        x = file.take(n, spatial, channels).requires_grad_()
+        gamma, beta = (file.take(channels).requires_grad_() for _ in range(2))
+        running_mean, running_var = file.take(channels), file.take(channels)
+        dy = file.take(n, spatial, channels)
+        norm = torch.nn.BatchNorm1d(channels, momentum=momentum, affine=False).double()
+        norm.running_mean.copy_(running_mean)
+        norm.running_var.copy_(running_var)
+        norm.train(bool(training))
+        if affine:
+            norm.weight, norm.bias = torch.nn.Parameter(gamma.detach()), torch.nn.Parameter(beta.detach())
+        y = ACTIVATIONS[activation](channels_first(norm(channels_first(x))), 0.01)
+        y.backward(dy)
+        norm(channels_first(dy))  # the same module once more: a second update
+        result.compare(name + " y", file.take(n, spatial, channels), y)
+        result.compare(name + " dx", file.take(n, spatial, channels), x.grad)
+        dgamma, dbeta = file.take(channels), file.take(channels)
+        if affine:
+            result.compare(name + " dgamma", dgamma, norm.weight.grad)
+            result.compare(name + " dbeta", dbeta, norm.bias.grad)
+        result.compare(name + " running_mean", file.take(channels), norm.running_mean)
+        result.compare(name + " running_var", file.take(channels), norm.running_var)
+        assert file.done(), name
+
+
+def check_group(folder, result):
+    for number, line in enumerate(open(f"{folder}/group.txt")):
+        fields = line.split()
+        n, spatial, channels, groups, activation, affine = map(int, fields[:6])
+        name = "group " + fields[6]
+        file = Reader(f"{folder}/group{number}.f32")
+        x = file.take(n, spatial, channels).requires_grad_()
+        gamma, beta = (file.take(channels).requires_grad_() for _ in range(2))
+        dy = file.take(n, spatial, channels)
+        given = (gamma, beta) if affine else (None, None)
+        y = ACTIVATIONS[activation](channels_first(F.group_norm(channels_first(x), groups, *given)), 0.01)
+        y.backward(dy)
+        result.compare(name + " y", file.take(n, spatial, channels), y)
+        result.compare(name + " dx", file.take(n, spatial, channels), x.grad)
+        dgamma, dbeta = file.take(channels), file.take(channels)
+        if affine:
+            result.compare(name + " dgamma", dgamma, gamma.grad)
+            result.compare(name + " dbeta", dbeta, beta.grad)
+        assert file.done(), name
+
+
+def check_activations(folder, result):
+    slope = float(np.float32(0.1))
+    for kind in range(1, len(ACTIVATIONS)):
+        file = Reader(f"{folder}/activation{kind}.f32")
+        count = file.data.size // 4
+        x = file.take(count).requires_grad_()
+        dy = file.take(count)
+        y = ACTIVATIONS[kind](x, slope)
+        y.backward(dy)
+        result.compare(f"activation {kind} y", file.take(count), y)
+        # At 3, where hardswish has no derivative, PyTorch's scalar loop says 3/2 and its vectorised one 1.
+        settled = x.detach() != 3 if kind == 6 else torch.ones(count, dtype=torch.bool)
+        result.compare(f"activation {kind} dx", file.take(count)[settled], x.grad[settled])
+        assert file.done(), kind
+
+
+def main(folder):
+    result = Comparison()
+    check_batch(folder, result)
+    check_group(folder, result)
+    check_activations(folder, result)
+    print(f"norms and activations: {result.count} tensors compared, {result.failures} differ")
+    return 1 if result.failures or result.count == 0 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
