@@ -71,6 +71,31 @@ Variable InstanceNorm::operator()(DeviceContext& context, const Variable& x) con
   return instance_norm(context, x, gamma_, beta_, activation_);
 }
 
+BatchNorm::BatchNorm(const ParameterBuilder& builder, int64_t channels, kernels::Activation activation, float momentum)
+    : activation_(activation),
+      momentum_(momentum),
+      gamma_(builder.constant("weight", {channels}, 1.0f)),
+      beta_(builder.constant("bias", {channels}, 0.0f)),
+      buffers_{builder.buffer("running_mean", {channels}, 0.0f), builder.buffer("running_var", {channels}, 1.0f),
+               builder.counter("num_batches_tracked")} {}
+
+Variable BatchNorm::operator()(DeviceContext& context, const Variable& x, bool training) const {
+  return batch_norm(context, x, gamma_, beta_, buffers_, training, activation_, 1e-5f, momentum_);
+}
+
+GroupNorm::GroupNorm(const ParameterBuilder& builder, int64_t groups, int64_t channels, kernels::Activation activation)
+    : groups_(groups),
+      activation_(activation),
+      gamma_(builder.constant("weight", {channels}, 1.0f)),
+      beta_(builder.constant("bias", {channels}, 0.0f)) {
+  check<ShapeError>(groups >= 1 && channels % groups == 0, "GroupNorm: groups ", groups, ", expected a divisor of ",
+                    channels, " channels");
+}
+
+Variable GroupNorm::operator()(DeviceContext& context, const Variable& x) const {
+  return group_norm(context, x, gamma_, beta_, groups_, activation_);
+}
+
 ShiftedPatch::ShiftedPatch(const ParameterBuilder& builder, int64_t groups, int64_t channels, int64_t out,
                            kernels::ShiftSet shifts, bool masked)
     : groups_(groups), shifts_(shifts) {

@@ -66,6 +66,36 @@ class InstanceNorm {
   Parameter* beta_;
 };
 
+// With an affine map, then the activation. Running statistics start at mean 0 and variance 1 and are buffers under
+// PyTorch's names: running_mean, running_var, num_batches_tracked.
+class BatchNorm {
+ public:
+  BatchNorm(const ParameterBuilder& builder, int64_t channels,
+            kernels::Activation activation = kernels::Activation::none, float momentum = 0.1f);
+  Variable operator()(DeviceContext& context, const Variable& x, bool training) const;
+
+ private:
+  kernels::Activation activation_;
+  float momentum_;
+  Parameter* gamma_;
+  Parameter* beta_;
+  BatchNormBuffers buffers_;
+};
+
+// With an affine map, then the activation. Throws ShapeError unless groups divides channels.
+class GroupNorm {
+ public:
+  GroupNorm(const ParameterBuilder& builder, int64_t groups, int64_t channels,
+            kernels::Activation activation = kernels::Activation::none);
+  Variable operator()(DeviceContext& context, const Variable& x) const;
+
+ private:
+  int64_t groups_;
+  kernels::Activation activation_;
+  Parameter* gamma_;
+  Parameter* beta_;
+};
+
 // Shifted patch tokenization with patch 2 and shift 1; `groups` > 1 gives the masked per-modality form.
 class ShiftedPatch {
  public:

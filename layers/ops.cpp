@@ -4,7 +4,9 @@
 #include <cmath>
 
 #include "base/profiler.hpp"
+#include "kernels/batch_norm/batch_norm.hpp"
 #include "kernels/conv_transpose3d/conv_transpose3d.hpp"
+#include "kernels/group_norm/group_norm.hpp"
 #include "kernels/instance_norm/instance_norm.hpp"
 #include "kernels/layer_norm/layer_norm.hpp"
 #include "kernels/linear/linear.hpp"
@@ -227,6 +229,95 @@ Variable instance_norm(DeviceContext& context, const Variable& x, Parameter* gam
                                         saved[2].data<float>(), dy, dx, gradient_of(gamma), gradient_of(beta),
                                         shared_mode(ctx, {gamma, beta}),
                                         ctx.scratch(kernels::instance_norm_workspace_bytes(kc, params)));
+        if (slot) {
+          slot->add(ctx, std::move(dx));
+        }
+      });
+}
+
+Variable batch_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
+                    const BatchNormBuffers& buffers, bool training, kernels::Activation activation, float eps,
+                    float momentum) {
+  VESAL_RANGE("batch_norm");
+  const int64_t n = x.size(0);
+  const int64_t channels = x.size(-1);
+  const kernels::BatchNormParams params{.n = n,
+                                        .spatial = n == 0 ? 0 : x.value().count() / (n * channels),
+                                        .channels = channels,
+                                        .eps = eps,
+                                        .momentum = momentum,
+                                        .training = training,
+                                        .activation = activation};
+  if (gamma != nullptr) {
+    require_shape(gamma->value, {channels}, "batch_norm: gamma");
+  }
+  const auto running = [&](const Buffer* buffer) -> float* {
+    if (buffer == nullptr) {
+      return nullptr;
+    }
+    require_shape(buffer->value, {channels}, "batch_norm: running statistics");
+    return buffer->value.data<float>();
+  };
+  Tensor y = x.value().empty_like(context);
+  Tensor mean = Tensor::empty(context, {channels});
+  Tensor rstd = Tensor::empty(context, {channels});
+  kernels::Context& k = context.kernels();
+  kernels::batch_norm_forward(k, params, x.value(), value_of(gamma), value_of(beta), running(buffers.running_mean),
+                              running(buffers.running_var), y, mean.data<float>(), rstd.data<float>(),
+                              context.scratch(kernels::batch_norm_workspace_bytes(k, params)));
+  if (training && buffers.batches != nullptr) {
+    ++buffers.batches->value;
+  }
+  if (!records(context, {&x}, gamma != nullptr)) {
+    return y;
+  }
+  return context.tape()->record(
+      "batch_norm", y, {x.value(), mean, rstd},
+      [params, gamma, beta, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        Tensor dx = saved[0].empty_like(ctx);
+        kernels::batch_norm_backward(kc, params, saved[0], value_of(gamma), value_of(beta), saved[1].data<float>(),
+                                     saved[2].data<float>(), dy, dx, gradient_of(gamma), gradient_of(beta),
+                                     shared_mode(ctx, {gamma, beta}),
+                                     ctx.scratch(kernels::batch_norm_workspace_bytes(kc, params)));
+        if (slot) {
+          slot->add(ctx, std::move(dx));
+        }
+      });
+}
+
+Variable group_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta, int64_t groups,
+                    kernels::Activation activation, float eps) {
+  VESAL_RANGE("group_norm");
+  const int64_t n = x.size(0);
+  const int64_t channels = x.size(-1);
+  const kernels::GroupNormParams params{.n = n,
+                                        .spatial = n == 0 ? 1 : x.value().count() / (n * channels),
+                                        .channels = channels,
+                                        .groups = groups,
+                                        .eps = eps,
+                                        .activation = activation};
+  if (gamma != nullptr) {
+    require_shape(gamma->value, {channels}, "group_norm: gamma");
+  }
+  Tensor y = x.value().empty_like(context);
+  Tensor mean = Tensor::empty(context, {n, groups});
+  Tensor rstd = Tensor::empty(context, {n, groups});
+  kernels::Context& k = context.kernels();
+  kernels::group_norm_forward(k, params, x.value(), value_of(gamma), value_of(beta), y, mean.data<float>(),
+                              rstd.data<float>(), context.scratch(kernels::group_norm_workspace_bytes(k, params)));
+  if (!records(context, {&x}, gamma != nullptr)) {
+    return y;
+  }
+  return context.tape()->record(
+      "group_norm", y, {x.value(), mean, rstd},
+      [params, gamma, beta, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        Tensor dx = saved[0].empty_like(ctx);
+        kernels::group_norm_backward(kc, params, saved[0], value_of(gamma), value_of(beta), saved[1].data<float>(),
+                                     saved[2].data<float>(), dy, dx, gradient_of(gamma), gradient_of(beta),
+                                     shared_mode(ctx, {gamma, beta}),
+                                     ctx.scratch(kernels::group_norm_workspace_bytes(kc, params)));
         if (slot) {
           slot->add(ctx, std::move(dx));
         }
@@ -466,20 +557,22 @@ Variable combine(DeviceContext& context, float alpha, const Variable& a, float b
       });
 }
 
-Variable relu(DeviceContext& context, const Variable& x) {
-  VESAL_RANGE("relu");
+Variable relu(DeviceContext& context, const Variable& x) { return activate(context, x, kernels::Activation::relu); }
+
+Variable activate(DeviceContext& context, const Variable& x, kernels::Activation activation, float slope) {
+  VESAL_RANGE("activate");
   Tensor y = x.value().empty_like(context);
-  kernels::unary_forward(context.kernels(), kernels::Unary::relu, y.count(), x.value(), y);
+  kernels::unary_forward(context.kernels(), activation, y.count(), x.value(), y, slope);
   if (!records(context, {&x})) {
     return y;
   }
-  return context.tape()->record("relu", y, {x.value()},
-                                [slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
-                                  Tensor dx = dy.empty_like(ctx);
-                                  kernels::unary_backward(ctx.kernels(), kernels::Unary::relu, dx.count(), saved[0],
-                                                          dy, dx);
-                                  slot->add(ctx, std::move(dx));
-                                });
+  return context.tape()->record(
+      "activate", y, {x.value()},
+      [activation, slope, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+        Tensor dx = dy.empty_like(ctx);
+        kernels::unary_backward(ctx.kernels(), activation, dx.count(), saved[0], dy, dx, slope);
+        slot->add(ctx, std::move(dx));
+      });
 }
 
 Variable add_sample_vector(DeviceContext& context, const Variable& x, const Variable& v) {
@@ -531,6 +624,48 @@ Variable drop_path(DeviceContext& context, const Variable& x, float probability)
       "drop_path", y, {gate}, [n, inner, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
         Tensor dx = dy.empty_like(ctx);
         kernels::gate_samples(ctx.kernels(), n, inner, saved[0], dy, dx);
+        slot->add(ctx, std::move(dx));
+      });
+}
+
+Variable dropout(DeviceContext& context, const Variable& x, float probability) {
+  if (probability == 0.0f) {
+    return x;
+  }
+  VESAL_RANGE("dropout");
+  const kernels::DropoutKey key{context.seed(), context.step(), context.next_random_op()};
+  Tensor y = x.value().empty_like(context);
+  kernels::dropout(context.kernels(), y.count(), probability, key, x.value(), y);
+  if (!records(context, {&x})) {
+    return y;
+  }
+  return context.tape()->record(
+      "dropout", y, {}, [probability, key, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        Tensor dx = dy.empty_like(ctx);
+        kernels::dropout(ctx.kernels(), dy.count(), probability, key, dy, dx);
+        slot->add(ctx, std::move(dx));
+      });
+}
+
+Variable dropout_channels(DeviceContext& context, const Variable& x, float probability) {
+  if (probability == 0.0f) {
+    return x;
+  }
+  VESAL_RANGE("dropout_channels");
+  const kernels::DropoutKey key{context.seed(), context.step(), context.next_random_op()};
+  const int64_t n = x.size(0);
+  const int64_t channels = x.size(-1);
+  const int64_t spatial = n == 0 ? 0 : x.value().count() / (n * channels);
+  Tensor y = x.value().empty_like(context);
+  kernels::dropout_channels(context.kernels(), n, spatial, channels, probability, key, x.value(), y);
+  if (!records(context, {&x})) {
+    return y;
+  }
+  return context.tape()->record(
+      "dropout_channels", y, {},
+      [n, spatial, channels, probability, key, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        Tensor dx = dy.empty_like(ctx);
+        kernels::dropout_channels(ctx.kernels(), n, spatial, channels, probability, key, dy, dx);
         slot->add(ctx, std::move(dx));
       });
 }

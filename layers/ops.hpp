@@ -40,6 +40,24 @@ Variable layer_norm(DeviceContext& context, const Variable& x, Parameter* gamma,
 Variable instance_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
                        kernels::Activation activation = kernels::Activation::none, float eps = 1e-5f);
 
+// What batch normalisation keeps between steps; all null for none.
+struct BatchNormBuffers {
+  Buffer* running_mean = nullptr;  // [C]
+  Buffer* running_var = nullptr;   // [C]
+  Counter* batches = nullptr;
+};
+// Over the voxels of all samples. In training x is normalised with its own statistics, and every call moves the running
+// ones (a module that is applied twice in a step moves them twice, in order); otherwise with the running ones, which
+// must be there. gamma, beta [C]; both null for no affine map. activation none, relu, leaky_relu (slope 0.01), gelu,
+// silu or elu.
+Variable batch_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
+                    const BatchNormBuffers& buffers, bool training,
+                    kernels::Activation activation = kernels::Activation::none, float eps = 1e-5f,
+                    float momentum = 0.1f);
+// Over the voxels and neighbouring channels of each group; groups divides C. gamma, beta and activation as above.
+Variable group_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta, int64_t groups,
+                    kernels::Activation activation = kernels::Activation::none, float eps = 1e-5f);
+
 struct WindowAttentionSettings {
   int heads = 1;
   std::array<int, 3> window{4, 4, 4};
@@ -79,11 +97,17 @@ Variable add_scaled(DeviceContext& context, const Variable& a, const Variable& b
 // alpha * a + beta * b.
 Variable combine(DeviceContext& context, float alpha, const Variable& a, float beta, const Variable& b);
 Variable relu(DeviceContext& context, const Variable& x);
+// Any activation but none; `slope` is leaky_relu's.
+Variable activate(DeviceContext& context, const Variable& x, kernels::Activation activation, float slope = 0.01f);
 // x[n, ..., c] + v[n, c].
 Variable add_sample_vector(DeviceContext& context, const Variable& x, const Variable& v);
 // Stochastic depth (Huang et al. 2016): each sample's branch is dropped with `probability` in training and scaled by
 // 1 / (1 - probability) otherwise; x itself when the probability is 0.
 Variable drop_path(DeviceContext& context, const Variable& x, float probability);
+// Each element, or each channel of a sample, is dropped with `probability` and scaled by 1 / (1 - probability)
+// otherwise; x itself when the probability is 0. The mask is drawn again in the backward pass, not stored.
+Variable dropout(DeviceContext& context, const Variable& x, float probability);
+Variable dropout_channels(DeviceContext& context, const Variable& x, float probability);
 
 // Along channels.
 Variable concat_channels(DeviceContext& context, const Variable& a, const Variable& b);

@@ -1,5 +1,6 @@
 #include "layers/parameters.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 namespace vesal::layers {
@@ -11,6 +12,12 @@ Parameter* ParameterStore::find(std::string_view name) const {
     }
   }
   return nullptr;
+}
+
+bool ParameterStore::has_name(std::string_view name) const {
+  const auto named = [&](const auto& entry) { return entry->name == name; };
+  return std::any_of(parameters_.begin(), parameters_.end(), named) ||
+         std::any_of(buffers_.begin(), buffers_.end(), named) || std::any_of(counters_.begin(), counters_.end(), named);
 }
 
 int64_t ParameterStore::count() const {
@@ -53,6 +60,25 @@ Parameter* ParameterBuilder::constant(std::string_view name, Shape shape, float 
   return add(name, std::move(shape), values, false, ParameterLayout::plain);
 }
 
+Buffer* ParameterBuilder::buffer(std::string_view name, Shape shape, float value) const {
+  auto buffer = std::make_unique<Buffer>();
+  buffer->name = prefix_ + std::string(name);
+  check<ShapeError>(!store_.has_name(buffer->name), "parameter ", buffer->name, " exists already");
+  const std::vector<float> values(static_cast<size_t>(element_count(shape)), value);
+  const AllocationTag tag("buffers");
+  buffer->value = Tensor::from_host(context_, values, std::move(shape));
+  store_.buffers_.push_back(std::move(buffer));
+  return store_.buffers_.back().get();
+}
+
+Counter* ParameterBuilder::counter(std::string_view name) const {
+  auto counter = std::make_unique<Counter>();
+  counter->name = prefix_ + std::string(name);
+  check<ShapeError>(!store_.has_name(counter->name), "parameter ", counter->name, " exists already");
+  store_.counters_.push_back(std::move(counter));
+  return store_.counters_.back().get();
+}
+
 Parameter* ParameterBuilder::truncated_normal(std::string_view name, Shape shape, float deviation) const {
   RandomStream stream = random();
   std::vector<float> values(static_cast<size_t>(element_count(shape)));
@@ -69,7 +95,7 @@ Parameter* ParameterBuilder::add(std::string_view name, Shape shape, const std::
                                  ParameterLayout layout) const {
   auto parameter = std::make_unique<Parameter>();
   parameter->name = prefix_ + std::string(name);
-  check<ShapeError>(store_.find(parameter->name) == nullptr, "parameter ", parameter->name, " exists already");
+  check<ShapeError>(!store_.has_name(parameter->name), "parameter ", parameter->name, " exists already");
   {
     const AllocationTag tag("parameters");
     parameter->value = Tensor::from_host(context_, values, shape);

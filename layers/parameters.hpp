@@ -35,10 +35,26 @@ struct Parameter {
   }
 };
 
-// All parameters of a model, in the order of their creation, which is part of the file format's stability.
+// What a module keeps beside its parameters: it changes in training and belongs into weights files, but no gradient
+// reaches it and no optimiser moves it.
+struct Buffer {
+  std::string name;  // PyTorch-like: "norm.running_mean"
+  Tensor value;
+};
+
+// A number that a module counts on the host; one I64 in files, as PyTorch's "norm.num_batches_tracked".
+struct Counter {
+  std::string name;
+  int64_t value = 0;
+};
+
+// All parameters of a model, in the order of their creation, which is part of the file format's stability; and its
+// buffers and counters, which share the parameters' names but are counted and trained nowhere.
 class ParameterStore {
  public:
   const std::vector<std::unique_ptr<Parameter>>& all() const { return parameters_; }
+  const std::vector<std::unique_ptr<Buffer>>& buffers() const { return buffers_; }
+  const std::vector<std::unique_ptr<Counter>>& counters() const { return counters_; }
   // Null when there is none of that name.
   Parameter* find(std::string_view name) const;
   // Numbers, not tensors.
@@ -48,7 +64,11 @@ class ParameterStore {
 
  private:
   friend class ParameterBuilder;
+  bool has_name(std::string_view name) const;
+
   std::vector<std::unique_ptr<Parameter>> parameters_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+  std::vector<std::unique_ptr<Counter>> counters_;
 };
 
 // Creates parameters under dotted names with PyTorch's default initial values. Numbers are drawn by Philox keyed by the
@@ -65,6 +85,9 @@ class ParameterBuilder {
   Parameter* uniform(std::string_view name, Shape shape, float bound, bool decays,
                      ParameterLayout layout = ParameterLayout::plain) const;
   Parameter* constant(std::string_view name, Shape shape, float value) const;
+  // Full of `value`.
+  Buffer* buffer(std::string_view name, Shape shape, float value) const;
+  Counter* counter(std::string_view name) const;
   // Normal with the given standard deviation, drawn again outside two of them.
   Parameter* truncated_normal(std::string_view name, Shape shape, float deviation) const;
 

@@ -8,11 +8,13 @@
 #include <limits>
 
 #include "base/philox.hpp"
+#include "kernels/batch_norm/batch_norm_ref.hpp"
 #include "kernels/conv3d/conv3d_ref.hpp"
 #include "kernels/conv_transpose3d/conv_transpose3d.hpp"
 #include "kernels/elementwise/elementwise_ref.hpp"
 #include "kernels/gemm/gemm_ref.hpp"
 #include "kernels/graph/graph_ref.hpp"
+#include "kernels/group_norm/group_norm_ref.hpp"
 #include "kernels/instance_norm/instance_norm_ref.hpp"
 #include "kernels/layer_norm/layer_norm_ref.hpp"
 #include "kernels/linear/linear_ref.hpp"
@@ -298,6 +300,75 @@ void check_instance_norm(Checker& c) {
                         c.scratch(instance_norm_workspace_bytes(c.k(), p)));
   instance_norm_backward(c.k(), p, tx, tg, tb, tm.data<float>(), tr.data<float>(), tdy, tdx, tdg, tdb,
                          GradMode::overwrite, c.scratch(instance_norm_workspace_bytes(c.k(), p)));
+  c.same(ty, y);
+  c.same(tdx, dx);
+  c.same(tdg, dgamma);
+  c.same(tdb, dbeta);
+}
+
+// In training, then in evaluation with the running statistics that it left.
+void check_batch_norm(Checker& c) {
+  BatchNormParams p{.n = 2, .spatial = 65, .channels = 7, .activation = Activation::silu};
+  const int64_t count = p.rows() * p.channels;
+  const Values x = c.random(count);
+  const Values gamma = c.random(p.channels);
+  const Values beta = c.random(p.channels);
+  const Values dy = c.random(count);
+  Values running_mean(gamma.size(), 0.0);
+  Values running_var(gamma.size(), 1.0);
+  const Tensor tx = c.put(x), tg = c.put(gamma), tb = c.put(beta), tdy = c.put(dy);
+  const Tensor trm = c.put(running_mean), trv = c.put(running_var);
+  for (const bool training : {true, false}) {
+    p.training = training;
+    Values y(x.size());
+    Values mean(gamma.size());
+    Values rstd(gamma.size());
+    Values dx(x.size());
+    Values dgamma(gamma.size());
+    Values dbeta(beta.size());
+    ref::batch_norm_forward(p, x.data(), gamma.data(), beta.data(), running_mean.data(), running_var.data(),
+                            y.data(), mean.data(), rstd.data());
+    ref::batch_norm_backward(p, x.data(), gamma.data(), beta.data(), mean.data(), rstd.data(), dy.data(),
+                             dx.data(), dgamma.data(), dbeta.data());
+    const Tensor ty = c.out(count), tm = c.out(p.channels), tr = c.out(p.channels), tdx = c.out(count);
+    const Tensor tdg = c.out(p.channels), tdb = c.out(p.channels);
+    batch_norm_forward(c.k(), p, tx, tg, tb, trm.data<float>(), trv.data<float>(), ty, tm.data<float>(),
+                       tr.data<float>(), c.scratch(batch_norm_workspace_bytes(c.k(), p)));
+    batch_norm_backward(c.k(), p, tx, tg, tb, tm.data<float>(), tr.data<float>(), tdy, tdx, tdg, tdb,
+                        GradMode::overwrite, c.scratch(batch_norm_workspace_bytes(c.k(), p)));
+    c.same(ty, y);
+    c.same(trm, running_mean);
+    c.same(trv, running_var);
+    c.same(tdx, dx);
+    c.same(tdg, dgamma);
+    c.same(tdb, dbeta);
+  }
+}
+
+void check_group_norm(Checker& c) {
+  GroupNormParams p{.n = 2, .spatial = 65, .channels = 12, .groups = 3, .activation = Activation::gelu};
+  const int64_t count = p.n * p.spatial * p.channels;
+  const int64_t statistics = p.n * p.groups;
+  const Values x = c.random(count);
+  const Values gamma = c.random(p.channels);
+  const Values beta = c.random(p.channels);
+  const Values dy = c.random(count);
+  Values y(x.size());
+  Values mean(static_cast<size_t>(statistics));
+  Values rstd(mean.size());
+  Values dx(x.size());
+  Values dgamma(gamma.size());
+  Values dbeta(beta.size());
+  ref::group_norm_forward(p, x.data(), gamma.data(), beta.data(), y.data(), mean.data(), rstd.data());
+  ref::group_norm_backward(p, x.data(), gamma.data(), beta.data(), mean.data(), rstd.data(), dy.data(),
+                           dx.data(), dgamma.data(), dbeta.data());
+  const Tensor tx = c.put(x), tg = c.put(gamma), tb = c.put(beta), tdy = c.put(dy);
+  const Tensor ty = c.out(count), tm = c.out(statistics), tr = c.out(statistics), tdx = c.out(count);
+  const Tensor tdg = c.out(p.channels), tdb = c.out(p.channels);
+  group_norm_forward(c.k(), p, tx, tg, tb, ty, tm.data<float>(), tr.data<float>(),
+                     c.scratch(group_norm_workspace_bytes(c.k(), p)));
+  group_norm_backward(c.k(), p, tx, tg, tb, tm.data<float>(), tr.data<float>(), tdy, tdx, tdg, tdb,
+                      GradMode::overwrite, c.scratch(group_norm_workspace_bytes(c.k(), p)));
   c.same(ty, y);
   c.same(tdx, dx);
   c.same(tdg, dgamma);
@@ -590,7 +661,8 @@ void check_elementwise(Checker& c) {
   constexpr int64_t kCount = 1027;
   const Values x = c.random(kCount);
   const Values dy = c.random(kCount);
-  for (const Unary kind : {Unary::relu, Unary::leaky_relu, Unary::gelu, Unary::sigmoid}) {
+  for (const Unary kind : {Unary::relu, Unary::leaky_relu, Unary::gelu, Unary::gelu_tanh, Unary::silu,
+                           Unary::hardswish, Unary::elu, Unary::sigmoid}) {
     Values y(x.size());
     Values dx(x.size());
     ref::unary_forward(kind, kCount, x.data(), y.data(), 0.01);
@@ -601,6 +673,15 @@ void check_elementwise(Checker& c) {
     c.same(ty, y);
     c.same(tdx, dx);
   }
+  const DropoutKey key{3, 1, 4};
+  Values kept(x.size());
+  const Tensor tx = c.put(x), tkept = c.out(kCount), tchannels = c.out(kCount);
+  ref::dropout(kCount, 0.3f, key, x.data(), kept.data());
+  dropout(c.k(), kCount, 0.3f, key, tx, tkept);
+  c.same(tkept, kept);
+  ref::dropout_channels(1, kCount / 13, 13, 0.3f, key, x.data(), kept.data());  // 1027 = 79 * 13
+  dropout_channels(c.k(), 1, kCount / 13, 13, 0.3f, key, tx, tchannels);
+  c.same(tchannels, kept);
 }
 
 void check_softmax(Checker& c) {
@@ -727,6 +808,8 @@ std::vector<SelfCheckResult> self_check(DeviceContext& context) {
                                        {"gemm", check_gemm},
                                        {"layer_norm", check_layer_norm},
                                        {"instance_norm", check_instance_norm},
+                                       {"batch_norm", check_batch_norm},
+                                       {"group_norm", check_group_norm},
                                        {"window_attention", check_window_attention},
                                        {"shifted_patch", check_shifted_patch},
                                        {"graph", check_graph},

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <set>
 
 #include "base/error.hpp"
@@ -61,6 +62,17 @@ class Differences {
   std::string names_;
 };
 
+int64_t read_counter(const SafetensorsFile& file, const StoredTensor& stored) {
+  check<FormatError>(stored.dtype == "I64", file.path().string(), ": tensor ", stored.name, ": found ",
+                     stored.dtype, ", expected I64");
+  const std::vector<std::byte> bytes = file.read_bytes(stored);
+  int64_t value = 0;
+  std::memcpy(&value, bytes.data(), sizeof(value));
+  check<FormatError>(value >= 0, file.path().string(), ": tensor ", stored.name, ": found ", value,
+                     ", expected no negative number");
+  return value;
+}
+
 }  // namespace
 
 Shape file_shape(const Shape& memory_shape, layers::ParameterLayout layout) {
@@ -99,6 +111,12 @@ std::vector<NamedTensor> named_parameters(const layers::ParameterStore& store) {
   for (const auto& parameter : store.all()) {
     tensors.push_back({parameter->name, parameter->value, parameter->layout});
   }
+  for (const auto& buffer : store.buffers()) {
+    tensors.push_back({buffer->name, buffer->value});
+  }
+  for (const auto& counter : store.counters()) {
+    tensors.push_back({counter->name, Tensor(), layers::ParameterLayout::plain, &counter->value});
+  }
   return tensors;
 }
 
@@ -106,6 +124,13 @@ void write_tensors(DeviceContext& context, const std::filesystem::path& path,
                    const std::vector<NamedTensor>& tensors, const Metadata& metadata) {
   std::vector<TensorSource> sources;
   for (const NamedTensor& named : tensors) {
+    if (named.counter != nullptr) {
+      sources.push_back({named.name, DType::i64, {}, [value = *named.counter] {
+                           const auto bytes = std::as_bytes(std::span(&value, 1));
+                           return std::vector<std::byte>(bytes.begin(), bytes.end());
+                         }});
+      continue;
+    }
     sources.push_back(
         {named.name, DType::f32, file_shape(named.tensor.shape(), named.layout), [&context, &named] {
            const std::vector<float> values =
@@ -125,7 +150,8 @@ void load_tensors(DeviceContext& context, const SafetensorsFile& file,
   for (const NamedTensor& named : tensors) {
     wanted.insert(named.name);
     const StoredTensor* stored = file.find(named.name);
-    const Shape expected = file_shape(named.tensor.shape(), named.layout);
+    const Shape expected =
+        named.counter != nullptr ? Shape{} : file_shape(named.tensor.shape(), named.layout);
     if (stored == nullptr) {
       missing.add(named.name);
     } else if (stored->shape != expected) {
@@ -152,7 +178,12 @@ void load_tensors(DeviceContext& context, const SafetensorsFile& file,
   check<FormatError>(differences.empty(), file.path().string(), ": weights of another model: ", differences);
 
   std::vector<std::vector<float>> values;
+  std::vector<int64_t> counters;
   for (const NamedTensor& named : tensors) {
+    if (named.counter != nullptr) {
+      counters.push_back(read_counter(file, *file.find(named.name)));
+      continue;
+    }
     std::vector<float> stored = file.read_floats(*file.find(named.name));
     const auto bad = std::find_if_not(stored.begin(), stored.end(), [](float x) { return std::isfinite(x); });
     check<FormatError>(bad == stored.end(), file.path().string(), ": tensor ", named.name, ": found ",
@@ -160,8 +191,15 @@ void load_tensors(DeviceContext& context, const SafetensorsFile& file,
                        ", expected finite numbers");
     values.push_back(to_memory_order(stored, named.tensor.shape(), named.layout));
   }
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    tensors[i].tensor.copy_from_host(context, values[i].data(), values[i].size() * sizeof(float));
+  auto next_values = values.begin();
+  auto next_counter = counters.begin();
+  for (const NamedTensor& named : tensors) {
+    if (named.counter != nullptr) {
+      *named.counter = *next_counter++;
+    } else {
+      named.tensor.copy_from_host(context, next_values->data(), next_values->size() * sizeof(float));
+      ++next_values;
+    }
   }
 }
 

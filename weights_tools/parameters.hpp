@@ -23,24 +23,26 @@ std::vector<float> to_file_order(std::span<const float> memory, const Shape& sha
 std::vector<float> to_memory_order(std::span<const float> file, const Shape& shape,
                                    layers::ParameterLayout layout);
 
-// A float32 tensor on a device and its name in a file.
+// A float32 tensor on a device and its name in a file; or, where `counter` is set, a number on the host,
+// which a file holds as one I64.
 struct NamedTensor {
   std::string name;
   Tensor tensor;
   layers::ParameterLayout layout = layers::ParameterLayout::plain;
+  int64_t* counter = nullptr;
 };
 
-// The parameters of a model under their own names, in order of creation.
+// The parameters of a model under their own names, then its buffers, then its counters, in order of creation.
 std::vector<NamedTensor> named_parameters(const layers::ParameterStore& store);
 
-// Writes tensors as F32, in the order given.
+// Writes tensors as F32 and counters as I64, in the order given.
 void write_tensors(DeviceContext& context, const std::filesystem::path& path,
                    const std::vector<NamedTensor>& tensors, const Metadata& metadata);
 
 // Fills the tensors from a file, converting F64, F16 and BF16. Tensors of the file whose names start with one
 // of `ignored_prefixes` are left alone. Every name that is missing or unexpected and every shape that differs
 // is counted in one FormatError, the first few by name, before anything is changed; so is a tensor with a NaN
-// or an infinity.
+// or an infinity, and a counter that is no I64 or negative.
 void load_tensors(DeviceContext& context, const SafetensorsFile& file,
                   const std::vector<NamedTensor>& tensors,
                   std::span<const std::string_view> ignored_prefixes = {});

@@ -146,6 +146,91 @@ TEST_P(Layers, Norms) {
   }
 }
 
+TEST_P(Layers, BatchNormInTrainingAndEvaluation) {
+  for (const bool training : {true, false}) {
+    store = ParameterStore();
+    const BatchNorm norm(builder, 4, kernels::Activation::silu);
+    norm(context, random_tensor({2, 3, 2, 3, 4}, 2), true);  // running statistics of their own
+    check_gradients([&](const auto& x) { return norm(context, x[0], training); }, {random_tensor({2, 3, 2, 3, 4}, 1)});
+  }
+}
+
+// One module over two branches, as in the fusion block of the original network: two updates, in order.
+TEST_P(Layers, BatchNormAppliedTwiceUpdatesTwice) {
+  const BatchNorm norm(builder, 3);
+  const Tensor a = random_tensor({2, 2, 2, 2, 3}, 1), b = random_tensor({1, 3, 2, 2, 3}, 2);
+  check_gradients(
+      [&](const auto& x) {
+        const Variable first = norm(context, x[0], true);
+        return concat_samples(context, first, norm(context, x[1], true));
+      },
+      {a, random_tensor({2, 2, 2, 2, 3}, 3)});
+  store = ParameterStore();
+  const BatchNorm fresh(builder, 3);
+  std::vector<double> mean(3, 0.0), var(3, 1.0);
+  int64_t batches = 0;
+  for (const Tensor& x : {a, b}) {
+    fresh(context, x, true);
+    EXPECT_EQ(store.counters()[0]->value, ++batches);
+    const std::vector<float> values = x.to_host<float>(context);
+    const auto rows = static_cast<double>(values.size() / 3);
+    for (size_t c = 0; c < 3; ++c) {
+      double m = 0, squares = 0;
+      for (size_t i = c; i < values.size(); i += 3) {
+        m += values[i] / rows;
+      }
+      for (size_t i = c; i < values.size(); i += 3) {
+        squares += (values[i] - m) * (values[i] - m);
+      }
+      mean[c] = 0.9 * mean[c] + 0.1 * m;
+      var[c] = 0.9 * var[c] + 0.1 * squares / (rows - 1);
+    }
+  }
+  fresh(context, a, false);  // changes nothing
+  EXPECT_EQ(store.counters()[0]->value, 2);
+  for (size_t c = 0; c < 3; ++c) {
+    EXPECT_NEAR(store.buffers()[0]->value.to_host<float>(context)[c], mean[c], 1e-6);
+    EXPECT_NEAR(store.buffers()[1]->value.to_host<float>(context)[c], var[c], 1e-6);
+  }
+  EXPECT_EQ(store.count(), 6);  // buffers are no parameters
+  EXPECT_THROW(builder.buffer("weight", {3}, 0.0f), ShapeError);
+  EXPECT_THROW(builder.constant("running_mean", {3}, 0.0f), ShapeError);
+  EXPECT_THROW(fresh(context, random_tensor({1, 1, 1, 1, 3}, 4), true), ShapeError);
+}
+
+TEST_P(Layers, GroupNorm) {
+  for (const int64_t groups : {1, 2, 6}) {
+    store = ParameterStore();
+    const GroupNorm norm(builder, groups, 6, kernels::Activation::gelu);
+    check_gradients([&](const auto& x) { return norm(context, x[0]); }, {random_tensor({2, 3, 2, 3, 6}, 1)});
+  }
+  store = ParameterStore();
+  EXPECT_THROW(GroupNorm(builder, 4, 6), ShapeError);
+}
+
+TEST_P(Layers, ActivationsAndDropout) {
+  for (const kernels::Activation kind : {kernels::Activation::gelu_tanh, kernels::Activation::silu,
+                                         kernels::Activation::hardswish, kernels::Activation::elu}) {
+    check_gradients([&](const auto& x) { return activate(context, x[0], kind); }, {random_tensor({2, 3, 5}, 1)}, 1e-3);
+  }
+  for (const auto drop : {dropout, dropout_channels}) {
+    // The same step for every evaluation: the same mask.
+    check_gradients(
+        [&](const auto& x) {
+          context.seed_step(1, 1);
+          return drop(context, x[0], 0.4f);
+        },
+        {random_tensor({3, 2, 3, 7}, 1)});
+    const Tensor x = random_tensor({3, 2, 3, 7}, 1);
+    EXPECT_EQ(drop(context, x, 0.0f).value().data(), x.data());
+    context.seed_step(1, 1);
+    const std::vector<float> first = drop(context, x, 0.4f).value().to_host<float>(context);
+    EXPECT_NE(drop(context, x, 0.4f).value().to_host<float>(context), first);  // the next op, another mask
+    context.seed_step(1, 1);
+    EXPECT_EQ(drop(context, x, 0.4f).value().to_host<float>(context), first);
+  }
+}
+
 TEST_P(Layers, ShiftedPatchPlainAndMasked) {
   {
     const ShiftedPatch merge(builder, 1, 3, 4, kernels::ShiftSet::tetra4, false);

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "base/error.hpp"
+#include "layers/modules.hpp"
 
 namespace vesal::weights {
 namespace {
@@ -82,6 +83,54 @@ TEST_F(ParametersTest, RoundTripThroughAFile) {
   load_tensors(context_, file, read);
   EXPECT_EQ(read[0].tensor.to_host<float>(context_), written[1].tensor.to_host<float>(context_));
   EXPECT_EQ(read[1].tensor.to_host<float>(context_), written[0].tensor.to_host<float>(context_));
+}
+
+TEST_F(ParametersTest, BuffersAndCountersTravelUnderPyTorchsNames) {
+  const auto build = [&](layers::ParameterStore& store) {
+    return layers::BatchNorm(layers::ParameterBuilder(context_, store, 3).scope("norm"), 3);
+  };
+  layers::ParameterStore trained, fresh;
+  const layers::BatchNorm norm = build(trained);
+  build(fresh);
+  norm(context_, counting({2, 2, 1, 1, 3}), true);
+  norm(context_, counting({2, 2, 1, 1, 3}, 5), true);
+  write_tensors(context_, file_, named_parameters(trained), {});
+  const SafetensorsFile file(file_);
+  for (const char* name : {"norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"}) {
+    ASSERT_NE(file.find(name), nullptr) << name;
+    EXPECT_EQ(file.find(name)->shape, (Shape{3})) << name;
+  }
+  ASSERT_NE(file.find("norm.num_batches_tracked"), nullptr);
+  EXPECT_EQ(file.find("norm.num_batches_tracked")->dtype, "I64");
+  EXPECT_EQ(file.find("norm.num_batches_tracked")->shape, Shape{});
+  EXPECT_EQ(file.tensors().size(), 5u);
+
+  load_tensors(context_, file, named_parameters(fresh));
+  EXPECT_EQ(fresh.counters()[0]->value, 2);
+  for (size_t i = 0; i < 2; ++i) {
+    const std::vector<float> values = trained.buffers()[i]->value.to_host<float>(context_);
+    EXPECT_EQ(fresh.buffers()[i]->value.to_host<float>(context_), values);
+    EXPECT_NE(values, std::vector<float>(3, i == 0 ? 0.0f : 1.0f));
+  }
+}
+
+TEST_F(ParametersTest, CountersThatMakeNoSenseAreRefusedAndNothingChanges) {
+  int64_t counter = 4;
+  const NamedTensor wanted{"n", Tensor(), ParameterLayout::plain, &counter};
+  const Tensor a = counting({3});
+  int64_t negative = -1;
+  write_tensors(context_, file_,
+                {{"a", counting({3}, 7)}, {"n", Tensor(), ParameterLayout::plain, &negative}}, {});
+  std::string line = refusal({{"a", a}, wanted});
+  EXPECT_NE(line.find("tensor n: found -1"), std::string::npos) << line;
+  write_tensors(context_, file_, {{"a", counting({3}, 7)}, {"n", counting({1}).reshape({})}}, {});
+  line = refusal({{"a", a}, wanted});
+  EXPECT_NE(line.find("tensor n: found F32, expected I64"), std::string::npos) << line;
+  write_tensors(context_, file_, {{"a", counting({3}, 7)}, {"n", counting({1})}}, {});
+  line = refusal({{"a", a}, wanted});
+  EXPECT_NE(line.find("n: found [1], expected []"), std::string::npos) << line;
+  EXPECT_EQ(counter, 4);
+  EXPECT_EQ(a.to_host<float>(context_), (std::vector<float>{0, 1, 2}));
 }
 
 TEST_F(ParametersTest, NarrowTypesAreWidened) {
