@@ -10,6 +10,8 @@ namespace vesal::kernels {
 
 VESAL_DECLARE_BACKENDS(gradient_norm)
 VESAL_DECLARE_BACKENDS(adamw_step)
+VESAL_DECLARE_BACKENDS(sgd_step)
+VESAL_DECLARE_BACKENDS(ema_step)
 
 namespace {
 
@@ -18,6 +20,11 @@ void check_tables(const char* what, const OptimizerTables& tables) {
                     ": a table has negative length");
   check<ShapeError>(tables.chunk_count == 0 || (tables.tensors != nullptr && tables.chunks != nullptr), what,
                     ": a table is null");
+}
+
+void check_clipping(const char* what, float max_norm, const float* norm) {
+  check<ShapeError>(max_norm <= 0 || norm != nullptr, what, ": clipping to ", max_norm,
+                    " needs the gradient norm");
 }
 
 }  // namespace
@@ -53,9 +60,23 @@ void adamw_step(Context& context, const AdamWParams& params, const OptimizerTabl
                 const float* norm) {
   check_tables("adamw_step", tables);
   check<ShapeError>(params.step >= 1, "adamw_step: step ", params.step, ", expected at least 1");
-  check<ShapeError>(params.max_norm <= 0 || norm != nullptr, "adamw_step: clipping to ", params.max_norm,
-                    " needs the gradient norm");
+  check_clipping("adamw_step", params.max_norm, norm);
   VESAL_DISPATCH(context, adamw_step(context, params, tables, norm));
+}
+
+void sgd_step(Context& context, const SgdParams& params, const OptimizerTables& tables, const float* norm) {
+  check_tables("sgd_step", tables);
+  check<ShapeError>(params.momentum >= 0 && params.momentum < 1, "sgd_step: momentum ", params.momentum,
+                    ", expected 0 or more and less than 1");
+  check<ShapeError>(!params.nesterov || params.momentum > 0, "sgd_step: nesterov needs a momentum above 0");
+  check_clipping("sgd_step", params.max_norm, norm);
+  VESAL_DISPATCH(context, sgd_step(context, params, tables, norm));
+}
+
+void ema_step(Context& context, float decay, const OptimizerTables& tables, const float* norm) {
+  check_tables("ema_step", tables);
+  check<ShapeError>(decay >= 0 && decay <= 1, "ema_step: decay ", decay, ", expected 0 to 1");
+  VESAL_DISPATCH(context, ema_step(context, decay, tables, norm));
 }
 
 }  // namespace vesal::kernels

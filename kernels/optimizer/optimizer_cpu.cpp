@@ -1,4 +1,4 @@
-// AdamW on the CPU: one threaded, vectorised pass over the chunks of all parameters.
+// The optimisers on the CPU: one threaded, vectorised pass over the chunks of all parameters.
 #include <algorithm>
 #include <cmath>
 
@@ -12,6 +12,49 @@ namespace vesal::kernels::cpu {
 namespace {
 
 constexpr int64_t kGrainChunks = 8;
+
+float clip_factor(float max_norm, const float* norm) {
+  return max_norm > 0 ? std::min(1.0f, max_norm / (*norm + 1e-6f)) : 1.0f;
+}
+
+// A norm that is there and is not finite forbids the step.
+bool forbidden(const float* norm) { return norm != nullptr && !std::isfinite(*norm); }
+
+// Adam with AMSGrad and without are loops of their own, so that both stay vectorised.
+template <bool kAmsgrad>
+void adamw_chunk(const AdamWStep& s, float clip, const OptimizerChunk& chunk, const OptimizerTensor& tensor) {
+  float* __restrict p = tensor.parameter + chunk.begin;
+  const float* __restrict gradient = tensor.gradient + chunk.begin;
+  float* __restrict m = tensor.first_moment + chunk.begin;
+  float* __restrict v = tensor.second_moment + chunk.begin;
+  float* __restrict largest = kAmsgrad ? tensor.largest_second_moment + chunk.begin : nullptr;
+  const float l2 = s.l2_decay ? tensor.weight_decay : 0.0f;
+  const float decoupled = s.l2_decay ? 0.0f : tensor.weight_decay;
+  const int32_t count = chunk.count;
+#pragma omp simd
+  for (int32_t i = 0; i < count; ++i) {
+    const float g = clip * gradient[i] + l2 * p[i];
+    m[i] = s.beta1 * m[i] + s.one_minus_beta1 * g;
+    v[i] = s.beta2 * v[i] + s.one_minus_beta2 * g * g;
+    float size = v[i];
+    if constexpr (kAmsgrad) {
+      largest[i] = largest[i] > size ? largest[i] : size;
+      size = largest[i];
+    }
+    const float step = m[i] * s.correction1 / (std::sqrt(size * s.correction2) + s.eps);
+    p[i] -= s.learning_rate * (step + decoupled * p[i]);
+  }
+}
+
+// body(chunk, tensor) for every chunk.
+template <class Body>
+void for_chunks(const OptimizerTables& tables, Body&& body) {
+  parallel_for(tables.chunk_count, kGrainChunks, [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) {
+      body(tables.chunks[k], tables.tensors[tables.chunks[k].tensor]);
+    }
+  });
+}
 
 }  // namespace
 
@@ -37,29 +80,62 @@ void gradient_norm(Context&, const OptimizerTables& tables, float* norm, Workspa
 }
 
 void adamw_step(Context&, const AdamWParams& params, const OptimizerTables& tables, const float* norm) {
-  if (norm != nullptr && !std::isfinite(*norm)) {
+  if (forbidden(norm)) {
     return;
   }
-  const float clip = params.max_norm > 0 ? std::min(1.0f, params.max_norm / (*norm + 1e-6f)) : 1.0f;
-  const AdamWStep s = adamw_constants(params);
-  parallel_for(tables.chunk_count, kGrainChunks, [&, s](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) {
-      const OptimizerChunk& chunk = tables.chunks[k];
-      const OptimizerTensor& tensor = tables.tensors[chunk.tensor];
-      float* __restrict p = tensor.parameter + chunk.begin;
-      const float* __restrict gradient = tensor.gradient + chunk.begin;
-      float* __restrict m = tensor.first_moment + chunk.begin;
-      float* __restrict v = tensor.second_moment + chunk.begin;
-      const float weight_decay = tensor.weight_decay;
-      const int32_t count = chunk.count;
+  const float clip = clip_factor(params.max_norm, norm);
+  for_chunks(tables,
+             [clip, s = adamw_constants(params)](const OptimizerChunk& chunk, const OptimizerTensor& tensor) {
+               if (tensor.largest_second_moment != nullptr) {
+                 adamw_chunk<true>(s, clip, chunk, tensor);
+               } else {
+                 adamw_chunk<false>(s, clip, chunk, tensor);
+               }
+             });
+}
+
+void sgd_step(Context&, const SgdParams& params, const OptimizerTables& tables, const float* norm) {
+  if (forbidden(norm)) {
+    return;
+  }
+  const float clip = clip_factor(params.max_norm, norm);
+  for_chunks(tables, [clip, s = params](const OptimizerChunk& chunk, const OptimizerTensor& tensor) {
+    float* __restrict p = tensor.parameter + chunk.begin;
+    const float* __restrict gradient = tensor.gradient + chunk.begin;
+    const float weight_decay = tensor.weight_decay;
+    const int32_t count = chunk.count;
+    if (s.momentum == 0.0f) {
 #pragma omp simd
       for (int32_t i = 0; i < count; ++i) {
-        const float g = clip * gradient[i];
-        m[i] = s.beta1 * m[i] + s.one_minus_beta1 * g;
-        v[i] = s.beta2 * v[i] + s.one_minus_beta2 * g * g;
-        const float step = m[i] * s.correction1 / (std::sqrt(v[i] * s.correction2) + s.eps);
-        p[i] -= s.learning_rate * (step + weight_decay * p[i]);
+        p[i] -= s.learning_rate * (clip * gradient[i] + weight_decay * p[i]);
       }
+      return;
+    }
+    float* __restrict m = tensor.first_moment + chunk.begin;
+    // g + momentum m, or m alone.
+    const float gradient_part = s.nesterov ? 1.0f : 0.0f;
+    const float moment_part = s.nesterov ? s.momentum : 1.0f;
+#pragma omp simd
+    for (int32_t i = 0; i < count; ++i) {
+      const float g = clip * gradient[i] + weight_decay * p[i];
+      m[i] = s.momentum * m[i] + g;
+      p[i] -= s.learning_rate * (gradient_part * g + moment_part * m[i]);
+    }
+  });
+}
+
+void ema_step(Context&, float decay, const OptimizerTables& tables, const float* norm) {
+  if (forbidden(norm)) {
+    return;
+  }
+  const auto one_minus_decay = static_cast<float>(1.0 - static_cast<double>(decay));
+  for_chunks(tables, [one_minus_decay](const OptimizerChunk& chunk, const OptimizerTensor& tensor) {
+    const float* __restrict p = tensor.parameter + chunk.begin;
+    float* __restrict average = tensor.average + chunk.begin;
+    const int32_t count = chunk.count;
+#pragma omp simd
+    for (int32_t i = 0; i < count; ++i) {
+      average[i] += one_minus_decay * (p[i] - average[i]);
     }
   });
 }

@@ -14,6 +14,7 @@ struct AdamWStep {
   float eps;
   float correction1;  // 1 / (1 - beta1^step)
   float correction2;  // 1 / (1 - beta2^step)
+  bool l2_decay;
 };
 
 inline AdamWStep adamw_constants(const AdamWParams& p) {
@@ -25,7 +26,8 @@ inline AdamWStep adamw_constants(const AdamWParams& p) {
           .one_minus_beta2 = static_cast<float>(1.0 - static_cast<double>(p.beta2)),
           .eps = p.eps,
           .correction1 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(p.beta1), steps))),
-          .correction2 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(p.beta2), steps)))};
+          .correction2 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(p.beta2), steps))),
+          .l2_decay = p.decay == WeightDecay::l2};
 }
 
 }  // namespace vesal::kernels
