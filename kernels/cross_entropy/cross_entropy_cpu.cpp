@@ -1,0 +1,286 @@
+// The losses on softmax on the CPU. Rows are turned, 64 at a time, so that vectors run over rows whatever the
+// number of classes; slabs add up in double and in order.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <vector>
+
+#include "base/parallel.hpp"
+#include "kernels/context/dispatch.hpp"
+#include "kernels/context/slabs.hpp"
+#include "kernels/cross_entropy/cross_entropy.hpp"
+#include "kernels/vector_math.hpp"
+
+namespace vesal::kernels::cpu {
+namespace {
+
+constexpr int64_t kBlock = 64;
+
+// log(1 + u) for u >= 0: 1 + u = 2^k (1 + r), where r is u itself while k is 0, so that a small u keeps its
+// digits.
+inline float log1p_positive(float u) {
+  const float z = 1.0f + u;
+  const int32_t k = (std::bit_cast<int32_t>(z) >> 23) - 127;
+  const float scale = std::bit_cast<float>(static_cast<uint32_t>(127 - k) << 23);
+  const float r = k == 0 ? u : z * scale - 1.0f;
+  return __builtin_fmaf(static_cast<float>(k), 0.693147181f, vector_log1p_unit(r));
+}
+
+// Up to kBlock rows by class: scaled logits minus the row's largest, or their exponentials.
+struct Turned {
+  std::vector<float> values;
+  explicit Turned(int64_t classes) : values(static_cast<size_t>(classes * kBlock)) {}
+  float* at(int64_t c) { return values.data() + c * kBlock; }
+
+  void load(int64_t count, int64_t classes, const float* x, float scale) {
+    for (int64_t c = 0; c < classes; ++c) {
+      float* row = at(c);
+      for (int64_t r = 0; r < count; ++r) {
+        row[r] = scale * x[r * classes + c];
+      }
+    }
+    float largest[kBlock];
+    std::copy_n(at(0), count, largest);
+    for (int64_t c = 1; c < classes; ++c) {
+      const float* row = at(c);
+#pragma omp simd
+      for (int64_t r = 0; r < count; ++r) {
+        largest[r] = row[r] > largest[r] ? row[r] : largest[r];
+      }
+    }
+    for (int64_t c = 0; c < classes; ++c) {
+      float* row = at(c);
+#pragma omp simd
+      for (int64_t r = 0; r < count; ++r) {
+        row[r] -= largest[r];
+      }
+    }
+  }
+};
+
+struct CrossEntropyBlock {
+  const CrossEntropyParams& p;
+  const float* class_weights;
+  float all_weights = 0;  // of the classes
+  Turned turned;
+  int label[kBlock];      // -1: ignored; p.classes: no class
+  float weight[kBlock];   // of the label; 0 where ignored, NaN where it is no class
+  float own[kBlock];      // logit of the label minus the largest
+  float others[kBlock];   // sum of the exponentials but the label's
+  float shifted[kBlock];  // class-weighted sum of the logits minus the largest
+  float log_z[kBlock];
+
+  CrossEntropyBlock(const CrossEntropyParams& params, const float* weights)
+      : p(params), class_weights(weights), turned(params.classes) {
+    for (int64_t c = 0; c < p.classes; ++c) {
+      all_weights += weight_of(c);
+    }
+  }
+  float weight_of(int64_t c) const { return class_weights != nullptr ? class_weights[c] : 1.0f; }
+
+  // Leaves exponentials in `turned`.
+  void evaluate(int64_t count, const float* logits, const uint8_t* labels) {
+    turned.load(count, p.classes, logits, 1.0f);
+    for (int64_t r = 0; r < count; ++r) {
+      const bool ignored = labels[r] == p.ignore_label;
+      const bool valid = labels[r] < p.classes;
+      label[r] = ignored ? -1 : valid ? labels[r] : static_cast<int>(p.classes);
+      weight[r] = ignored ? 0.0f : valid ? weight_of(labels[r]) : NAN;
+      own[r] = !ignored && valid ? turned.at(labels[r])[r] : 0.0f;
+      others[r] = 0.0f;
+      shifted[r] = 0.0f;
+    }
+    for (int64_t c = 0; c < p.classes; ++c) {
+      float* row = turned.at(c);
+      const float w = weight_of(c);
+      const int column = static_cast<int>(c);
+#pragma omp simd
+      for (int64_t r = 0; r < count; ++r) {
+        shifted[r] += w * row[r];
+        const float e = vector_exp(row[r]);
+        row[r] = e;
+        others[r] += label[r] == column ? 0.0f : e;
+      }
+    }
+#pragma omp simd
+    for (int64_t r = 0; r < count; ++r) {
+      log_z[r] = log1p_positive(others[r] + (vector_exp(own[r]) - 1.0f));
+    }
+  }
+};
+
+// (1 - p[y])^gamma
+inline float focal_power(float q, float gamma) {
+  return gamma == 0.0f ? 1.0f : gamma == 1.0f ? q : gamma == 2.0f ? q * q : std::pow(q, gamma);
+}
+
+// body(begin, count, slab) for the blocks of every slab, in order within a slab.
+template <class Prepare>
+void for_slab_blocks(int64_t rows, int64_t classes, Prepare&& prepare) {
+  const int64_t slabs = slab_count(rows);
+  parallel_for(slabs, ceil_div(4096, std::max<int64_t>(rows / slabs * classes, 1)),
+               [&](int64_t first, int64_t last) {
+                 auto body = prepare();
+                 for (int64_t slab = first; slab < last; ++slab) {
+                   const int64_t end = slab_begin(rows, slabs, slab + 1);
+                   for (int64_t row = slab_begin(rows, slabs, slab); row < end; row += kBlock) {
+                     body(row, std::min(kBlock, end - row), slab);
+                   }
+                 }
+               });
+}
+
+}  // namespace
+
+void cross_entropy_forward(Context&, const CrossEntropyParams& p, ConstData logits_, const uint8_t* labels,
+                           const float* class_weights, Data loss_, float* total_weight, Workspace workspace) {
+  const float* logits = logits_.as<float>("cross_entropy_forward: logits");
+  float* loss = loss_.as<float>("cross_entropy_forward: loss");
+  const int64_t slabs = slab_count(p.rows);
+  auto* partials = static_cast<double*>(workspace.data);  // [slabs, 2]: cost, weight
+  std::fill_n(partials, slabs * 2, 0.0);
+  for_slab_blocks(p.rows, p.classes, [&] {
+    return [&, block = CrossEntropyBlock(p, class_weights)](int64_t row, int64_t count,
+                                                            int64_t slab) mutable {
+      block.evaluate(count, logits + row * p.classes, labels + row);
+      const float hard = 1.0f - p.label_smoothing;
+      const float soft = p.label_smoothing / static_cast<float>(p.classes);
+      for (int64_t r = 0; r < count; ++r) {
+        if (block.label[r] < 0) {
+          continue;
+        }
+        const float q = block.others[r] / (block.others[r] + vector_exp(block.own[r]));
+        float cost = hard * block.weight[r] * focal_power(q, p.focal_gamma) * (block.log_z[r] - block.own[r]);
+        if (soft > 0.0f) {
+          cost += soft * (block.all_weights * block.log_z[r] - block.shifted[r]);
+        }
+        partials[slab * 2] += cost;
+        partials[slab * 2 + 1] += block.weight[r];
+      }
+    };
+  });
+  double cost = 0;
+  double total = 0;
+  for (int64_t slab = 0; slab < slabs; ++slab) {
+    cost += partials[slab * 2];
+    total += partials[slab * 2 + 1];
+  }
+  *total_weight = static_cast<float>(total);
+  *loss = total == 0 ? 0.0f : static_cast<float>(cost / total);
+}
+
+void cross_entropy_backward(Context&, const CrossEntropyParams& p, ConstData logits_, const uint8_t* labels,
+                            const float* class_weights, const float* total_weight, float weight,
+                            Data dlogits_) {
+  const float* logits = logits_.as<float>("cross_entropy_backward: logits");
+  float* dlogits = dlogits_.as<float>("cross_entropy_backward: dlogits");
+  const float scale = p.rows == 0 || *total_weight == 0.0f ? 0.0f : weight / *total_weight;
+  for_slab_blocks(p.rows, p.classes, [&] {
+    return [&, block = CrossEntropyBlock(p, class_weights)](int64_t row, int64_t count, int64_t) mutable {
+      block.evaluate(count, logits + row * p.classes, labels + row);
+      const float soft = scale * p.label_smoothing / static_cast<float>(p.classes);
+      float inverse[kBlock], hard[kBlock], q[kBlock];
+      for (int64_t r = 0; r < count; ++r) {
+        const float own = vector_exp(block.own[r]);
+        inverse[r] = 1.0f / (block.others[r] + own);
+        q[r] = block.others[r] * inverse[r];
+        const float nll = block.log_z[r] - block.own[r];
+        const float ratio = q[r] > 0.0f ? nll / q[r] : 1.0f;
+        const float focal =
+            focal_power(q[r], p.focal_gamma) * (1.0f + p.focal_gamma * own * inverse[r] * ratio);
+        hard[r] = scale * (1.0f - p.label_smoothing) * block.weight[r] * focal;
+      }
+      float* target = dlogits + row * p.classes;
+      for (int64_t c = 0; c < p.classes; ++c) {
+        const float* e = block.turned.at(c);
+        const float w = block.weight_of(c);
+        for (int64_t r = 0; r < count; ++r) {
+          const float probability = e[r] * inverse[r];
+          // 1 - p[y] from the other exponentials: the difference would lose a small one's digits.
+          const float distance = block.label[r] == c ? -q[r] : probability;
+          const float value = hard[r] * distance + soft * (block.all_weights * probability - w);
+          target[r * p.classes + c] = block.label[r] < 0 ? 0.0f : value;
+        }
+      }
+    };
+  });
+}
+
+void distillation_forward(Context&, const DistillationParams& p, ConstData student_, ConstData teacher_,
+                          Data loss_, Workspace workspace) {
+  const float* student = student_.as<float>("distillation_forward: student");
+  const float* teacher = teacher_.as<float>("distillation_forward: teacher");
+  float* loss = loss_.as<float>("distillation_forward: loss");
+  const int64_t slabs = slab_count(p.rows);
+  auto* partials = static_cast<double*>(workspace.data);
+  std::fill_n(partials, slabs, 0.0);
+  const float scale = 1.0f / p.temperature;
+  for_slab_blocks(p.rows, p.classes, [&] {
+    return
+        [&, s = Turned(p.classes), t = Turned(p.classes)](int64_t row, int64_t count, int64_t slab) mutable {
+          s.load(count, p.classes, student + row * p.classes, scale);
+          t.load(count, p.classes, teacher + row * p.classes, scale);
+          float s_total[kBlock] = {}, t_total[kBlock] = {}, product[kBlock] = {};
+          for (int64_t c = 0; c < p.classes; ++c) {
+            const float* sc = s.at(c);
+            const float* tc = t.at(c);
+#pragma omp simd
+            for (int64_t r = 0; r < count; ++r) {
+              const float e = vector_exp(tc[r]);
+              s_total[r] += vector_exp(sc[r]);
+              t_total[r] += e;
+              product[r] += e * (tc[r] - sc[r]);
+            }
+          }
+          for (int64_t r = 0; r < count; ++r) {
+            partials[slab] += product[r] / t_total[r] +
+                              (log1p_positive(s_total[r] - 1.0f) - log1p_positive(t_total[r] - 1.0f));
+          }
+        };
+  });
+  double total = 0;
+  for (int64_t slab = 0; slab < slabs; ++slab) {
+    total += partials[slab];
+  }
+  const double factor =
+      static_cast<double>(p.temperature) * p.temperature / static_cast<double>(std::max<int64_t>(p.rows, 1));
+  *loss = static_cast<float>(factor * total);
+}
+
+void distillation_backward(Context&, const DistillationParams& p, ConstData student_, ConstData teacher_,
+                           float weight, Data dstudent_) {
+  const float* student = student_.as<float>("distillation_backward: student");
+  const float* teacher = teacher_.as<float>("distillation_backward: teacher");
+  float* dstudent = dstudent_.as<float>("distillation_backward: dstudent");
+  const float scale = 1.0f / p.temperature;
+  const auto factor = static_cast<float>(static_cast<double>(weight) * p.temperature /
+                                         static_cast<double>(std::max<int64_t>(p.rows, 1)));
+  for_slab_blocks(p.rows, p.classes, [&] {
+    return [&, s = Turned(p.classes), t = Turned(p.classes)](int64_t row, int64_t count, int64_t) mutable {
+      s.load(count, p.classes, student + row * p.classes, scale);
+      t.load(count, p.classes, teacher + row * p.classes, scale);
+      float s_total[kBlock] = {}, t_total[kBlock] = {};
+      for (int64_t c = 0; c < p.classes; ++c) {
+        float* sc = s.at(c);
+        float* tc = t.at(c);
+#pragma omp simd
+        for (int64_t r = 0; r < count; ++r) {
+          sc[r] = vector_exp(sc[r]);
+          tc[r] = vector_exp(tc[r]);
+          s_total[r] += sc[r];
+          t_total[r] += tc[r];
+        }
+      }
+      float* target = dstudent + row * p.classes;
+      for (int64_t c = 0; c < p.classes; ++c) {
+        const float* sc = s.at(c);
+        const float* tc = t.at(c);
+        for (int64_t r = 0; r < count; ++r) {
+          target[r * p.classes + c] = factor * (sc[r] / s_total[r] - tc[r] / t_total[r]);
+        }
+      }
+    };
+  });
+}
+
+}  // namespace vesal::kernels::cpu
