@@ -11,6 +11,7 @@
 #include "kernels/batch_norm/batch_norm_ref.hpp"
 #include "kernels/conv3d/conv3d_ref.hpp"
 #include "kernels/conv_transpose3d/conv_transpose3d.hpp"
+#include "kernels/cross_entropy/cross_entropy_ref.hpp"
 #include "kernels/elementwise/elementwise_ref.hpp"
 #include "kernels/gemm/gemm_ref.hpp"
 #include "kernels/graph/graph_ref.hpp"
@@ -20,6 +21,8 @@
 #include "kernels/linear/linear_ref.hpp"
 #include "kernels/losses/losses_ref.hpp"
 #include "kernels/optimizer/optimizer_ref.hpp"
+#include "kernels/overlap_loss/overlap_loss_ref.hpp"
+#include "kernels/pointwise_loss/pointwise_loss_ref.hpp"
 #include "kernels/pooling/pooling_ref.hpp"
 #include "kernels/rearrange/rearrange_ref.hpp"
 #include "kernels/reduce/reduce.hpp"
@@ -761,6 +764,92 @@ void check_losses(Checker& c) {
   c.same(tdedge, dedge);
 }
 
+void check_pointwise_loss(Checker& c) {
+  constexpr int64_t kRows = 301;
+  constexpr int64_t kChannels = 3;
+  const Values x = c.random(kRows * kChannels);
+  Values target = c.random(kRows * kChannels);
+  const Tensor tx = c.put(x), tloss = c.out(1), tdx = c.out(kRows * kChannels);
+  for (const PointwiseLoss kind :
+       {PointwiseLoss::l1, PointwiseLoss::smooth_l1, PointwiseLoss::l2, PointwiseLoss::bce}) {
+    PointwiseLossParams p{.kind = kind, .rows = kRows, .channels = kChannels};
+    if (kind == PointwiseLoss::bce) {
+      p.gamma = 2.0f;
+      p.alpha = 0.25f;
+      for (double& value : target) {
+        value = value > 0 ? 1 : 0;
+      }
+    }
+    Values dx(x.size());
+    const double loss = ref::pointwise_loss_forward(p, x.data(), target.data(), {});
+    ref::pointwise_loss_backward(p, x.data(), target.data(), {}, 1.0, dx.data());
+    const Tensor ttarget = c.put(target);
+    pointwise_loss_forward(c.k(), p, tx, ttarget, {}, tloss,
+                           c.scratch(pointwise_loss_workspace_bytes(c.k(), p)));
+    pointwise_loss_backward(c.k(), p, tx, ttarget, {}, 1.0f, tdx);
+    c.same(tloss, {loss});
+    c.same(tdx, dx);
+  }
+}
+
+void check_cross_entropy(Checker& c) {
+  constexpr int64_t kRows = 301;
+  constexpr int64_t kClasses = 5;
+  const Values x = c.random(kRows * kClasses);
+  const Values teacher = c.random(kRows * kClasses);
+  const std::vector<uint8_t> labels = c.random_labels(kRows, kClasses);
+  const std::vector<float> weights{0.5f, 1.0f, 2.0f, 0.25f, 1.5f};
+  const Tensor tx = c.put(x), tteacher = c.put(teacher), tlabels = c.put(labels), tweights = c.put(weights),
+               tloss = c.out(1), ttotal = c.out(1), td = c.out(kRows * kClasses);
+  Values d(x.size());
+
+  const CrossEntropyParams p{
+      .rows = kRows, .classes = kClasses, .ignore_label = 4, .label_smoothing = 0.1f, .focal_gamma = 1.0f};
+  const double total = ref::cross_entropy_total_weight<double>(p, labels.data(), weights.data());
+  const double loss = ref::cross_entropy_forward(p, x.data(), labels.data(), weights.data(), total);
+  ref::cross_entropy_backward(p, x.data(), labels.data(), weights.data(), total, 1.0, d.data());
+  cross_entropy_forward(c.k(), p, tx, tlabels.data<uint8_t>(), tweights.data<float>(), tloss,
+                        ttotal.data<float>(), c.scratch(cross_entropy_workspace_bytes(c.k(), p)));
+  cross_entropy_backward(c.k(), p, tx, tlabels.data<uint8_t>(), tweights.data<float>(), ttotal.data<float>(),
+                         1.0f, td);
+  c.same(tloss, {loss});
+  c.same(td, d);
+
+  const DistillationParams q{.rows = kRows, .classes = kClasses, .temperature = 2.0f};
+  const double divergence = ref::distillation_forward(q, x.data(), teacher.data());
+  ref::distillation_backward(q, x.data(), teacher.data(), 1.0, d.data());
+  distillation_forward(c.k(), q, tx, tteacher, tloss, c.scratch(distillation_workspace_bytes(c.k(), q)));
+  distillation_backward(c.k(), q, tx, tteacher, 1.0f, td);
+  c.same(tloss, {divergence});
+  c.same(td, d);
+}
+
+void check_overlap_loss(Checker& c) {
+  constexpr int64_t kVoxels = 301;
+  constexpr int64_t kChannels = 4;
+  const Values x = c.random(2 * kVoxels * kChannels);
+  const Tensor tx = c.put(x), tloss = c.out(1), td = c.out(2 * kVoxels * kChannels);
+  for (const bool softmax : {true, false}) {
+    const OverlapLossParams p{.kind = softmax ? Overlap::dice : Overlap::iou,
+                              .softmax = softmax,
+                              .n = 2,
+                              .voxels = kVoxels,
+                              .channels = kChannels,
+                              .first_channel = softmax ? 1 : 0};
+    const std::vector<uint8_t> targets =
+        c.random_labels(2 * kVoxels * (softmax ? 1 : kChannels), softmax ? kChannels : 2);
+    Values slopes(static_cast<size_t>(p.groups() * kChannels * 2)), d(x.size());
+    const double loss = ref::overlap_loss_forward(p, x.data(), targets.data(), slopes.data());
+    ref::overlap_loss_backward(p, x.data(), targets.data(), slopes.data(), 1.0, d.data());
+    const Tensor ttargets = c.put(targets), tslopes = c.out(static_cast<int64_t>(slopes.size()));
+    overlap_loss_forward(c.k(), p, tx, ttargets.data<uint8_t>(), tloss, tslopes.data<float>(),
+                         c.scratch(overlap_loss_workspace_bytes(c.k(), p)));
+    overlap_loss_backward(c.k(), p, tx, ttargets.data<uint8_t>(), tslopes.data<float>(), 1.0f, td);
+    c.same(tloss, {loss});
+    c.same(td, d);
+  }
+}
+
 void check_optimizer(Checker& c) {
   constexpr int64_t kCount = 4099;  // one chunk and a bit
   Values parameter = c.random(kCount);
@@ -770,9 +859,16 @@ void check_optimizer(Checker& c) {
   for (double& value : v) {
     value = std::abs(value);
   }
-  const Tensor tp = c.put(parameter), tg = c.put(gradient), tm = c.put(m), tv = c.put(v), tnorm = c.out(1);
-  const std::vector<OptimizerTensor> tensors{
-      {tp.data<float>(), tg.data<float>(), tm.data<float>(), tv.data<float>(), kCount, 0.01f}};
+  Values average = c.random(kCount);
+  const Tensor tp = c.put(parameter), tg = c.put(gradient), tm = c.put(m), tv = c.put(v), tnorm = c.out(1),
+               taverage = c.put(average);
+  const std::vector<OptimizerTensor> tensors{{.parameter = tp.data<float>(),
+                                              .gradient = tg.data<float>(),
+                                              .first_moment = tm.data<float>(),
+                                              .second_moment = tv.data<float>(),
+                                              .count = kCount,
+                                              .weight_decay = 0.01f,
+                                              .average = taverage.data<float>()}};
   const std::vector<OptimizerChunk> chunks = optimizer_chunks(tensors);
   // Tables of structs travel as bytes.
   const auto bytes = [&](const void* data, size_t count) {
@@ -793,6 +889,15 @@ void check_optimizer(Checker& c) {
   c.same(tnorm, {norm});
   c.same(tp, parameter);
   c.same(tm, m);
+
+  const SgdParams sgd{.learning_rate = 0.1f, .momentum = 0.9f, .nesterov = true, .max_norm = 1.0f};
+  sgd_step(c.k(), sgd, tables, tnorm.data<float>());
+  ref::sgd_step(sgd, norm, static_cast<double>(0.01f), kCount, parameter.data(), gradient.data(), m.data());
+  ema_step(c.k(), 0.9f, tables, tnorm.data<float>());
+  ref::ema_step(0.9f, kCount, parameter.data(), average.data());
+  c.same(tp, parameter);
+  c.same(tm, m);
+  c.same(taverage, average);
 }
 
 }  // namespace
@@ -821,6 +926,9 @@ std::vector<SelfCheckResult> self_check(DeviceContext& context) {
                                        {"softmax", check_softmax},
                                        {"reduce", check_reduce},
                                        {"losses", check_losses},
+                                       {"pointwise_loss", check_pointwise_loss},
+                                       {"cross_entropy", check_cross_entropy},
+                                       {"overlap_loss", check_overlap_loss},
                                        {"optimizer", check_optimizer}};
   std::vector<SelfCheckResult> results;
   for (const Entry& entry : kEntries) {

@@ -109,6 +109,28 @@ class Layers : public ::testing::TestWithParam<Device> {
       check_one(parameter->value, parameter->gradient, parameter->name);
     }
   }
+
+  // The gradient of a loss that starts the backward pass with weight 0.5 against differences of the loss.
+  void check_loss(const Tensor& x, const std::function<Tensor(const Variable&, float)>& loss) {
+    Tape tape;
+    const Variable leaf = Variable::leaf(x);
+    {
+      const TapeScope scope(context, &tape);
+      loss(leaf, 0.5f);
+    }
+    tape.backward(context);
+    const std::vector<float> gradient = leaf.gradient().to_host<float>(context);
+    std::vector<float> values = x.to_host<float>(context);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const auto at = [&](float h) {
+        std::vector<float> moved = values;
+        moved[i] += h;
+        return static_cast<double>(
+            loss(Tensor::from_host(context, moved, x.shape()), 1.0f).to_host<float>(context)[0]);
+      };
+      EXPECT_NEAR(gradient[i], 0.5 * (at(1e-2f) - at(-1e-2f)) / 2e-2, 1e-4);
+    }
+  }
 };
 
 INSTANTIATE_TEST_SUITE_P(Devices, Layers, ::testing::ValuesIn(device_api::present_devices()),
@@ -340,29 +362,64 @@ TEST_P(Layers, LossesStartTheBackwardPassWithTheirWeight) {
   const Tensor edges = edge_targets(context, labels);
   const Tensor logits = random_tensor({2, 2, 2, 2, 3}, 1);
   const Tensor edge_logits = random_tensor({2, 2, 2, 2, 1}, 2);
-  const auto check_loss = [&](const Tensor& x, const std::function<Tensor(const Variable&, float)>& loss) {
-    Tape tape;
-    const Variable leaf = Variable::leaf(x);
-    {
-      const TapeScope scope(context, &tape);
-      loss(leaf, 0.5f);
-    }
-    tape.backward(context);
-    const std::vector<float> gradient = leaf.gradient().to_host<float>(context);
-    std::vector<float> values = x.to_host<float>(context);
-    for (size_t i = 0; i < values.size(); ++i) {
-      const auto at = [&](float h) {
-        std::vector<float> moved = values;
-        moved[i] += h;
-        return static_cast<double>(
-            loss(Tensor::from_host(context, moved, x.shape()), 1.0f).to_host<float>(context)[0]);
-      };
-      EXPECT_NEAR(gradient[i], 0.5 * (at(1e-2f) - at(-1e-2f)) / 2e-2, 1e-4);
-    }
-  };
   check_loss(logits, [&](const Variable& x, float w) { return region_loss(context, x, targets, {}, w); });
   check_loss(logits, [&](const Variable& x, float w) { return region_loss(context, x, targets, {.batch_dice = true}, w); });
   check_loss(edge_logits, [&](const Variable& x, float w) { return edge_loss(context, x, edges, w); });
+}
+
+TEST_P(Layers, ClassLossesStartTheBackwardPassWithTheirWeight) {
+  const Tensor logits = random_tensor({2, 2, 2, 2, 3}, 1);
+  const Tensor labels = Tensor::from_host(
+      context, std::vector<uint8_t>{0, 1, 2, 9, 1, 2, 1, 0, 0, 0, 2, 2, 0, 9, 1, 0}, {2, 2, 2, 2});
+  CrossEntropySettings entropy{.ignore_label = 9, .label_smoothing = 0.1f, .focal_gamma = 2.0f};
+  check_loss(logits, [&](const Variable& x, float w) { return cross_entropy_loss(context, x, labels, entropy, w); });
+  entropy.class_weights = Tensor::from_host(context, std::vector<float>{0.5f, 1.0f, 2.0f}, {3});
+  check_loss(logits, [&](const Variable& x, float w) { return cross_entropy_loss(context, x, labels, entropy, w); });
+  const OverlapLossSettings dice{.first_channel = 1, .ignore_label = 9, .batch = true};
+  check_loss(logits, [&](const Variable& x, float w) { return overlap_loss(context, x, labels, dice, w); });
+  std::vector<uint8_t> raw(48);
+  for (size_t i = 0; i < raw.size(); ++i) {
+    raw[i] = i * i % 5 < 2 ? 1 : 0;
+  }
+  const Tensor masks = Tensor::from_host(context, raw, logits.shape());
+  const OverlapLossSettings iou{.kind = kernels::Overlap::iou, .softmax = false};
+  check_loss(logits, [&](const Variable& x, float w) { return overlap_loss(context, x, masks, iou, w); });
+  const Tensor teacher = random_tensor({2, 2, 2, 2, 3}, 2);
+  check_loss(logits, [&](const Variable& x, float w) { return distillation_loss(context, x, teacher, 2.0f, w); });
+  EXPECT_THROW(cross_entropy_loss(context, logits, masks, {}, 1.0f), ShapeError);
+  EXPECT_THROW(cross_entropy_loss(context, logits, labels, {.class_weights = teacher}, 1.0f), ShapeError);
+  EXPECT_THROW(overlap_loss(context, logits, labels, iou, 1.0f), ShapeError);
+  EXPECT_THROW(distillation_loss(context, logits, labels, 1.0f, 1.0f), ShapeError);
+}
+
+TEST_P(Layers, PointwiseLossesStartTheBackwardPassWithTheirWeight) {
+  const Tensor x = random_tensor({2, 3, 4}, 1);
+  const Tensor target = random_tensor({2, 3, 4}, 2);
+  for (const kernels::PointwiseLoss kind :
+       {kernels::PointwiseLoss::l1, kernels::PointwiseLoss::smooth_l1, kernels::PointwiseLoss::l2}) {
+    PointwiseLossSettings settings{.kind = kind, .beta = 2.0f};
+    settings.channel_weights = Tensor::from_host(context, std::vector<float>{1, 2, 0.5f, 0}, {4});
+    check_loss(x, [&](const Variable& v, float w) { return pointwise_loss(context, v, target, settings, w); });
+  }
+  std::vector<uint8_t> raw(24);
+  for (size_t i = 0; i < raw.size(); ++i) {
+    raw[i] = i * i % 5 < 2 ? 1 : 0;
+  }
+  const Tensor masks = Tensor::from_host(context, raw, x.shape());
+  for (const float gamma : {0.0f, 2.0f}) {
+    PointwiseLossSettings settings{.kind = kernels::PointwiseLoss::bce, .gamma = gamma, .alpha = 0.25f};
+    // Temporaries: the tape must keep them alive.
+    const auto with_weights = [&](const Variable& v, float w) {
+      PointwiseLossSettings own = settings;
+      own.element_weights = random_tensor(x.shape(), 3);
+      own.positive_weights = Tensor::from_host(context, std::vector<float>{1, 2, 0.5f, 3}, {4});
+      return pointwise_loss(context, v, masks, own, w);
+    };
+    check_loss(x, with_weights);
+  }
+  EXPECT_THROW(pointwise_loss(context, x, random_tensor({2, 4, 3}, 2), {}, 1.0f), ShapeError);
+  EXPECT_THROW(pointwise_loss(context, x, target, {.channel_weights = x}, 1.0f), ShapeError);
+  EXPECT_THROW(pointwise_loss(context, x, masks, {}, 1.0f), ShapeError);
 }
 
 TEST_P(Layers, AParameterUsedTwiceGetsBothGradients) {
@@ -393,6 +450,67 @@ TEST_P(Layers, AdamWMovesAgainstTheGradientAndDecaysOnlyWeights) {
     EXPECT_NEAR(weight1[i], weight0[i] - 0.01f * (1.0f + 0.1f * weight0[i]), 1e-6);
   }
   EXPECT_EQ(untouched->value.to_host<float>(context), untouched0);
+}
+
+TEST_P(Layers, AdamFoldsTheDecayIntoTheGradient) {
+  Parameter* weight = builder.constant("weight", {50}, 3.0f);
+  weight->decays = true;
+  AdamW optimizer(context, store,
+                  {.weight_decay = 0.5f, .max_norm = 0.0f, .amsgrad = true, .decay = kernels::WeightDecay::l2});
+  kernels::fill(context.kernels(), 50, -1.5f, weight->gradient);
+  weight->gradient_written = true;
+  optimizer.step(context, 0.01f);
+  // The gradient and the decay cancel: nothing moves.
+  EXPECT_EQ(weight->value.to_host<float>(context), std::vector<float>(50, 3.0f));
+  ASSERT_EQ(optimizer.states().size(), 3u);
+  EXPECT_EQ(optimizer.states()[2].name, "largest_second_moment");
+  kernels::fill(context.kernels(), 50, 0.5f, weight->gradient);
+  optimizer.step(context, 0.01f);
+  EXPECT_NE(weight->value.to_host<float>(context)[0], 3.0f);
+  EXPECT_EQ(optimizer.states()[2].tensors[0].to_host<float>(context),
+            optimizer.second_moment(0).to_host<float>(context));
+}
+
+TEST_P(Layers, SgdWithNesterovMomentum) {
+  Parameter* weight = builder.constant("weight", {50}, 1.0f);
+  Sgd optimizer(context, store, {.momentum = 0.5f, .weight_decay = 0.0f, .max_norm = 0.0f});
+  ASSERT_EQ(optimizer.states().size(), 1u);
+  // m = 2, step 2 + 1; then m = 3, step 2 + 1.5.
+  for (const float expected : {1.0f - 3.0f, 1.0f - 3.0f - 3.5f}) {
+    kernels::fill(context.kernels(), 50, 2.0f, weight->gradient);
+    weight->gradient_written = true;
+    optimizer.step(context, 1.0f);
+    EXPECT_EQ(weight->value.to_host<float>(context), std::vector<float>(50, expected));
+  }
+  EXPECT_EQ(optimizer.states()[0].tensors[0].to_host<float>(context), std::vector<float>(50, 3.0f));
+  EXPECT_EQ(optimizer.steps(), 2);
+  Sgd plain(context, store, {.momentum = 0.0f, .nesterov = false});
+  EXPECT_TRUE(plain.states().empty());
+}
+
+TEST_P(Layers, EmaFollowsTheWeights) {
+  Parameter* weight = builder.constant("weight", {50}, 4.0f);
+  Ema ema(context, store, {.decay = 0.5f, .warm_up = false});
+  EXPECT_EQ(ema.average(0).to_host<float>(context), std::vector<float>(50, 4.0f));
+  kernels::fill(context.kernels(), 50, 8.0f, weight->value);
+  ema.step(context);
+  EXPECT_EQ(ema.average(0).to_host<float>(context), std::vector<float>(50, 6.0f));
+  const Tensor bad = Tensor::from_host(context, std::vector<float>{INFINITY}, {1});
+  ema.step(context, &bad);
+  EXPECT_EQ(ema.average(0).to_host<float>(context), std::vector<float>(50, 6.0f));
+  EXPECT_EQ(ema.steps(), 2);
+  ema.swap(context);
+  EXPECT_EQ(weight->value.to_host<float>(context), std::vector<float>(50, 6.0f));
+  ema.swap(context);
+  EXPECT_EQ(weight->value.to_host<float>(context), std::vector<float>(50, 8.0f));
+  EXPECT_EQ(ema.average(0).to_host<float>(context), std::vector<float>(50, 6.0f));
+}
+
+TEST(Schedule, EmaDecayWarmsUp) {
+  EXPECT_FLOAT_EQ(ema_decay_at({.decay = 0.9f}, 1), 2.0f / 11);
+  EXPECT_FLOAT_EQ(ema_decay_at({.decay = 0.9f}, 80), 81.0f / 90);
+  EXPECT_FLOAT_EQ(ema_decay_at({.decay = 0.9f}, 1000), 0.9f);
+  EXPECT_FLOAT_EQ(ema_decay_at({.decay = 0.9f, .warm_up = false}, 1), 0.9f);
 }
 
 TEST(Parameters, StartFromTheSeedAndHaveUniqueNames) {
