@@ -233,8 +233,9 @@ void distillation_forward(Context&, const DistillationParams& p, ConstData stude
             }
           }
           for (int64_t r = 0; r < count; ++r) {
-            partials[slab] += product[r] / t_total[r] +
-                              (log1p_positive(s_total[r] - 1.0f) - log1p_positive(t_total[r] - 1.0f));
+            // Both terms are larger than their sum: in double, so that it keeps its digits.
+            const double t = t_total[r];
+            partials[slab] += product[r] / t + std::log(s_total[r] / t);
           }
         };
   });
