@@ -1,6 +1,7 @@
 # What a person building Vesal can choose.
 set(VESAL_CPU_ARCH "native" CACHE STRING "-march for host code: native, or x86-64-v3 for a binary that travels; empty for the compiler's default")
 set(VESAL_SANITIZE "" CACHE STRING "-fsanitize list for host code and emulated kernels, e.g. address,undefined")
+option(VESAL_RACE "Check every memory access of the emulated kernels (docs/simt.md); GCC only" OFF)
 option(VESAL_BUILD_TESTS "Build the tests" ON)
 option(VESAL_BUILD_BENCH "Build the benchmarks" OFF)
 option(VESAL_WERROR "Treat warnings as errors" ON)
@@ -43,4 +44,14 @@ if(VESAL_SANITIZE)
     $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${VESAL_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1>)
   target_link_options(vesal_flags INTERFACE -fsanitize=${VESAL_SANITIZE})
   target_compile_definitions(vesal_flags INTERFACE VESAL_SANITIZED=1)
+endif()
+
+# The race lane: what instruments emulated kernels. The hooks behind it are ours, so libtsan is not linked. At -O1 the
+# accesses are those of the source: -O2 moves loads to where the source has none and merges stores, and takes twice as
+# long to compile. Line tables are for the reports.
+if(VESAL_RACE)
+  if(VESAL_SANITIZE OR NOT CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    message(FATAL_ERROR "VESAL_RACE=ON needs GCC, and no VESAL_SANITIZE: both instrument the same accesses.")
+  endif()
+  set(VESAL_RACE_OPTIONS -O1 -g -fsanitize=thread --param=tsan-instrument-func-entry-exit=0)
 endif()

@@ -140,14 +140,20 @@ enum class WarpOp {
 uint64_t warp_operation(WarpOp op, unsigned mask, uint64_t value, unsigned bytes, int operand, int width,
                         const Location& where);
 
+// A full fence of the host in any case; the race lane tells the two apart.
+enum class Scope { block, device };
+void fence(Scope scope);
+
 // Lets the other threads of the block run.
 void yield();
 
 // Throws unless the pointer is null or in device memory.
 void check_pointer_argument(const LaunchConfig& config, int index, const void* pointer);
 
-// Checks the launch and runs it: run_thread(call) once for each thread of the grid.
-void run(const LaunchConfig& config, void (*run_thread)(const void* call), const void* call);
+// Checks the launch and runs it: run_thread(call) once for each thread of the grid. `call` holds the kernel's
+// arguments, in `call_bytes` bytes.
+void run(const LaunchConfig& config, void (*run_thread)(const void* call), const void* call,
+         size_t call_bytes);
 
 template <class T>
 inline constexpr bool kIsShuffled =
@@ -263,8 +269,8 @@ inline unsigned __reduce_xor_sync(unsigned mask, unsigned value,
 
 // ---- Memory: fences, cached accesses, atomics (real ones: blocks may run on several host threads) ----
 
-inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
-inline void __threadfence_block() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline void __threadfence() { engine::fence(engine::Scope::device); }
+inline void __threadfence_block() { engine::fence(engine::Scope::block); }
 inline void __nanosleep(unsigned) { engine::yield(); }
 
 template <class T>
@@ -446,7 +452,7 @@ void launch(StreamHandle, const LaunchConfig& config, void (*kernel)(Params...),
         const Call& each = *static_cast<const Call*>(opaque);
         std::apply(each.kernel, each.values);
       },
-      &call);
+      &call, sizeof(call));
 }
 
 }  // namespace vesal::kernels::simt

@@ -149,7 +149,8 @@ Engine*& Engine::current() {
 
 Engine::Engine() : threads_(kMaxThreads) {}
 
-void Engine::begin_launch(const LaunchConfig& config, void (*run_thread)(const void*), const void* call) {
+void Engine::begin_launch(const LaunchConfig& config, void (*run_thread)(const void*), const void* call,
+                          size_t call_bytes) {
   config_ = &config;
   run_thread_ = run_thread;
   call_ = call;
@@ -169,13 +170,22 @@ void Engine::begin_launch(const LaunchConfig& config, void (*run_thread)(const v
   blockDim = {x, y, z};
   gridDim = {static_cast<unsigned>(config.grid.x), static_cast<unsigned>(config.grid.y),
              static_cast<unsigned>(config.grid.z)};
-  arena_.begin_launch(static_cast<size_t>(config.shared_bytes.value), settings.limits);
+  const auto shared_bytes = static_cast<size_t>(config.shared_bytes.value);
+  arena_.begin_launch(shared_bytes, settings.limits);
+  if constexpr (kRace) {
+    RaceDetector& race = RaceDetector::instance();
+    race.begin_launch(thread_count_, call, call_bytes, arena_.memory(), arena_.capacity());
+    race.add_shared("of dynamic size", arena_.dynamic(), shared_bytes);
+  }
 }
 
 void Engine::run_block(uint3 block) {
   block_ = block;
   blockIdx = block;
   arena_.begin_block();
+  if constexpr (kRace) {
+    RaceDetector::instance().begin_block(block);
+  }
   for (int warp = 0; warp < warp_count_; ++warp) {
     const int lanes = std::min(kWarpSize, thread_count_ - warp * kWarpSize);
     const uint32_t existing = below(lanes);
@@ -206,6 +216,12 @@ void Engine::run_block(uint3 block) {
 #endif
   current() = outer;
 
+  if constexpr (kRace) {
+    RaceDetector& race = RaceDetector::instance();
+    if (race.has_report()) {
+      record(race.report_kind(), race.take_report([&](int thread) { return name_of_thread(thread); }));
+    }
+  }
   if (failed_) {
     for (int i = 0; i < thread_count_; ++i) {
       Thread& thread = threads_[static_cast<size_t>(i)];
@@ -238,13 +254,17 @@ void Engine::fiber_main() {
   for (;;) {
     int next = -1;
     try {
+      self.enter_kernel();
       self.run_thread_(self.call_);
+      leave_kernel();
       next = self.finish_thread();
     } catch (const Failure&) {
-      // fail() has recorded it
+      leave_kernel();  // fail() has recorded it
     } catch (const std::exception& error) {
+      leave_kernel();
       self.record(ErrorKind::kernel_exception, concat("an exception left the kernel: ", error.what()));
     } catch (...) {
+      leave_kernel();
       self.record(ErrorKind::kernel_exception, "an exception that is no std::exception left the kernel");
     }
     if (self.failed_) {
@@ -391,6 +411,11 @@ void Engine::fail(ErrorKind kind, const std::string& message) {
   throw Failure{};
 }
 
+void Engine::stop_for_report() {
+  failed_ = true;
+  leave_to_host();
+}
+
 int Engine::finish_thread() {
   const int warp = current_ / kWarpSize;
   const int lane = current_ % kWarpSize;
@@ -464,6 +489,9 @@ void Engine::release_barrier() {
                        name_of(barrier_kind_), " at ", place(barrier_where_),
                        " that the others wait in; hardware before compute capability 7.0 hangs here"));
   }
+  if constexpr (kRace) {
+    RaceDetector::instance().block_barrier();
+  }
   arrived_ = 0;
   for (int warp = 0; warp < warp_count_; ++warp) {
     set_ready(warp, std::exchange(warps_[static_cast<size_t>(warp)].at_barrier, 0));
@@ -528,6 +556,9 @@ void Engine::release_warp(int warp, uint32_t mask) {
   const WarpOp op = lanes[std::countr_zero(mask)].request.op;
   switch (op) {
     case WarpOp::sync:
+      if constexpr (kRace) {
+        RaceDetector::instance().warp_barrier(warp, mask);
+      }
       break;
     case WarpOp::shuffle:
     case WarpOp::shuffle_up:
@@ -608,6 +639,9 @@ void* Engine::static_shared(const engine::SharedSite& site) {
   if (found == nullptr) {
     fail(ErrorKind::shared_limit, problem);
   }
+  if constexpr (kRace) {
+    RaceDetector::instance().add_shared(site.name, found, site.bytes);
+  }
   return found;
 }
 
@@ -671,18 +705,46 @@ std::string Engine::states() const {
   return text;
 }
 
+namespace {
+
+// The time that a thread spends in the engine.
+class Outside {
+ public:
+  Outside() { Engine::leave_kernel(); }
+  ~Outside() { Engine::current()->enter_kernel(); }
+  Outside(const Outside&) = delete;
+  Outside& operator=(const Outside&) = delete;
+};
+
+}  // namespace
+
 namespace engine {
 
-void* static_shared(const SharedSite& site) { return Engine::current()->static_shared(site); }
+void* static_shared(const SharedSite& site) {
+  const Outside outside;
+  return Engine::current()->static_shared(site);
+}
 void* dynamic_shared() { return Engine::current()->dynamic_shared(); }
 int block_barrier(Barrier kind, bool predicate, const Location& where) {
+  const Outside outside;
   return Engine::current()->block_barrier(kind, predicate, where);
 }
 uint64_t warp_operation(WarpOp op, unsigned mask, uint64_t value, unsigned bytes, int operand, int width,
                         const Location& where) {
+  const Outside outside;
   return Engine::current()->warp_operation(op, mask, value, bytes, operand, width, where);
 }
-void yield() { Engine::current()->yield(); }
+void yield() {
+  const Outside outside;
+  Engine::current()->yield();
+}
+void fence(Scope scope) {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if constexpr (kRace) {
+    const Outside outside;
+    RaceDetector::instance().fence(scope == Scope::device);
+  }
+}
 
 }  // namespace engine
 }  // namespace vesal::kernels::simt

@@ -10,6 +10,7 @@
 
 #include "kernels/simt/emulator.hpp"
 #include "kernels/simt/fiber.hpp"
+#include "kernels/simt/race.hpp"
 #include "kernels/simt/shared_arena.hpp"
 
 namespace vesal::kernels::simt {
@@ -20,7 +21,8 @@ class Engine {
   Engine();
 
   // Before the first block of a launch.
-  void begin_launch(const LaunchConfig& config, void (*run_thread)(const void*), const void* call);
+  void begin_launch(const LaunchConfig& config, void (*run_thread)(const void*), const void* call,
+                    size_t call_bytes);
   // Runs one block to its end. Throws SimtError; the engine is usable afterwards.
   void run_block(uint3 block);
 
@@ -31,6 +33,22 @@ class Engine {
   uint64_t warp_operation(engine::WarpOp op, unsigned mask, uint64_t value, unsigned bytes, int operand,
                           int width, const engine::Location& where);
   void yield();
+
+  // Around kernel code: the race lane looks at nothing else.
+  void enter_kernel() {
+    if constexpr (kRace) {
+      const Stack& stack = threads_[static_cast<size_t>(current_)].fiber->stack;
+      RaceDetector::instance().enter(current_, stack.bottom(), stack.bytes());
+    }
+  }
+  static void leave_kernel() {
+    if constexpr (kRace) {
+      RaceDetector::instance().leave();
+    }
+  }
+  // Ends the block because the race lane has found something. Does not return, and nothing is unwound: the
+  // compiler believes that a load or a store cannot throw.
+  void stop_for_report();
 
   // The engine that runs on this host thread, null outside launches.
   static Engine*& current();

@@ -22,6 +22,12 @@ enum class ErrorKind {
   out_of_bounds_shared,  // bytes around a shared array were overwritten
   guard_overwritten,     // bytes around a device allocation were overwritten
   kernel_exception,      // a C++ exception left the kernel
+  // Builds with VESAL_RACE:
+  write_write_race,    // two threads write the same memory, and nothing orders them
+  read_write_race,     // one reads what the other writes
+  uninitialised_read,  // of shared or device memory
+  out_of_region,  // neither shared nor device memory, nor the kernel's own: host memory, or beyond an array
+  misaligned_access,  // an address that is no multiple of the access's size
 };
 
 // "divergent_barrier" and so on.

@@ -86,10 +86,15 @@ void check_pointer_argument(const LaunchConfig& config, int index, const void* p
   }
 }
 
-void run(const LaunchConfig& config, void (*run_thread)(const void*), const void* call) {
+void run(const LaunchConfig& config, void (*run_thread)(const void*), const void* call, size_t call_bytes) {
   check<DeviceError>(Engine::current() == nullptr, "simt: ", describe(config),
                      ": kernels cannot launch kernels");
-  const Settings settings = current_settings();
+  Settings settings = current_settings();
+  std::unique_lock<std::mutex> alone;
+  if constexpr (kRace) {
+    alone = std::unique_lock(RaceDetector::instance().mutex());
+    settings.workers = 1;
+  }
   if (const char* broken = broken_launch_limit(config)) {
     throw SimtError(ErrorKind::launch_limit,
                     concat(describe(config), ": ", broken, " (", sizes(config), ")"));
@@ -117,7 +122,7 @@ void run(const LaunchConfig& config, void (*run_thread)(const void*), const void
     std::unique_ptr<Engine> engine = pool().take();
     uint64_t step = 0;
     try {
-      engine->begin_launch(config, run_thread, call);
+      engine->begin_launch(config, run_thread, call, call_bytes);
       while (!stop.load(std::memory_order_relaxed) && (step = next_step.fetch_add(1)) < count) {
         const uint64_t block = order[step];
         engine->run_block({static_cast<unsigned>(block % grid_x),

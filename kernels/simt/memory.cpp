@@ -8,6 +8,7 @@
 #include <new>
 
 #include "kernels/simt/error.hpp"
+#include "kernels/simt/race.hpp"
 #include "kernels/simt/sanitizer.hpp"
 
 namespace vesal::kernels::simt {
@@ -88,6 +89,10 @@ void* allocate(size_t bytes) {
   fill_guard(start + bytes);
   asan_poison(block, kGuardBytes);
   asan_poison(start + bytes, kGuardBytes);
+  if constexpr (kRace) {
+    const std::lock_guard lock(RaceDetector::instance().mutex());
+    RaceDetector::instance().allocated(start, bytes);
+  }
   Registry& r = registry();
   const std::lock_guard lock(r.mutex);
   r.blocks.emplace(reinterpret_cast<uintptr_t>(start), bytes);
@@ -112,6 +117,10 @@ void deallocate(void* pointer) {
     bytes = found->second;
     r.blocks.erase(found);
     r.bytes -= bytes;
+  }
+  if constexpr (kRace) {
+    const std::lock_guard lock(RaceDetector::instance().mutex());
+    RaceDetector::instance().freed(pointer);
   }
   unsigned char* start = start_of(address);
   const std::string message = damage(start, bytes);

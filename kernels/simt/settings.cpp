@@ -138,6 +138,16 @@ const char* name_of(ErrorKind kind) {
       return "guard_overwritten";
     case ErrorKind::kernel_exception:
       return "kernel_exception";
+    case ErrorKind::write_write_race:
+      return "write_write_race";
+    case ErrorKind::read_write_race:
+      return "read_write_race";
+    case ErrorKind::uninitialised_read:
+      return "uninitialised_read";
+    case ErrorKind::out_of_region:
+      return "out_of_region";
+    case ErrorKind::misaligned_access:
+      return "misaligned_access";
   }
   return "?";
 }

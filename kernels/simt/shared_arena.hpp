@@ -26,6 +26,9 @@ class SharedArena {
   // says how.
   void* find(const engine::SharedSite& site, std::string& problem);
   void* dynamic() { return dynamic_; }
+  // All of it, red zones included.
+  const void* memory() const { return memory_.get(); }
+  size_t capacity() const { return capacity_; }
   // Which red zone was overwritten, empty if none.
   std::string damage() const;
 

@@ -14,7 +14,7 @@
 
 namespace vesal::kernels::testing {
 
-// cpu and simt always; cuda when this build has it and a GPU is present.
+// cpu and simt always; cuda when this build has it and a GPU is present. simt only in builds with VESAL_RACE.
 std::vector<Device> test_devices();
 
 // Raw device memory for DeviceArray: separate, guarded blocks on cpu and simt.
@@ -24,7 +24,8 @@ void copy_to_device(Device device, void* target, const void* source, size_t byte
 void copy_to_host(Device device, void* target, const void* source, size_t bytes);
 
 // Memory on a device for the life of a test. Without initial values every byte is 0xff, which is NaN as a float and an
-// impossible index as an integer: what a kernel forgets to write shows.
+// impossible index as an integer: what a kernel forgets to write shows. On simt the allocation's own poison stays, which
+// is as impossible, and by which the race lane knows what was never written; not in arrays of bytes, where it has zeros.
 template <class T>
 class DeviceArray {
  public:
@@ -50,7 +51,7 @@ class DeviceArray {
     pointer_ = static_cast<T*>(device_allocate(device, bytes));
     if (values != nullptr) {
       copy_to_device(device, pointer_, values, bytes);
-    } else {
+    } else if (device.type != DeviceType::simt || sizeof(T) == 1) {
       const std::vector<unsigned char> poison(bytes, 0xff);
       copy_to_device(device, pointer_, poison.data(), bytes);
     }
@@ -101,7 +102,7 @@ void expect_gradient(const std::string& what, std::vector<double> x, const std::
 // `run` returns the outputs of one evaluation. On other devices it runs twice: bit-equal repeats.
 void expect_same_bits(const std::string& what, Device device, const std::function<std::vector<float>()>& run);
 
-// Calls body(random) for case 0, 1, ... of this test: 200 of them (20 in sanitizer builds, where an instruction costs ten),
+// Calls body(random) for case 0, 1, ... of this test: 200 of them (20 in builds with a sanitizer or VESAL_RACE, where an instruction costs ten),
 // or VESAL_RANDOM_CASES. What the stream gives depends on VESAL_RANDOM_SEED (default 0), the running test's name and the
 // case's number only. The body draws a shape from it, small enough for the emulator, and checks it; when that fails,
 // one line is printed that repeats just this case.
