@@ -53,8 +53,9 @@ HostGraph build_on(Device device, const GraphParams& p, const std::vector<float>
   HostGraph host{graph.row_offsets.host(), graph.columns.host(), graph.types.host(), graph.transpose.host()};
   const auto edges = static_cast<size_t>(host.edges());
   EXPECT_LE(edges, host.columns.size());
+  const int32_t poison = DeviceArray<int32_t>(device, 1).host()[0];
   for (size_t e = edges; e < host.columns.size(); ++e) {
-    EXPECT_EQ(host.columns[e], -1) << "entry " << e << " beyond the last edge was written";
+    EXPECT_EQ(host.columns[e], poison) << "entry " << e << " beyond the last edge was written";
   }
   host.columns.resize(edges);
   host.types.resize(edges);

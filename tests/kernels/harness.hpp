@@ -1,4 +1,5 @@
-// What every kernel test uses: devices to run on, poisoned and guarded device arrays, inputs, and the error rule.
+// What every kernel test uses: devices to run on, poisoned and guarded device arrays, inputs, and the error
+// rule.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -19,13 +20,15 @@ std::vector<Device> test_devices();
 
 // Raw device memory for DeviceArray: separate, guarded blocks on cpu and simt.
 void* device_allocate(Device device, size_t bytes);
-void device_free(Device device, void* pointer);  // checks the guards and fails the test when one was overwritten
+void device_free(Device device,
+                 void* pointer);  // checks the guards and fails the test when one was overwritten
 void copy_to_device(Device device, void* target, const void* source, size_t bytes);
 void copy_to_host(Device device, void* target, const void* source, size_t bytes);
 
-// Memory on a device for the life of a test. Without initial values every byte is 0xff, which is NaN as a float and an
-// impossible index as an integer: what a kernel forgets to write shows. On simt the allocation's own poison stays, which
-// is as impossible, and by which the race lane knows what was never written; not in arrays of bytes, where it has zeros.
+// Memory on a device for the life of a test. Without initial values every byte is 0xff, which is NaN as a
+// float and an impossible index as an integer: what a kernel forgets to write shows. On simt the allocation's
+// own poison stays, which is as impossible, and by which the race lane knows what was never written; not in
+// arrays of bytes, where it has zeros.
 template <class T>
 class DeviceArray {
  public:
@@ -83,14 +86,17 @@ std::vector<double> widen(const std::vector<T>& values) {
   return std::vector<double>(values.begin(), values.end());
 }
 
-// The error rule. `exact` is the reference evaluated in double, `naive` the same reference evaluated in float32.
-// max |actual - exact| must be at most twice max |naive - exact|, with a floor of four units in the last place of
-// max |exact|: the error that rounding inputs and output of a few float32 operations makes anyway. NaN never passes.
+// The error rule. `exact` is the reference evaluated in double, `naive` the same reference evaluated in
+// float32. max |actual - exact| must be at most twice max |naive - exact|, with a floor of four units in the
+// last place of max |exact|: the error that rounding inputs and output of a few float32 operations makes
+// anyway. NaN never passes.
 void expect_close(const std::string& what, const std::vector<float>& actual, const std::vector<double>& exact,
                   const std::vector<float>& naive);
 // Bit-equality; for integer-valued inputs where the op only adds and multiplies, and for repeats.
-void expect_equal(const std::string& what, const std::vector<float>& actual, const std::vector<float>& expected);
-void expect_equal(const std::string& what, const std::vector<float>& actual, const std::vector<double>& exact);
+void expect_equal(const std::string& what, const std::vector<float>& actual,
+                  const std::vector<float>& expected);
+void expect_equal(const std::string& what, const std::vector<float>& actual,
+                  const std::vector<double>& exact);
 
 // Compares an analytic gradient with central differences of `loss` (both in double) for each element of `x`:
 // max |analytic - numeric| <= relative * max(1, max |numeric|). `loss` reads the x it is given.
@@ -98,14 +104,15 @@ void expect_gradient(const std::string& what, std::vector<double> x, const std::
                      const std::function<double(const std::vector<double>&)>& loss, double step = 1e-5,
                      double relative = 1e-7);
 
-// Runs `run` on simt under the forward, the reverse and a random schedule and expects the same bits each time.
-// `run` returns the outputs of one evaluation. On other devices it runs twice: bit-equal repeats.
+// Runs `run` on simt under the forward, the reverse and a random schedule and expects the same bits each
+// time. `run` returns the outputs of one evaluation. On other devices it runs twice: bit-equal repeats.
 void expect_same_bits(const std::string& what, Device device, const std::function<std::vector<float>()>& run);
 
-// Calls body(random) for case 0, 1, ... of this test: 200 of them (20 in builds with a sanitizer or VESAL_RACE, where an instruction costs ten),
-// or VESAL_RANDOM_CASES. What the stream gives depends on VESAL_RANDOM_SEED (default 0), the running test's name and the
-// case's number only. The body draws a shape from it, small enough for the emulator, and checks it; when that fails,
-// one line is printed that repeats just this case.
+// Calls body(random) for case 0, 1, ... of this test: 200 of them (20 in builds with a sanitizer or
+// VESAL_RACE, where an instruction costs ten), or VESAL_RANDOM_CASES. What the stream gives depends on
+// VESAL_RANDOM_SEED (default 0), the running test's name and the case's number only. The body draws a shape
+// from it, small enough for the emulator, and checks it; when that fails, one line is printed that repeats
+// just this case.
 void for_each_random_case(const std::function<void(RandomStream&)>& body);
 
 }  // namespace vesal::kernels::testing
