@@ -89,14 +89,24 @@ void* allocate(size_t bytes) {
   fill_guard(start + bytes);
   asan_poison(block, kGuardBytes);
   asan_poison(start + bytes, kGuardBytes);
-  if constexpr (kRace) {
-    const std::lock_guard lock(RaceDetector::instance().mutex());
-    RaceDetector::instance().allocated(start, bytes);
+  try {
+    if constexpr (kRace) {
+      const std::lock_guard lock(RaceDetector::instance().mutex());
+      RaceDetector::instance().allocated(start, bytes);
+    }
+    Registry& r = registry();
+    const std::lock_guard lock(r.mutex);
+    r.blocks.emplace(reinterpret_cast<uintptr_t>(start), bytes);
+    r.bytes += bytes;
+  } catch (...) {  // no memory for the books
+    if constexpr (kRace) {
+      const std::lock_guard lock(RaceDetector::instance().mutex());
+      RaceDetector::instance().freed(start);
+    }
+    asan_unpoison(block, bytes + 2 * kGuardBytes);
+    std::free(block);
+    throw;
   }
-  Registry& r = registry();
-  const std::lock_guard lock(r.mutex);
-  r.blocks.emplace(reinterpret_cast<uintptr_t>(start), bytes);
-  r.bytes += bytes;
   return start;
 }
 
