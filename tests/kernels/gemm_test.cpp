@@ -243,7 +243,7 @@ TEST(Gemm, RefusesWrongArguments) {
   const GemmParams good = dense_gemm(2, 3, 4, 5, 6);
   for (const Device device : test_devices()) {
     Context context(device);
-    const DeviceArray<float> value(device, 256), result(device, 256);
+    const DeviceArray<float> value(device, random_normal(256, 9)), result(device, 256);
     const DeviceArray<bf16> half(device, 256);
     const DeviceWorkspace workspace(device, gemm_workspace_bytes(context, good, GemmPass::forward));
     for (const auto change : std::vector<void (*)(GemmParams&)>{
