@@ -48,8 +48,8 @@ struct AugmentOptions {
 };
 
 // The same with every probability and every range `strength` times as large (zoom and gamma: to that power);
-// where the foreground lies, flips and transplants stay as they are. 0: none of it; 1: `options` itself.
-// Throws UsageError outside [0, 4].
+// the blur's width, where the foreground lies, flips and transplants stay as they are. 0: none of it; 1:
+// `options` itself. Throws UsageError outside [0, 4].
 AugmentOptions with_strength(AugmentOptions options, float strength);
 
 // Options that only crop: nothing is flipped, turned or altered.

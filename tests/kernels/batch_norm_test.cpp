@@ -10,6 +10,7 @@
 #include "kernels/batch_norm/batch_norm_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/oracle_vectors.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -323,14 +324,9 @@ TEST(BatchNorm, WritesVectorsForTheOracle) {
     const Result<float> twice = device_result({DeviceType::cpu, 0}, again);
     index << p.n << ' ' << p.spatial << ' ' << p.channels << ' ' << p.training << ' ' << p.momentum << ' '
           << static_cast<int>(p.activation) << ' ' << c.affine << ' ' << c.name << '\n';
-    std::ofstream file(concat(folder, "/batch", number++, ".f32"), std::ios::binary);
-    for (const std::vector<float>* part :
-         {&in.x, &in.gamma, &in.beta, &in.running_mean, &in.running_var, &in.dy, &r.y, &r.dx, &r.dgamma,
-          &r.dbeta, &twice.running_mean, &twice.running_var}) {
-      file.write(reinterpret_cast<const char*>(part->data()),
-                 static_cast<std::streamsize>(part->size() * sizeof(float)));
-    }
-    ASSERT_TRUE(file.good());
+    write_arrays(concat(folder, "/batch", number++, ".f32"),
+                 {&in.x, &in.gamma, &in.beta, &in.running_mean, &in.running_var, &in.dy, &r.y, &r.dx,
+                  &r.dgamma, &r.dbeta, &twice.running_mean, &twice.running_var});
   }
   ASSERT_TRUE(index.good());
 }

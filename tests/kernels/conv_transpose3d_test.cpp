@@ -7,6 +7,7 @@
 #include "kernels/conv_transpose3d/conv_transpose3d_cases.hpp"
 #include "kernels/conv_transpose3d/conv_transpose3d_ref.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/oracle_vectors.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -273,13 +274,8 @@ TEST(ConvTranspose3d, WritesVectorsForTheOracle) {
       index << ' ' << triple[0] << ' ' << triple[1] << ' ' << triple[2];
     }
     index << ' ' << c.name << '\n';
-    std::ofstream file(concat(folder, '/', number++, ".f32"), std::ios::binary);
-    for (const std::vector<float>* part :
-         {&in.x, &in.weight, &in.bias, &in.dy, &out.y, &out.dx, &out.dweight, &out.dbias}) {
-      file.write(reinterpret_cast<const char*>(part->data()),
-                 static_cast<std::streamsize>(part->size() * sizeof(float)));
-    }
-    ASSERT_TRUE(file.good());
+    write_arrays(concat(folder, '/', number++, ".f32"),
+                 {&in.x, &in.weight, &in.bias, &in.dy, &out.y, &out.dx, &out.dweight, &out.dbias});
   }
   ASSERT_TRUE(index.good());
 }

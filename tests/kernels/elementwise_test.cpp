@@ -5,13 +5,13 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <limits>
 
 #include "kernels/elementwise/elementwise_cases.hpp"
 #include "kernels/elementwise/elementwise_ref.hpp"
 #include "kernels/vector_math.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/oracle_vectors.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -272,12 +272,9 @@ TEST(Unary, WritesVectorsForTheOracle) {
     const DeviceArray<float> y(device, count), dx(device, count);
     unary_forward(context, kind, count, in.get(), y.get(), kSlope);
     unary_backward(context, kind, count, in.get(), d.get(), dx.get(), kSlope);
-    std::ofstream file(concat(folder, "/activation", static_cast<int>(kind), ".f32"), std::ios::binary);
-    for (const std::vector<float>& part : {x, dy, y.host(), dx.host()}) {
-      file.write(reinterpret_cast<const char*>(part.data()),
-                 static_cast<std::streamsize>(part.size() * sizeof(float)));
-    }
-    ASSERT_TRUE(file.good());
+    const std::vector<float> y_values = y.host(), dx_values = dx.host();
+    write_arrays(concat(folder, "/activation", static_cast<int>(kind), ".f32"),
+                 {&x, &dy, &y_values, &dx_values});
   }
 }
 

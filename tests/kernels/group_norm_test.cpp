@@ -9,104 +9,34 @@
 #include "kernels/group_norm/group_norm_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/norm_fixture.hpp"
+#include "tests/kernels/oracle_vectors.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
 
-template <class T>
-struct Result {
-  std::vector<T> y, mean, rstd, dx, dgamma, dbeta;
+struct GroupNormFamily {
+  using Params = GroupNormParams;
+  using Case = GroupNormCase;
+  static int64_t statistics(const Params& p) { return p.n * p.groups; }
+  template <class T, class... Rest>
+  static void reference_forward(const Params& p, const T* x, Rest... rest) {
+    reference::group_norm_forward<T>(p, x, rest...);
+  }
+  template <class T, class... Rest>
+  static void reference_backward(const Params& p, const T* x, Rest... rest) {
+    reference::group_norm_backward<T>(p, x, rest...);
+  }
+  static constexpr auto workspace_bytes = group_norm_workspace_bytes;
+  static constexpr auto forward = group_norm_forward;
+  static constexpr auto backward = group_norm_backward;
 };
 
-struct Inputs {
-  GroupNormParams params;
-  bool affine;
-  std::vector<float> x, gamma, beta, dy;
-  explicit Inputs(const GroupNormCase& c, uint64_t seed = 1)
-      : params(c.params),
-        affine(c.affine),
-        x(random_normal(c.params.n * c.params.spatial * c.params.channels, seed)),
-        gamma(random_normal(c.params.channels, seed + 1)),
-        beta(random_normal(c.params.channels, seed + 2)),
-        dy(random_normal(c.params.n * c.params.spatial * c.params.channels, seed + 3)) {
-    for (float& value : x) {
-      value += c.offset;
-    }
-  }
-};
-
+using Inputs = NormInputs<GroupNormFamily>;
 template <class T>
-Result<T> reference_result(const Inputs& in) {
-  const std::vector<T> x(in.x.begin(), in.x.end()), gamma(in.gamma.begin(), in.gamma.end()),
-      beta(in.beta.begin(), in.beta.end()), dy(in.dy.begin(), in.dy.end());
-  const auto statistics = static_cast<size_t>(in.params.n * in.params.groups);
-  Result<T> r{std::vector<T>(x.size()), std::vector<T>(statistics),   std::vector<T>(statistics),
-              std::vector<T>(x.size()), std::vector<T>(gamma.size()), std::vector<T>(gamma.size())};
-  const T* g = in.affine ? gamma.data() : nullptr;
-  const T* b = in.affine ? beta.data() : nullptr;
-  reference::group_norm_forward<T>(in.params, x.data(), g, b, r.y.data(), r.mean.data(), r.rstd.data());
-  reference::group_norm_backward<T>(in.params, x.data(), g, b, r.mean.data(), r.rstd.data(), dy.data(),
-                                    r.dx.data(), in.affine ? r.dgamma.data() : nullptr,
-                                    in.affine ? r.dbeta.data() : nullptr);
-  return r;
-}
+using Result = NormResult<T>;
 
-// `start` is what dgamma and dbeta hold before they are accumulated into; none overwrites.
-Result<float> device_result(Device device, const Inputs& in, const float* start = nullptr) {
-  Context context(device);
-  const GroupNormParams& p = in.params;
-  const int64_t count = p.n * p.spatial * p.channels;
-  const DeviceArray<float> x(device, in.x), gamma(device, in.gamma), beta(device, in.beta), dy(device, in.dy);
-  const DeviceArray<float> y(device, count), mean(device, p.n * p.groups), rstd(device, p.n * p.groups);
-  const DeviceArray<float> dx(device, count);
-  const std::vector<float> initial(in.gamma.size(), start ? *start : NAN);
-  const DeviceArray<float> dgamma(device, initial), dbeta(device, initial);
-  const auto given = [&](const DeviceArray<float>& array) { return in.affine ? Data(array.get()) : Data(); };
-  {
-    const DeviceWorkspace workspace(device, group_norm_workspace_bytes(context, p));
-    group_norm_forward(context, p, x.get(), given(gamma), given(beta), y.get(), mean, rstd, workspace);
-  }
-  const DeviceWorkspace workspace(device, group_norm_workspace_bytes(context, p));
-  group_norm_backward(context, p, x.get(), given(gamma), given(beta), mean, rstd, dy.get(), dx.get(),
-                      given(dgamma), given(dbeta), start ? GradMode::accumulate : GradMode::overwrite,
-                      workspace);
-  return {y.host(), mean.host(), rstd.host(), dx.host(), dgamma.host(), dbeta.host()};
-}
-
-void expect_result(const std::string& what, const Inputs& in, const Result<float>& found,
-                   const Result<double>& exact, const Result<float>& naive) {
-  expect_close(what + " y", found.y, exact.y, naive.y);
-  expect_close(what + " mean", found.mean, exact.mean, naive.mean);
-  expect_close(what + " rstd", found.rstd, exact.rstd, naive.rstd);
-  expect_close(what + " dx", found.dx, exact.dx, naive.dx);
-  if (in.affine) {
-    expect_close(what + " dgamma", found.dgamma, exact.dgamma, naive.dgamma);
-    expect_close(what + " dbeta", found.dbeta, exact.dbeta, naive.dbeta);
-  }
-}
-
-TEST(GroupNorm, MatchesTheReference) {
-  for (const Device device : test_devices()) {
-    for (const GroupNormCase& c : kGroupNormCases) {
-      const std::string what = to_string(device) + " " + c.name;
-      const Inputs in(c);
-      expect_result(what, in, device_result(device, in), reference_result<double>(in),
-                    reference_result<float>(in));
-      expect_same_bits(what, device, [&] {
-        const Result<float> r = device_result(device, in);
-        std::vector<float> all = r.y;
-        for (const auto* part : {&r.mean, &r.rstd, &r.dx}) {
-          all.insert(all.end(), part->begin(), part->end());
-        }
-        if (c.affine) {
-          all.insert(all.end(), r.dgamma.begin(), r.dgamma.end());
-          all.insert(all.end(), r.dbeta.begin(), r.dbeta.end());
-        }
-        return all;
-      });
-    }
-  }
-}
+TEST(GroupNorm, MatchesTheReference) { expect_cases_match<GroupNormFamily>(kGroupNormCases); }
 
 TEST(GroupNorm, RandomCases) {
   for_each_random_case([](RandomStream& random) {
@@ -136,19 +66,7 @@ TEST(GroupNorm, RandomCases) {
   });
 }
 
-TEST(GroupNorm, AccumulatesGradients) {
-  for (const Device device : test_devices()) {
-    const Inputs in(kGroupNormCases[3]);
-    const float start = 3.0f;
-    const Result<float> plain = device_result(device, in);
-    const Result<float> added = device_result(device, in, &start);
-    for (size_t c = 0; c < plain.dgamma.size(); ++c) {
-      EXPECT_NEAR(added.dgamma[c], plain.dgamma[c] + start,
-                  4 * 0x1p-23 * (std::abs(plain.dgamma[c]) + start));
-      EXPECT_NEAR(added.dbeta[c], plain.dbeta[c] + start, 4 * 0x1p-23 * (std::abs(plain.dbeta[c]) + start));
-    }
-  }
-}
+TEST(GroupNorm, AccumulatesGradients) { expect_accumulated_gradients<GroupNormFamily>(kGroupNormCases[3]); }
 
 // A naive E[x^2] - E[x]^2 in float32 has no correct digit left here; nor would channel means rounded to
 // float32 before they are compared.
@@ -235,13 +153,8 @@ TEST(GroupNorm, WritesVectorsForTheOracle) {
     const Result<float> r = device_result({DeviceType::cpu, 0}, in);
     index << p.n << ' ' << p.spatial << ' ' << p.channels << ' ' << p.groups << ' '
           << static_cast<int>(p.activation) << ' ' << c.affine << ' ' << c.name << '\n';
-    std::ofstream file(concat(folder, "/group", number++, ".f32"), std::ios::binary);
-    for (const std::vector<float>* part :
-         {&in.x, &in.gamma, &in.beta, &in.dy, &r.y, &r.dx, &r.dgamma, &r.dbeta}) {
-      file.write(reinterpret_cast<const char*>(part->data()),
-                 static_cast<std::streamsize>(part->size() * sizeof(float)));
-    }
-    ASSERT_TRUE(file.good());
+    write_arrays(concat(folder, "/group", number++, ".f32"),
+                 {&in.x, &in.gamma, &in.beta, &in.dy, &r.y, &r.dx, &r.dgamma, &r.dbeta});
   }
   ASSERT_TRUE(index.good());
 }

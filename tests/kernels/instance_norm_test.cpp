@@ -5,115 +5,36 @@
 
 #include "kernels/instance_norm/instance_norm_cases.hpp"
 #include "kernels/instance_norm/instance_norm_ref.hpp"
-#include "tests/kernels/harness.hpp"
+#include "tests/kernels/norm_fixture.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
 
-template <class T>
-struct Result {
-  std::vector<T> y, mean, rstd, dx, dgamma, dbeta;
+struct InstanceNormFamily {
+  using Params = InstanceNormParams;
+  using Case = InstanceNormCase;
+  static int64_t statistics(const Params& p) { return p.n * p.channels; }
+  template <class T, class... Rest>
+  static void reference_forward(const Params& p, const T* x, Rest... rest) {
+    reference::instance_norm_forward<T>(p, x, rest...);
+  }
+  template <class T, class... Rest>
+  static void reference_backward(const Params& p, const T* x, Rest... rest) {
+    reference::instance_norm_backward<T>(p, x, rest...);
+  }
+  static constexpr auto workspace_bytes = instance_norm_workspace_bytes;
+  static constexpr auto forward = instance_norm_forward;
+  static constexpr auto backward = instance_norm_backward;
 };
 
-struct Inputs {
-  InstanceNormParams params;
-  bool affine;
-  std::vector<float> x, gamma, beta, dy;
-  explicit Inputs(const InstanceNormCase& c)
-      : params(c.params),
-        affine(c.affine),
-        x(random_normal(c.params.n * c.params.spatial * c.params.channels, 1)),
-        gamma(random_normal(c.params.channels, 2)),
-        beta(random_normal(c.params.channels, 3)),
-        dy(random_normal(c.params.n * c.params.spatial * c.params.channels, 4)) {
-    for (float& value : x) {
-      value += c.offset;
-    }
-  }
-};
-
+using Inputs = NormInputs<InstanceNormFamily>;
 template <class T>
-Result<T> reference_result(const Inputs& in) {
-  const std::vector<T> x(in.x.begin(), in.x.end()), gamma(in.gamma.begin(), in.gamma.end()),
-      beta(in.beta.begin(), in.beta.end()), dy(in.dy.begin(), in.dy.end());
-  const auto statistics = static_cast<size_t>(in.params.n * in.params.channels);
-  Result<T> r{std::vector<T>(x.size()), std::vector<T>(statistics),   std::vector<T>(statistics),
-              std::vector<T>(x.size()), std::vector<T>(gamma.size()), std::vector<T>(gamma.size())};
-  const T* g = in.affine ? gamma.data() : nullptr;
-  const T* b = in.affine ? beta.data() : nullptr;
-  reference::instance_norm_forward<T>(in.params, x.data(), g, b, r.y.data(), r.mean.data(), r.rstd.data());
-  reference::instance_norm_backward<T>(in.params, x.data(), g, b, r.mean.data(), r.rstd.data(), dy.data(),
-                                       r.dx.data(), in.affine ? r.dgamma.data() : nullptr,
-                                       in.affine ? r.dbeta.data() : nullptr);
-  return r;
-}
+using Result = NormResult<T>;
 
-// `start` is what dgamma and dbeta hold before they are accumulated into; none overwrites.
-Result<float> device_result(Device device, const Inputs& in, const float* start = nullptr) {
-  Context context(device);
-  const InstanceNormParams& p = in.params;
-  const int64_t count = p.n * p.spatial * p.channels;
-  const DeviceArray<float> x(device, in.x), gamma(device, in.gamma), beta(device, in.beta), dy(device, in.dy);
-  const DeviceArray<float> y(device, count), mean(device, p.n * p.channels), rstd(device, p.n * p.channels);
-  const DeviceArray<float> dx(device, count);
-  const std::vector<float> initial(in.gamma.size(), start ? *start : NAN);
-  const DeviceArray<float> dgamma(device, initial), dbeta(device, initial);
-  const auto given = [&](const DeviceArray<float>& array) { return in.affine ? Data(array.get()) : Data(); };
-  {
-    const DeviceWorkspace workspace(device, instance_norm_workspace_bytes(context, p));
-    instance_norm_forward(context, p, x.get(), given(gamma), given(beta), y.get(), mean, rstd, workspace);
-  }
-  const DeviceWorkspace workspace(device, instance_norm_workspace_bytes(context, p));
-  instance_norm_backward(context, p, x.get(), given(gamma), given(beta), mean, rstd, dy.get(), dx.get(),
-                         given(dgamma), given(dbeta), start ? GradMode::accumulate : GradMode::overwrite,
-                         workspace);
-  return {y.host(), mean.host(), rstd.host(), dx.host(), dgamma.host(), dbeta.host()};
-}
-
-TEST(InstanceNorm, MatchesTheReference) {
-  for (const Device device : test_devices()) {
-    for (const InstanceNormCase& c : kInstanceNormCases) {
-      const std::string what = to_string(device) + " " + c.name;
-      const Inputs in(c);
-      const Result<double> exact = reference_result<double>(in);
-      const Result<float> naive = reference_result<float>(in);
-      const Result<float> found = device_result(device, in);
-      expect_close(what + " y", found.y, exact.y, naive.y);
-      expect_close(what + " mean", found.mean, exact.mean, naive.mean);
-      expect_close(what + " rstd", found.rstd, exact.rstd, naive.rstd);
-      expect_close(what + " dx", found.dx, exact.dx, naive.dx);
-      if (c.affine) {
-        expect_close(what + " dgamma", found.dgamma, exact.dgamma, naive.dgamma);
-        expect_close(what + " dbeta", found.dbeta, exact.dbeta, naive.dbeta);
-      }
-      expect_same_bits(what, device, [&] {
-        const Result<float> r = device_result(device, in);
-        std::vector<float> all = r.y;
-        for (const auto* part : {&r.mean, &r.rstd, &r.dx}) {
-          all.insert(all.end(), part->begin(), part->end());
-        }
-        if (c.affine) {
-          all.insert(all.end(), r.dgamma.begin(), r.dgamma.end());
-          all.insert(all.end(), r.dbeta.begin(), r.dbeta.end());
-        }
-        return all;
-      });
-    }
-  }
-}
+TEST(InstanceNorm, MatchesTheReference) { expect_cases_match<InstanceNormFamily>(kInstanceNormCases); }
 
 TEST(InstanceNorm, AccumulatesGradients) {
-  for (const Device device : test_devices()) {
-    const Inputs in(kInstanceNormCases[1]);
-    const float start = 3.0f;
-    const Result<float> plain = device_result(device, in);
-    const Result<float> added = device_result(device, in, &start);
-    for (size_t c = 0; c < plain.dgamma.size(); ++c) {
-      EXPECT_NEAR(added.dgamma[c], plain.dgamma[c] + start,
-                  4 * 0x1p-23 * (std::abs(plain.dgamma[c]) + start));
-      EXPECT_NEAR(added.dbeta[c], plain.dbeta[c] + start, 4 * 0x1p-23 * (std::abs(plain.dbeta[c]) + start));
-    }
-  }
+  expect_accumulated_gradients<InstanceNormFamily>(kInstanceNormCases[1]);
 }
 
 // A naive E[x^2] - E[x]^2 in float32 has no correct digit left here.

@@ -14,6 +14,7 @@
 #include "kernels/window_attention/window_attention_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/oracle_vectors.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -365,13 +366,9 @@ TEST(WindowAttention, WritesVectorsForTheOracle) {
     }
     index << ' ' << (p.padding == PaddingMode::masked) << ' ' << p.scale << ' ' << c.qkv_bias << ' ' << c.name
           << '\n';
-    std::ofstream file(concat(folder, '/', number++, ".f32"), std::ios::binary);
-    for (const std::vector<float>* part : {&inputs.qkv, &inputs.qkv_bias, &inputs.bias_table, &inputs.dout,
-                                           &r.out, &r.dqkv, &r.dqkv_bias, &r.dbias_table}) {
-      file.write(reinterpret_cast<const char*>(part->data()),
-                 static_cast<std::streamsize>(part->size() * sizeof(float)));
-    }
-    ASSERT_TRUE(file.good());
+    write_arrays(concat(folder, '/', number++, ".f32"),
+                 {&inputs.qkv, &inputs.qkv_bias, &inputs.bias_table, &inputs.dout, &r.out, &r.dqkv,
+                  &r.dqkv_bias, &r.dbias_table});
   }
   ASSERT_TRUE(index.good());
 }
