@@ -22,6 +22,7 @@ struct Options {
   bool resume = false;
   int threads = 0;
   int loader_threads = 1;
+  bool recompute = false;
   std::string model;
   std::string label_scheme;
   std::string split;
@@ -127,6 +128,7 @@ int run(const Options& options, const CLI::App& app) {
   settings.out = options.out;
   settings.resume = options.resume;
   settings.loader_threads = options.loader_threads;
+  settings.recompute = options.recompute;
   settings.split = options.split;
   take("--model", settings.model, options.model);
   take("--steps", settings.steps, options.steps);
@@ -345,6 +347,9 @@ Command make_train(CLI::App& program) {
       ->check(CLI::Range(1, 256))
       ->group(group)
       ->type_name("T");
+  app->add_flag("--recompute", options->recompute,
+                "Compute activations again in the backward pass: less memory, more time, the same results")
+      ->group(group);
   app->footer(
       "Examples:\n"
       "  vesal train --data brats2023 --out run --minutes 40 --patch 96 96 96\n"

@@ -251,8 +251,10 @@ Variable batch_norm(DeviceContext& context, const Variable& x, Parameter* gamma,
   if (gamma != nullptr) {
     require_shape(gamma->value, {channels}, "batch_norm: gamma");
   }
+  // A step counts once, also where its forward pass is run again.
+  const bool moves = training && !context.recomputing();
   const auto running = [&](const Buffer* buffer) -> float* {
-    if (buffer == nullptr) {
+    if (buffer == nullptr || (training && !moves)) {
       return nullptr;
     }
     require_shape(buffer->value, {channels}, "batch_norm: running statistics");
@@ -265,7 +267,7 @@ Variable batch_norm(DeviceContext& context, const Variable& x, Parameter* gamma,
   kernels::batch_norm_forward(k, params, x.value(), value_of(gamma), value_of(beta), running(buffers.running_mean),
                               running(buffers.running_var), y, mean.data<float>(), rstd.data<float>(),
                               context.scratch(kernels::batch_norm_workspace_bytes(k, params)));
-  if (training && buffers.batches != nullptr) {
+  if (moves && buffers.batches != nullptr) {
     ++buffers.batches->value;
   }
   if (!records(context, {&x}, gamma != nullptr)) {

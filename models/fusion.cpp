@@ -6,6 +6,7 @@
 
 #include "base/profiler.hpp"
 #include "layers/losses.hpp"
+#include "runtime/checkpoint.hpp"
 
 namespace vesal::models {
 namespace {
@@ -19,7 +20,9 @@ enum Modality { kT1n = 0, kT1c = 1, kT2w = 2, kT2f = 3 };
 struct ConvPair {
   ConvPair(const ParameterBuilder& builder, int64_t in, int64_t out)
       : first(builder, "conv1", "norm1", in, out), second(builder, "conv2", "norm2", out, out) {}
-  Variable operator()(DeviceContext& context, const Variable& x) const { return second(context, first(context, x)); }
+  Variable operator()(DeviceContext& context, const Variable& x) const {
+    return second(context, first(context, x));
+  }
 
   ConvNormRelu first, second;
 };
@@ -38,8 +41,10 @@ struct Up {
 
 // Graph reasoning between the branches, then the shared down-convolution.
 struct FusionLevel {
-  FusionLevel(const ParameterBuilder& builder, const layers::GraphReasoningSettings& settings, int64_t out, int stride)
-      : reason(builder.scope("reason"), settings), down(builder.scope("down"), "conv", "norm", settings.channels, out, 3, stride) {}
+  FusionLevel(const ParameterBuilder& builder, const layers::GraphReasoningSettings& settings, int64_t out,
+              int stride)
+      : reason(builder.scope("reason"), settings),
+        down(builder.scope("down"), "conv", "norm", settings.channels, out, 3, stride) {}
 
   std::pair<Variable, Variable> operator()(DeviceContext& context, const Variable& semantic,
                                            const Variable& edges) const {
@@ -63,17 +68,20 @@ layers::SwinSettings swin_settings(const FusionConfig& config, size_t level) {
 // Rises linearly from 0 at the first block of the network to config.drop_path at the last one.
 std::vector<float> drop_path_rates(const FusionConfig& config, size_t level) {
   const int blocks = std::accumulate(config.depths.begin(), config.depths.end(), 0);
-  const int first = std::accumulate(config.depths.begin(), config.depths.begin() + static_cast<long>(level), 0);
+  const int first =
+      std::accumulate(config.depths.begin(), config.depths.begin() + static_cast<long>(level), 0);
   std::vector<float> rates;
   for (int i = 0; i < config.depths[level]; ++i) {
-    rates.push_back(blocks > 1 ? config.drop_path * static_cast<float>(first + i) / static_cast<float>(blocks - 1)
-                               : 0.0f);
+    rates.push_back(blocks > 1
+                        ? config.drop_path * static_cast<float>(first + i) / static_cast<float>(blocks - 1)
+                        : 0.0f);
   }
   return rates;
 }
 
-// Which modality feeds each of the two edge inputs: FLAIR, else T2; T1c, else T1. Since a mask is never empty, at least
-// one of the two inputs has a source, and so the edge branch never has to be cut off as a whole.
+// Which modality feeds each of the two edge inputs: FLAIR, else T2; T1c, else T1. Since a mask is never
+// empty, at least one of the two inputs has a source, and so the edge branch never has to be cut off as a
+// whole.
 std::array<int32_t, 2> edge_sources(const ModalityMask& mask) {
   const auto pick = [&](Modality first, Modality second) {
     return mask[first] ? first : mask[second] ? second : -1;
@@ -105,8 +113,8 @@ struct Fusion::Modules {
       norms.emplace_back(root.scope("transformer.norm" + index), channels);
       const layers::GraphReasoningSettings graph{
           .channels = channels, .neighbours = config.neighbours, .weights = config.edge_weights};
-      fusions.emplace_back(root.scope("fusion" + std::to_string(level + 1)), graph, level < 3 ? 2 * channels : channels,
-                           level < 3 ? 2 : 1);
+      fusions.emplace_back(root.scope("fusion" + std::to_string(level + 1)), graph,
+                           level < 3 ? 2 * channels : channels, level < 3 ? 2 : 1);
     }
     ups.emplace_back(root.scope("decoder.up1"), 8 * e, 4 * e, 4 * e);
     ups.emplace_back(root.scope("decoder.up2"), 4 * e, 2 * e, 2 * e);
@@ -146,28 +154,31 @@ Fusion::Fusion(DeviceContext& context, const FusionConfig& config, uint64_t seed
   check<UsageError>(config.embed >= 2 && config.embed % 2 == 0, "fusion: embed ", config.embed,
                     " must be even and at least 2");
   for (size_t level = 0; level < 4; ++level) {
-    check<UsageError>(config.heads[level] >= 1 && (config.embed << level) % config.heads[level] == 0, "fusion: ",
-                      config.embed << level, " channels do not divide into ", config.heads[level], " heads");
+    check<UsageError>(config.heads[level] >= 1 && (config.embed << level) % config.heads[level] == 0,
+                      "fusion: ", config.embed << level, " channels do not divide into ", config.heads[level],
+                      " heads");
   }
   modules_ = std::make_unique<Modules>(ParameterBuilder(context, store_, seed), config);
 }
 
 Fusion::~Fusion() = default;
 
-FusionOutputs Fusion::forward(DeviceContext& context, const Tensor& volume, std::span<const ModalityMask> masks,
-                              const ForwardOptions& options, std::array<float, 3> spacing) const {
+FusionOutputs Fusion::forward(DeviceContext& context, const Tensor& volume,
+                              std::span<const ModalityMask> masks, const ForwardOptions& options,
+                              std::array<float, 3> spacing) const {
   VESAL_RANGE("Fusion::forward");
   const AllocationTag tag("activations");
-  check<ShapeError>(volume.rank() == 5 && volume.size(4) == kModalities, "fusion: expected a volume [N, D, H, W, ",
-                    kModalities, "], found ", to_string(volume.shape()));
+  check<ShapeError>(volume.rank() == 5 && volume.size(4) == kModalities,
+                    "fusion: expected a volume [N, D, H, W, ", kModalities, "], found ",
+                    to_string(volume.shape()));
   const int64_t n = volume.size(0);
   const std::array<int64_t, 3> extent{volume.size(1), volume.size(2), volume.size(3)};
   for (const int64_t size : extent) {
-    check<ShapeError>(size > 0 && size % kStride == 0, "fusion: extents must be multiples of ", kStride, ", found ",
-                      to_string(volume.shape()));
+    check<ShapeError>(size > 0 && size % kStride == 0, "fusion: extents must be multiples of ", kStride,
+                      ", found ", to_string(volume.shape()));
   }
-  check<ShapeError>(static_cast<int64_t>(masks.size()) == n, "fusion: ", masks.size(), " modality masks for ", n,
-                    " samples");
+  check<ShapeError>(static_cast<int64_t>(masks.size()) == n, "fusion: ", masks.size(), " modality masks for ",
+                    n, " samples");
 
   std::vector<uint8_t> present;
   std::vector<int32_t> sources;
@@ -190,19 +201,33 @@ FusionOutputs Fusion::forward(DeviceContext& context, const Tensor& volume, std:
   const Tensor routing = Tensor::from_host(context, sources, {n, 2});
   const Modules& m = *modules_;
 
+  // One part of the network, run again in the backward pass where memory is to be saved.
+  const auto part = [&](const std::vector<Variable>& inputs, Block block) {
+    return options.recompute ? checkpoint(context, inputs, std::move(block)) : block(context, inputs);
+  };
+
   // Edge encoder: e[0] at full resolution ... e[4] at stride 16.
   std::vector<Variable> e;
   {
     const Variable input = layers::route_channels(context, volume, routing);
     const Variable flags = Tensor::from_host(context, source_flags, {n, kModalities});
-    const Variable first = layers::add_sample_vector(context, m.edge_first_conv(context, input),
-                                                     m.source_bias(context, flags));
-    e.push_back(m.edge_second(context, m.edge_first_norm(context, first)));
-    const auto halve = [&](const Variable& x) { return layers::max_pool3d(context, x, {2, 2, 2}, {2, 2, 2}); };
+    e.push_back(
+        part({input, flags}, [&m](DeviceContext& ctx, std::span<const Variable> x) -> std::vector<Variable> {
+          const Variable first =
+              layers::add_sample_vector(ctx, m.edge_first_conv(ctx, x[0]), m.source_bias(ctx, x[1]));
+          return {m.edge_second(ctx, m.edge_first_norm(ctx, first))};
+        })[0]);
+    const auto halve = [](DeviceContext& ctx, const Variable& x) {
+      return layers::max_pool3d(ctx, x, {2, 2, 2}, {2, 2, 2});
+    };
     for (const ConvPair& level : m.edge_levels) {
-      e.push_back(level(context, halve(e.back())));
+      e.push_back(
+          part({e.back()},
+               [&level, halve](DeviceContext& ctx, std::span<const Variable> x) -> std::vector<Variable> {
+                 return {level(ctx, halve(ctx, x[0]))};
+               })[0]);
     }
-    e.push_back(m.edge_last(context, halve(e.back())));
+    e.push_back(m.edge_last(context, halve(context, e.back())));
   }
 
   // Semantic encoder: s[0] at stride 2 ... s[3] at stride 16.
@@ -213,7 +238,11 @@ FusionOutputs Fusion::forward(DeviceContext& context, const Tensor& volume, std:
       if (level > 0) {
         x = m.merges[level - 1](context, x);
       }
-      x = m.stages[level](context, x, options.training);
+      x = part({x},
+               [&stage = m.stages[level], training = options.training](
+                   DeviceContext& ctx, std::span<const Variable> in) -> std::vector<Variable> {
+                 return {stage(ctx, in[0], training)};
+               })[0];
       s.push_back(m.norms[level](context, x));
     }
   }
@@ -224,16 +253,29 @@ FusionOutputs Fusion::forward(DeviceContext& context, const Tensor& volume, std:
   for (size_t level = 0; level < 4; ++level) {
     const Variable semantic = level == 0 ? s[0] : layers::add(context, a, s[level]);
     const Variable edges = level == 0 ? e[1] : layers::add(context, b.back(), e[level + 1]);
-    auto [next_a, next_b] = m.fusions[level](context, semantic, edges);
-    a = next_a;
-    b.push_back(next_b);
+    const std::vector<Variable> next =
+        part({semantic, edges},
+             [&fusion = m.fusions[level]](DeviceContext& ctx,
+                                          std::span<const Variable> x) -> std::vector<Variable> {
+               auto [fused_a, fused_b] = fusion(ctx, x[0], x[1]);
+               return {fused_a, fused_b};
+             });
+    a = next[0];
+    b.push_back(next[1]);
   }
 
   FusionOutputs outputs;
-  const Variable d3 = m.ups[0](context, a, s[2]);
-  const Variable d2 = m.ups[1](context, d3, s[1]);
-  const Variable d1 = m.ups[2](context, d2, s[0]);
-  const Variable d0 = m.ups[3](context, d1, e[0]);
+  const auto up = [&](size_t index, const Variable& x, const Variable& skip) {
+    return part(
+        {x, skip},
+        [&up = m.ups[index]](DeviceContext& ctx, std::span<const Variable> in) -> std::vector<Variable> {
+          return {up(ctx, in[0], in[1])};
+        })[0];
+  };
+  const Variable d3 = up(0, a, s[2]);
+  const Variable d2 = up(1, d3, s[1]);
+  const Variable d1 = up(2, d2, s[0]);
+  const Variable d0 = up(3, d1, e[0]);
   outputs.segmentation = m.head(context, d0);
   if (options.training && config_.deep_supervision) {
     outputs.deep = {m.deep_heads[0](context, d1), m.deep_heads[1](context, d2), m.deep_heads[2](context, d3)};
@@ -265,12 +307,14 @@ FusionLoss fusion_loss(DeviceContext& context, const FusionOutputs& outputs, con
     weight *= 0.5f;
   }
   if (outputs.edges.value().defined()) {
-    loss.edge = layers::edge_loss(context, outputs.edges, layers::edge_targets(context, labels), settings.edge_weight);
+    loss.edge = layers::edge_loss(context, outputs.edges, layers::edge_targets(context, labels),
+                                  settings.edge_weight);
   }
   return loss;
 }
 
-// ---- configuration ----------------------------------------------------------------------------------------------------
+// ---- configuration
+// ----------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -313,8 +357,8 @@ class MetadataReader {
     std::string_view rest = text(key);
     for (size_t i = 0; i < 4; ++i) {
       const size_t comma = rest.find(',');
-      check<FormatError>((comma == std::string_view::npos) == (i == 3), "weights: metadata field ", key, " is \"",
-                         text(key), "\", expected four numbers");
+      check<FormatError>((comma == std::string_view::npos) == (i == 3), "weights: metadata field ", key,
+                         " is \"", text(key), "\", expected four numbers");
       values[i] = parse<int>(key, rest.substr(0, comma));
       rest = i == 3 ? std::string_view() : rest.substr(comma + 1);
     }
@@ -323,7 +367,8 @@ class MetadataReader {
   template <class Enum, size_t count>
   Enum choice(const std::string& key, const std::array<std::string_view, count>& names) const {
     const auto found = std::find(names.begin(), names.end(), text(key));
-    check<FormatError>(found != names.end(), "weights: metadata field ", key, " is \"", text(key), "\", unknown here");
+    check<FormatError>(found != names.end(), "weights: metadata field ", key, " is \"", text(key),
+                       "\", unknown here");
     return static_cast<Enum>(found - names.begin());
   }
 
@@ -332,8 +377,8 @@ class MetadataReader {
   T parse(const std::string& key, std::string_view value) const {
     T result{};
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), result);
-    check<FormatError>(error == std::errc() && end == value.data() + value.size(), "weights: metadata field ", key,
-                       " is \"", text(key), "\", expected a number");
+    check<FormatError>(error == std::errc() && end == value.data() + value.size(), "weights: metadata field ",
+                       key, " is \"", text(key), "\", expected a number");
     return result;
   }
 

@@ -1,5 +1,5 @@
-// The brain-tumour network that fuses Swin semantics with edge information by graph reasoning (Zhu et al., Information
-// Fusion 91, 2023), lifted to 3D, with a sparse graph and with any subset of its four modalities.
+// The brain-tumour network that fuses Swin semantics with edge information by graph reasoning (Zhu et al.,
+// Information Fusion 91, 2023), lifted to 3D, with a sparse graph and with any subset of its four modalities.
 //
 //   level   stride  semantic (Swin)  edge encoder   fused, after graph reasoning and down-convolution
 //     0        1          -             E/2
@@ -7,8 +7,9 @@
 //     2        4          2E            2E             4E at stride 8
 //     3        8          4E            4E             8E at stride 16
 //     4       16          8E            8E             8E at stride 16
-// The decoder climbs from the fused semantic map of level 4 over the raw Swin maps of levels 3, 2, 1 and the edge map of
-// level 0 to full resolution. Edge logits are the sum of five edge attention heads, brought to full resolution.
+// The decoder climbs from the fused semantic map of level 4 over the raw Swin maps of levels 3, 2, 1 and the
+// edge map of level 0 to full resolution. Edge logits are the sum of five edge attention heads, brought to
+// full resolution.
 #pragma once
 
 #include <array>
@@ -56,6 +57,9 @@ FusionConfig fusion_config_from_metadata(const std::map<std::string, std::string
 struct ForwardOptions {
   bool training = false;  // stochastic depth, deep supervision
   bool edges = false;     // also the edge logits
+  // Saves the inputs of the encoders' levels, of fusion and of the decoder only, and runs each of them again
+  // in the backward pass: less memory, more time, the same bits (runtime/checkpoint.hpp).
+  bool recompute = false;
 };
 
 struct FusionOutputs {
@@ -76,7 +80,8 @@ class Fusion {
   ~Fusion();
 
   // volume [N, D, H, W, 4] in the order of ModalityMask; voxels of absent modalities are never read.
-  // spacing (D, H, W; relative) scales the Sobel gradients. Throws ShapeError for other extents or an empty mask.
+  // spacing (D, H, W; relative) scales the Sobel gradients. Throws ShapeError for other extents or an empty
+  // mask.
   FusionOutputs forward(DeviceContext& context, const Tensor& volume, std::span<const ModalityMask> masks,
                         const ForwardOptions& options, std::array<float, 3> spacing = {1, 1, 1}) const;
 
@@ -105,7 +110,8 @@ struct FusionLoss {
   std::vector<Tensor> deep;  // before their weights 1/2, 1/4, 1/8
 };
 
-// labels [N, D, H, W] u8: 0 background, 1 NCR, 2 ED, 3 ET. Registers the backward passes on the context's tape.
+// labels [N, D, H, W] u8: 0 background, 1 NCR, 2 ED, 3 ET. Registers the backward passes on the context's
+// tape.
 FusionLoss fusion_loss(DeviceContext& context, const FusionOutputs& outputs, const Tensor& labels,
                        const FusionLossSettings& settings);
 

@@ -37,10 +37,4 @@ Scratch DeviceContext::scratch(size_t bytes) {
   return {allocator_->allocate(bytes), bytes};
 }
 
-void DeviceContext::seed_step(uint64_t seed, uint64_t step) {
-  seed_ = seed;
-  step_ = step;
-  random_op_ = 0;
-}
-
 }  // namespace vesal

@@ -1,5 +1,6 @@
-// Everything one device needs while a network runs on it: stream, allocator, kernel caches, the tape that records, and
-// the position in the random sequence. One per device and host thread; ops take it as their first argument.
+// Everything one device needs while a network runs on it: stream, allocator, kernel caches, the tape that
+// records, and the position in the random sequence. One per device and host thread; ops take it as their
+// first argument.
 #pragma once
 
 #include <cstdint>
@@ -59,6 +60,11 @@ class Scratch {
   size_t bytes_;
 };
 
+// Where a context stands in the random sequence.
+struct RandomPosition {
+  uint64_t seed = 0, step = 0, op = 0;
+};
+
 class DeviceContext {
  public:
   // Throws DeviceError when the device is not there.
@@ -77,30 +83,37 @@ class DeviceContext {
   // The tape that records differentiable ops, or null: nothing is saved and no gradient flows.
   Tape* tape() const { return tape_; }
 
-  // Random numbers are keyed by (seed, step, op): set the first two at the start of a step; each op that draws takes the
-  // next op number.
-  void seed_step(uint64_t seed, uint64_t step);
-  uint64_t seed() const { return seed_; }
-  uint64_t step() const { return step_; }
-  uint64_t next_random_op() { return random_op_++; }
+  // Random numbers are keyed by (seed, step, op): set the first two at the start of a step; each op that
+  // draws takes the next op number.
+  void seed_step(uint64_t seed, uint64_t step) { random_ = {seed, step, 0}; }
+  uint64_t seed() const { return random_.seed; }
+  uint64_t step() const { return random_.step; }
+  uint64_t next_random_op() { return random_.op++; }
+  const RandomPosition& random_position() const { return random_; }
+
+  // An op runs a second time to restore what its backward pass needs (checkpoint in runtime/tape.hpp): it
+  // gives the same values, and state beside them, such as running statistics, must not move again.
+  bool recomputing() const { return recomputing_; }
 
  private:
   friend class TapeScope;
+  friend class RecomputeScope;
 
   Device device_;
   Stream stream_;
   std::shared_ptr<Allocator> allocator_;
   kernels::Context kernels_;
   Tape* tape_ = nullptr;
-  uint64_t seed_ = 0;
-  uint64_t step_ = 0;
-  uint64_t random_op_ = 0;
+  RandomPosition random_;
+  bool recomputing_ = false;
 };
 
 // Makes a context record on `tape` while it lives; TapeScope(context, nullptr) is a no-grad scope.
 class TapeScope {
  public:
-  TapeScope(DeviceContext& context, Tape* tape) : context_(context), previous_(context.tape_) { context.tape_ = tape; }
+  TapeScope(DeviceContext& context, Tape* tape) : context_(context), previous_(context.tape_) {
+    context.tape_ = tape;
+  }
   ~TapeScope() { context_.tape_ = previous_; }
   TapeScope(const TapeScope&) = delete;
   TapeScope& operator=(const TapeScope&) = delete;
@@ -108,6 +121,27 @@ class TapeScope {
  private:
   DeviceContext& context_;
   Tape* previous_;
+};
+
+// While it lives, ops draw from an earlier position of the random sequence and know that they are repeated.
+class RecomputeScope {
+ public:
+  RecomputeScope(DeviceContext& context, const RandomPosition& position)
+      : context_(context), resume_(context.random_position()), nested_(context.recomputing_) {
+    context.random_ = position;
+    context.recomputing_ = true;
+  }
+  ~RecomputeScope() {
+    context_.random_ = resume_;
+    context_.recomputing_ = nested_;
+  }
+  RecomputeScope(const RecomputeScope&) = delete;
+  RecomputeScope& operator=(const RecomputeScope&) = delete;
+
+ private:
+  DeviceContext& context_;
+  RandomPosition resume_;
+  bool nested_;
 };
 
 }  // namespace vesal

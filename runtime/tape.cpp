@@ -12,18 +12,14 @@ void GradientSlot::add(DeviceContext& context, Tensor dx) {
     gradient_ = std::move(dx);
     return;
   }
-  check<ShapeError>(dx.count() == gradient_.count(), "gradient of shape ", to_string(dx.shape()), " added to one of ",
-                    to_string(gradient_.shape()));
+  check<ShapeError>(dx.count() == gradient_.count(), "gradient of shape ", to_string(dx.shape()),
+                    " added to one of ", to_string(gradient_.shape()));
   Tensor sum = gradient_.storage_users() == 1 ? gradient_ : gradient_.empty_like(context);
   kernels::add(context.kernels(), sum.count(), gradient_, dx, sum);
   gradient_ = std::move(sum);
 }
 
-Variable Variable::leaf(Tensor value) {
-  Variable variable(std::move(value));
-  variable.slot_ = std::make_shared<GradientSlot>();
-  return variable;
-}
+Variable Variable::leaf(Tensor value) { return {std::move(value), std::make_shared<GradientSlot>()}; }
 
 Tensor Variable::gradient() const {
   return slot_ && slot_->defined() ? slot_->gradient().reshape(value_.shape()) : Tensor();
@@ -43,15 +39,17 @@ Variable Variable::reshape(Shape shape) const {
 
 Variable Tape::record(const char* op, Tensor output, std::vector<Tensor> saved, Backward backward) {
   Variable result = Variable::leaf(std::move(output));
-  nodes_.push_back({op, result.slot_, result.shape(), std::move(saved), std::move(backward)});
+  nodes_.push_back({op, result.slot(), result.shape(), std::move(saved), std::move(backward)});
   return result;
 }
 
 void Tape::record_loss(const char* op, std::vector<Tensor> saved, LossBackward backward) {
-  nodes_.push_back({op, nullptr, {}, std::move(saved),
-                    [run = std::move(backward)](DeviceContext& context, const Tensor&, std::span<const Tensor> kept) {
-                      run(context, kept);
-                    }});
+  nodes_.push_back({op,
+                    nullptr,
+                    {},
+                    std::move(saved),
+                    [run = std::move(backward)](DeviceContext& context, const Tensor&,
+                                                std::span<const Tensor> kept) { run(context, kept); }});
 }
 
 void Tape::backward(DeviceContext& context) {

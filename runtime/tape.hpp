@@ -1,5 +1,5 @@
-// Reverse-mode differentiation over coarse ops. The tape remembers which backward function to call with which saved
-// tensors; what the function computes is the op's business. Saved memory is visible and counted.
+// Reverse-mode differentiation over coarse ops. The tape remembers which backward function to call with which
+// saved tensors; what the function computes is the op's business. Saved memory is visible and counted.
 #pragma once
 
 #include <functional>
@@ -16,8 +16,8 @@ class GradientSlot {
  public:
   bool defined() const { return gradient_.defined(); }
   const Tensor& gradient() const { return gradient_; }
-  // Adds dx (any shape with the same number of elements). The first one is adopted, not copied; a sum is formed in
-  // place only where nobody else holds the memory.
+  // Adds dx (any shape with the same number of elements). The first one is adopted, not copied; a sum is
+  // formed in place only where nobody else holds the memory.
   void add(DeviceContext& context, Tensor dx);
   void clear() { gradient_ = Tensor(); }
 
@@ -31,6 +31,9 @@ class Variable {
   Variable() = default;
   // A constant: no gradient.
   Variable(Tensor value) : value_(std::move(value)) {}
+  // A tensor whose gradient goes to `slot`; null: a constant.
+  Variable(Tensor value, std::shared_ptr<GradientSlot> slot)
+      : value_(std::move(value)), slot_(std::move(slot)) {}
   // A leaf whose gradient can be read after Tape::backward.
   static Variable leaf(Tensor value);
 
@@ -48,15 +51,14 @@ class Variable {
   Variable reshape(Shape shape) const;
 
  private:
-  friend class Tape;
   Tensor value_;
   std::shared_ptr<GradientSlot> slot_;
 };
 
 class Tape {
  public:
-  // Called with the gradient of the op's output (in its shape) and the saved tensors; passes gradients on with
-  // Variable::add_gradient and writes parameter gradients.
+  // Called with the gradient of the op's output (in its shape) and the saved tensors; passes gradients on
+  // with Variable::add_gradient and writes parameter gradients.
   using Backward = std::function<void(DeviceContext&, const Tensor& dy, std::span<const Tensor> saved)>;
   // A loss has no gradient coming in: its backward starts the chain.
   using LossBackward = std::function<void(DeviceContext&, std::span<const Tensor> saved)>;
@@ -65,7 +67,8 @@ class Tape {
   Variable record(const char* op, Tensor output, std::vector<Tensor> saved, Backward backward);
   void record_loss(const char* op, std::vector<Tensor> saved, LossBackward backward);
 
-  // Runs all backward functions, last op first, and forgets them. Ops whose output got no gradient are skipped.
+  // Runs all backward functions, last op first, and forgets them. Ops whose output got no gradient are
+  // skipped.
   void backward(DeviceContext& context);
 
   // Bytes that the saved tensors keep alive; storage shared by several counts once.

@@ -49,10 +49,11 @@ float read_scalar(DeviceContext& context, const Tensor& scalar) {
 class Learner {
  public:
   Learner(DeviceContext& context, const models::FusionConfig& network, const RunConfig& config,
-          imaging::Size3 patch)
+          imaging::Size3 patch, bool recompute)
       : context_(context),
         config_(config),
         patch_(patch),
+        recompute_(recompute),
         network_(context, network, config.seed),
         optimizer_(context, network_.parameters(),
                    {.weight_decay = static_cast<float>(config.weight_decay),
@@ -79,7 +80,8 @@ class Learner {
         const TapeScope scope(context_, &tape);
         const models::FusionOutputs outputs =
             network_.forward(context_, volume, batch.masks,
-                             {.training = true, .edges = config_.edge_weight > 0}, batch.spacing_mm);
+                             {.training = true, .edges = config_.edge_weight > 0, .recompute = recompute_},
+                             batch.spacing_mm);
         loss = models::fusion_loss(context_, outputs, labels,
                                    {.edge_weight = static_cast<float>(config_.edge_weight)});
       }
@@ -105,6 +107,7 @@ class Learner {
   DeviceContext& context_;
   const RunConfig& config_;
   imaging::Size3 patch_;
+  bool recompute_;
   models::Fusion network_;
   layers::AdamW optimizer_;
 };
@@ -420,7 +423,7 @@ void Run::measure() {
   std::vector<double> times;
   double validation = 0;
   {
-    Learner learner(*context_, info_.network, state_.config, info_.patch);
+    Learner learner(*context_, info_.network, state_.config, info_.patch, settings_.recompute);
     Loader loader(data_.train, loader_settings(state_.config, info_.patch, settings_.loader_threads), 0);
     const Stopwatch watch;
     for (int i = 0; i < kWarmUp + 3 || (i < kWarmUp + 10 && watch.seconds() < 0.05 * budget); ++i) {
@@ -610,7 +613,8 @@ TrainResult Run::execute() {
   try {
     read_data();
     choose();
-    learner_ = std::make_unique<Learner>(*context_, info_.network, state_.config, info_.patch);
+    learner_ = std::make_unique<Learner>(*context_, info_.network, state_.config, info_.patch,
+                                         settings_.recompute);
     if (checkpoint_) {
       restore_checkpoint(*context_, *checkpoint_, learner_->network(), learner_->optimizer());
       checkpoint_.reset();

@@ -30,6 +30,8 @@ struct TrainSettings {
   Device device;
   bool resume = false;
   int loader_threads = 1;
+  // Less memory for activations, more time, the same bits (models::ForwardOptions); may differ on resuming.
+  bool recompute = false;
 
   std::optional<std::string> model;  // "fusion-tiny"
   // The run ends at this step, counted from the very first one; default 2000. May be changed on resuming.

@@ -14,6 +14,7 @@
 #include "layers/optimizer.hpp"
 #include "layers/schedule.hpp"
 #include "layers/swin.hpp"
+#include "runtime/checkpoint.hpp"
 #include "runtime/device_api.hpp"
 
 namespace vesal::layers {
@@ -218,6 +219,71 @@ TEST_P(Layers, BatchNormAppliedTwiceUpdatesTwice) {
   EXPECT_THROW(builder.buffer("weight", {3}, 0.0f), ShapeError);
   EXPECT_THROW(builder.constant("running_mean", {3}, 0.0f), ShapeError);
   EXPECT_THROW(fresh(context, random_tensor({1, 1, 1, 1, 3}, 4), true), ShapeError);
+}
+
+// The inner block is run again in the backward pass, and so is the one around it; an input with another use, a
+// parameter used twice, random numbers and running statistics come out as without.
+TEST_P(Layers, CheckpointedBlocksGiveTheSameBits) {
+  struct Step {
+    std::vector<float> y, dx, mean;
+    std::vector<std::vector<float>> gradients;
+    int64_t batches = 0;
+    size_t saved_bytes = 0;
+    uint64_t next_op = 0;
+  };
+  const Tensor input = random_tensor({2, 4, 4, 4, 6}, 1), dy = random_tensor({2, 4, 4, 4, 6}, 2);
+  const auto run = [&](bool outer, bool inner) {
+    ParameterStore own;
+    const ParameterBuilder build(context, own, 3);
+    const Linear linear(build.scope("linear"), 6, 6);
+    const BatchNorm norm(build.scope("norm"), 6, kernels::Activation::silu);
+    context.seed_step(5, 6);
+    const auto part = [&](bool recompute, const Variable& x, Block block) {
+      return recompute ? checkpoint(context, {x}, std::move(block))[0]
+                       : block(context, std::vector<Variable>{x})[0];
+    };
+    const Block inside = [&](DeviceContext&, std::span<const Variable> v) -> std::vector<Variable> {
+      return {dropout(context, norm(context, linear(context, v[0]), true), 0.3f)};
+    };
+    const Block around = [&](DeviceContext&, std::span<const Variable> v) -> std::vector<Variable> {
+      const Variable a = dropout(context, linear(context, v[0]), 0.3f);
+      return {add(context, add(context, a, part(inner, a, inside)), v[0])};
+    };
+    const Variable x = Variable::leaf(input);
+    Tape tape;
+    Step step;
+    Variable y;
+    {
+      const TapeScope scope(context, &tape);
+      const Variable before = dropout(context, x, 0.3f);
+      const Variable middle = part(outer, before, around);
+      y = add(context, dropout(context, middle, 0.3f), before);
+    }
+    step.saved_bytes = tape.saved_bytes();
+    y.add_gradient(context, dy);
+    tape.backward(context);
+    step.y = y.value().to_host<float>(context);
+    step.dx = x.gradient().to_host<float>(context);
+    step.mean = own.buffers()[0]->value.to_host<float>(context);
+    step.batches = own.counters()[0]->value;
+    step.next_op = context.next_random_op();
+    for (const auto& parameter : own.all()) {
+      step.gradients.push_back(parameter->gradient.to_host<float>(context));
+    }
+    return step;
+  };
+  const Step plain = run(false, false);
+  EXPECT_EQ(plain.batches, 1);
+  for (const auto& [outer, inner] : {std::pair{true, false}, {false, true}, {true, true}}) {
+    const Step step = run(outer, inner);
+    EXPECT_EQ(step.y, plain.y);
+    EXPECT_EQ(step.dx, plain.dx);
+    EXPECT_EQ(step.mean, plain.mean);
+    EXPECT_EQ(step.gradients, plain.gradients);
+    EXPECT_EQ(step.batches, 1);
+    EXPECT_EQ(step.next_op, plain.next_op);
+    EXPECT_LT(step.saved_bytes, plain.saved_bytes);
+  }
 }
 
 TEST_P(Layers, GroupNorm) {

@@ -1,11 +1,12 @@
 // The fusion network: size, missing modalities, determinism, and the CUDA code path against the CPU's.
+#include "models/fusion.hpp"
+
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
 #include "layers/optimizer.hpp"
-#include "models/fusion.hpp"
 
 namespace vesal::models {
 namespace {
@@ -85,13 +86,16 @@ struct StepResult {
   std::vector<float> edges;
   std::vector<float> losses;
   std::vector<std::vector<float>> gradients;
+  size_t saved_bytes = 0;
 };
 
 // One training step without the optimiser.
 StepResult run_step(Device device, const std::vector<float>& volume, const Shape& extent,
-                    const std::vector<ModalityMask>& masks) {
+                    const std::vector<ModalityMask>& masks, bool recompute = false, float drop_path = 0) {
   DeviceContext context(device);
-  Fusion model(context, fusion_preset("fusion-micro"), 4);
+  FusionConfig config = fusion_preset("fusion-micro");
+  config.drop_path = drop_path;
+  Fusion model(context, config, 4);
   Shape shape = extent;
   shape.push_back(kModalities);
   const Tensor input = Tensor::from_host(context, volume, shape);
@@ -103,10 +107,10 @@ StepResult run_step(Device device, const std::vector<float>& volume, const Shape
   FusionLoss loss;
   {
     const TapeScope scope(context, &tape);
-    outputs = model.forward(context, input, masks, {.training = true, .edges = true});
+    outputs = model.forward(context, input, masks, {.training = true, .edges = true, .recompute = recompute});
     loss = fusion_loss(context, outputs, labels, {});
   }
-  EXPECT_GT(tape.saved_bytes(), 0u);
+  result.saved_bytes = tape.saved_bytes();
   tape.backward(context);
   result.segmentation = outputs.segmentation.value().to_host<float>(context);
   result.edges = outputs.edges.value().to_host<float>(context);
@@ -144,6 +148,18 @@ TEST(Fusion, AbsentModalitiesLeaveNoTrace) {
   }
 }
 
+TEST(Fusion, RecomputingChangesMemoryAndNoBit) {
+  const Shape extent{2, 16, 32, 16};
+  const std::vector<float> volume = random_volume({2, 16, 32, 16, 4}, 5);
+  const std::vector<ModalityMask> masks{{1, 1, 1, 1}, {0, 1, 0, 1}};
+  const StepResult saved = run_step(kCpu, volume, extent, masks, false, 0.5f);
+  const StepResult recomputed = run_step(kCpu, volume, extent, masks, true, 0.5f);
+  expect_same(saved, recomputed);
+  EXPECT_LT(recomputed.saved_bytes, saved.saved_bytes / 2);
+  EXPECT_NE(saved.gradients,
+            run_step(kCpu, volume, extent, masks, false, 0.0f).gradients);  // depth was dropped
+}
+
 TEST(Fusion, RepeatsBitForBit) {
   const Shape extent{1, 16, 32, 16};
   const std::vector<float> volume = random_volume({1, 16, 32, 16, 4}, 2);
@@ -154,8 +170,9 @@ TEST(Fusion, RepeatsBitForBit) {
   }
 }
 
-// The same step through the CUDA kernels, executed by the emulator. Both are float32 sums in different orders; through
-// some sixty layers with normalisations, differences of 1e-7 grow to at most about 1e-4 of a tensor's largest value.
+// The same step through the CUDA kernels, executed by the emulator. Both are float32 sums in different
+// orders; through some sixty layers with normalisations, differences of 1e-7 grow to at most about 1e-4 of a
+// tensor's largest value.
 TEST(Fusion, ATrainingStepThroughTheCudaKernelsGivesTheCpusLossAndGradients) {
   const Shape extent{1, 16, 16, 16};
   std::vector<float> volume = random_volume({1, 16, 16, 16, 4}, 3);
@@ -165,7 +182,8 @@ TEST(Fusion, ATrainingStepThroughTheCudaKernelsGivesTheCpusLossAndGradients) {
     volume[i] = std::numeric_limits<float>::quiet_NaN();
   }
   const StepResult simt = run_step(kSimt, volume, extent, masks);
-  const auto compare = [](const std::vector<float>& a, const std::vector<float>& b, double floor, const std::string& what) {
+  const auto compare = [](const std::vector<float>& a, const std::vector<float>& b, double floor,
+                          const std::string& what) {
     ASSERT_EQ(a.size(), b.size());
     double scale = floor;
     double worst = 0;
@@ -179,9 +197,9 @@ TEST(Fusion, ATrainingStepThroughTheCudaKernelsGivesTheCpusLossAndGradients) {
   compare(cpu.losses, simt.losses, 0, "losses");
   compare(cpu.segmentation, simt.segmentation, 0, "segmentation");
   compare(cpu.edges, simt.edges, 0, "edges");
-  // Gradients that are zero in exact arithmetic (a bias before an instance norm, a sum over thousands of voxels that
-  // cancels) are rounding noise on both sides: ten float32 epsilons of the largest gradient. (tests/oracle compares small
-  // gradients more closely, against double.)
+  // Gradients that are zero in exact arithmetic (a bias before an instance norm, a sum over thousands of
+  // voxels that cancels) are rounding noise on both sides: ten float32 epsilons of the largest gradient.
+  // (tests/oracle compares small gradients more closely, against double.)
   double largest = 0;
   for (const auto& gradient : cpu.gradients) {
     for (const float g : gradient) {
@@ -216,7 +234,8 @@ TEST(Fusion, SteadyTrainingStepsAllocateNothingFromTheSystem) {
     FusionLoss loss;
     {
       const TapeScope scope(context, &tape);
-      loss = fusion_loss(context, model.forward(context, input, masks, {.training = true, .edges = true}), labels, {});
+      loss = fusion_loss(context, model.forward(context, input, masks, {.training = true, .edges = true}),
+                         labels, {});
     }
     tape.backward(context);
     optimizer.step(context, 1e-3f);

@@ -90,6 +90,7 @@ TEST_F(TrainerTest, TwoRunsGiveTheSameBytesAndTheirLogIsComplete) {
   const TrainResult result = train(first, recorder);
   TrainSettings second = settings("b", 7);
   second.loader_threads = 3;  // must not matter
+  second.recompute = true;    // nor must this
   run(second);
   expect_same_runs("a", "b");
 
