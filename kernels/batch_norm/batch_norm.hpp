@@ -5,6 +5,7 @@
 //   running_mean = (1 - momentum) running_mean + momentum mean
 //   running_var  = (1 - momentum) running_var  + momentum variance rows / (rows - 1)
 // In evaluation the running statistics are what x is normalised with.
+// x, y, dy and dx are stored as float32, bf16 or f16 (kernels/context/storage.hpp); all else is float32.
 #pragma once
 
 #include <cstdint>

@@ -8,15 +8,16 @@
 #include <utility>
 
 #include "kernels/context/activations_cpu.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/context/wide_rows.hpp"
 
 namespace vesal::kernels::cpu {
 
 // partials [n, slabs, 2, channels] = the mean and the sum of squared distances from it of each slab; then
 // finish(sample, c, mean, squares) with those of a whole column, slabs merged in order.
-template <class Finish>
-void column_statistics(int64_t n, int64_t spatial, int64_t channels, const float* __restrict x,
-                       double* partials, Finish&& finish) {
+template <class T, class Finish>
+void column_statistics(int64_t n, int64_t spatial, int64_t channels, Input<T> x, double* partials,
+                       Finish&& finish) {
   const int64_t slabs = slab_count(spatial);
   const int64_t wide = wide_width(channels);
   parallel_for(
@@ -93,8 +94,8 @@ struct ColumnAffine {
         shift(repeat_channels(p.channels, [&](int64_t c) { return p.beta ? p.beta[c] : 0.0f; })) {}
 };
 
-template <Activation kActivation>
-void normalise(int64_t n, int64_t rows, const Normalisation& p, const float* x, float* y) {
+template <class T, Activation kActivation>
+void normalise(int64_t n, int64_t rows, const Normalisation& p, Input<T> x, Output<T> y) {
   column_map(n, rows, p.channels, [&](int64_t sample) {
     return [=, slope = p.slope, a = ColumnAffine(p, sample)](int64_t i, int64_t j) {
       const auto column = static_cast<size_t>(j);
@@ -106,8 +107,8 @@ void normalise(int64_t n, int64_t rows, const Normalisation& p, const float* x, 
 
 // totals [n, channels, 2] = sums of g and of g xhat, g the gradient before the activation; partials as
 // column_partials<2> needs them.
-template <Activation kActivation>
-void norm_gradient_sums(int64_t n, int64_t rows, const Normalisation& p, const float* x, const float* dy,
+template <class T, Activation kActivation>
+void norm_gradient_sums(int64_t n, int64_t rows, const Normalisation& p, Input<T> x, Input<T> dy,
                         double* partials, float* totals) {
   column_partials<2>(n, rows, p.channels, partials, [&](int64_t sample) {
     return [=, slope = p.slope, a = ColumnAffine(p, sample)](int64_t i, int64_t j, auto add) {
@@ -130,9 +131,9 @@ void norm_gradient_sums(int64_t n, int64_t rows, const Normalisation& p, const f
 // dx = scale (g - mean_g) - (x - mean) scale rstd mean_gx within a channel, where gamma is a common factor,
 // and rstd (gamma g - mean_g - (x - mean) rstd mean_gx) within a group, where the means are of gamma g.
 // means(statistic) returns the pair (mean_g, mean_gx).
-template <Activation kActivation, class Means>
-void norm_input_gradient(int64_t n, int64_t rows, const Normalisation& p, const float* x, const float* dy,
-                         Means&& means, float* dx) {
+template <class T, Activation kActivation, class Means>
+void norm_input_gradient(int64_t n, int64_t rows, const Normalisation& p, Input<T> x, Input<T> dy,
+                         Means&& means, Output<T> dx) {
   const auto mean_g = [&](int64_t sample) {
     return repeat_channels(p.channels, [&](int64_t c) { return means(p.statistic(sample, c)).first; });
   };

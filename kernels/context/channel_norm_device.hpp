@@ -9,14 +9,16 @@
 
 #include "kernels/context/activations_device.hpp"
 #include "kernels/context/device_loops.hpp"
+#include "kernels/context/storage.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {  // each family registers the kernels that it launches
 
 // partials [n, slabs, 3, channels] = the mean of each slab, what rounding has left out of that mean, and the
 // sum of squared distances from the two together: a mean far from 0 costs no digits of the variance.
-VESAL_KERNEL void slab_statistics_kernel(int64_t rows, int64_t channels, int width,
-                                         const float* VESAL_RESTRICT x, float* VESAL_RESTRICT partials) {
+template <class T>
+VESAL_KERNEL void slab_statistics_kernel(int64_t rows, int64_t channels, int width, Input<T> x,
+                                         float* VESAL_RESTRICT partials) {
   VESAL_SHARED(float, scratch, [kLoopThreads]);
   const int64_t sample = blockIdx.z;
   const int64_t column =
@@ -26,7 +28,7 @@ VESAL_KERNEL void slab_statistics_kernel(int64_t rows, int64_t channels, int wid
       column < channels ? slab_begin(rows, gridDim.x, static_cast<int64_t>(blockIdx.x) + 1) : first;
   const int64_t start = first + static_cast<int>(threadIdx.x) / width;
   const int step = kLoopThreads / width;
-  const float* values = x + sample * rows * channels + column;
+  const auto values = x + (sample * rows * channels + column);
   float total = 0.0f;
   for (int64_t row = start; row < last; row += step) {
     total += values[row * channels];
@@ -86,13 +88,13 @@ VESAL_KERNEL void merge_statistics_kernel(int64_t rows, int64_t slabs, int64_t c
 
 // Both of the above. partials holds n * slab_count(rows) * 3 * channels floats. finish is called by one
 // thread for each sample and column.
-template <class Finish>
-void launch_column_statistics(StreamHandle stream, int64_t n, int64_t rows, int64_t channels, const float* x,
+template <class T, class Finish>
+void launch_column_statistics(StreamHandle stream, int64_t n, int64_t rows, int64_t channels, Input<T> x,
                               float* partials, const Finish& finish) {
   const int width = column_width(channels);
   const int64_t slabs = slab_count(rows);
   const int64_t tiles = ceil_div(channels, width);
-  launch(stream, {.grid = {slabs, tiles, n}, .block = {kLoopThreads, 1, 1}}, slab_statistics_kernel, rows,
+  launch(stream, {.grid = {slabs, tiles, n}, .block = {kLoopThreads, 1, 1}}, slab_statistics_kernel<T>, rows,
          channels, width, x, partials);
   launch(stream, {.grid = {tiles, n, 1}, .block = {kLoopThreads, 1, 1}}, merge_statistics_kernel<Finish>,
          rows, slabs, channels, width, static_cast<const float*>(partials), finish);
@@ -121,11 +123,11 @@ struct Normalisation {
   }
 };
 
-template <Activation kActivation>
+template <class T, Activation kActivation>
 struct Normalise {
   Normalisation normalisation;
-  const float* x;
-  float* y;
+  Input<T> x;
+  Output<T> y;
   float slope;
   VESAL_DEVICE ColumnAffine prepare(int64_t sample, int64_t column) const {
     return normalisation.column_affine(sample, column);
@@ -136,11 +138,11 @@ struct Normalise {
 };
 
 // totals [n, channels, 2] = sums of g and of g xhat, g the gradient before the activation.
-template <Activation kActivation>
+template <class T, Activation kActivation>
 struct NormGradientSums {
   Normalisation normalisation;
-  const float* x;
-  const float* dy;
+  Input<T> x;
+  Input<T> dy;
   float slope;
   float* totals;
   VESAL_DEVICE ColumnAffine prepare(int64_t sample, int64_t column) const {
@@ -166,17 +168,17 @@ struct GradientColumn {
   float outer, inner, mean_g, mean_gx;
 };
 
-template <Activation kActivation>
+template <class T, Activation kActivation>
 struct NormInputGradient {
   Normalisation normalisation;
-  const float* x;
-  const float* dy;
+  Input<T> x;
+  Input<T> dy;
   float slope;
   // [n, statistics, 2], sums of g and of g xhat over what a statistic was taken from (of gamma g in groups);
   // null where the statistics do not depend on x.
   const float* sums;
   float inverse;  // 1 / elements behind a statistic
-  float* dx;
+  Output<T> dx;
   VESAL_DEVICE GradientColumn prepare(int64_t sample, int64_t column) const {
     const ColumnAffine a = normalisation.column_affine(sample, column);
     const int64_t k = 2 * normalisation.statistic(sample, column);

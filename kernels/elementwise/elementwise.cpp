@@ -10,6 +10,7 @@ namespace vesal::kernels {
 
 VESAL_DECLARE_BACKENDS(unary_forward)
 VESAL_DECLARE_BACKENDS(unary_backward)
+VESAL_DECLARE_BACKENDS(convert)
 VESAL_DECLARE_BACKENDS(fill)
 VESAL_DECLARE_BACKENDS(add)
 VESAL_DECLARE_BACKENDS(scale_add)
@@ -60,6 +61,12 @@ void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, Co
   check_count("unary_backward", count);
   check_present("unary_backward", count, x && dy && dx);
   VESAL_DISPATCH(context, unary_backward(context, kind, count, x, dy, dx, slope));
+}
+
+void convert(Context& context, int64_t count, ConstData x, Data y) {
+  check_count("convert", count);
+  check_present("convert", count, x && y);
+  VESAL_DISPATCH(context, convert(context, count, x, y));
 }
 
 void fill(Context& context, int64_t count, float value, Data y) {

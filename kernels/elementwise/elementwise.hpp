@@ -1,4 +1,5 @@
 // One number in, one number out: activations, sums, scalings and their gradients.
+// Stored as float32, bf16 or f16 (kernels/context/storage.hpp), except scale, gate and dscale.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,8 @@ void unary_forward(Context& context, Unary kind, int64_t count, ConstData x, Dat
 void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, ConstData dy, Data dx,
                     float slope = 0.01f);
 
+// y = x, rounded to y's storage type. The two types are free.
+void convert(Context& context, int64_t count, ConstData x, Data y);
 // y = value.
 void fill(Context& context, int64_t count, float value, Data y);
 // y = a + b. y may be a or b.

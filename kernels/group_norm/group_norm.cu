@@ -5,6 +5,7 @@
 #include "kernels/context/activations.hpp"
 #include "kernels/context/channel_norm_device.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/group_norm/group_norm.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -86,64 +87,69 @@ VESAL_KERNEL void group_gradient_sums_kernel(int64_t groups, int64_t size, int64
 
 void group_norm_forward(Context& context, const GroupNormParams& p, ConstData x_, ConstData gamma,
                         ConstData beta, Data y_, float* mean, float* rstd, Workspace workspace) {
-  const float* x = x_.as<float>("group_norm_forward: x");
-  float* y = y_.as<float>("group_norm_forward: y");
-  auto* partials = static_cast<float*>(workspace.data);
-  float* columns = partials + p.n * slab_count(p.spatial) * 3 * p.channels;
-  const int64_t size = p.channels / p.groups;
-  const int lanes = column_width(size);
-  launch_column_statistics(context.stream(), p.n, p.spatial, p.channels, x, partials,
-                           ColumnStatistics{columns, p.channels, p.n * p.channels});
-  launch(context.stream(),
-         {.grid = {ceil_div(p.n * p.groups, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
-         group_statistics_kernel, p.n * p.groups, size, lanes, static_cast<float>(p.spatial), p.eps,
-         static_cast<const float*>(columns), mean, rstd);
-  const Normalisation normalisation{mean,
-                                    rstd,
-                                    gamma.as<float>("group_norm_forward: gamma"),
-                                    beta.as<float>("group_norm_forward: beta"),
-                                    p.channels,
-                                    size};
-  NormActivations::choose(p.activation, [&](auto activation) {
-    launch_column_map(context.stream(), p.n, p.spatial, p.channels,
-                      Normalise<decltype(activation)::value>{normalisation, x, y, p.negative_slope});
+  with_storage("group_norm_forward", {x_, y_}, [&]<class T>(T) {
+    const auto x = input<T>(x_, "group_norm_forward: x");
+    const auto y = output<T>(y_, "group_norm_forward: y");
+    auto* partials = static_cast<float*>(workspace.data);
+    float* columns = partials + p.n * slab_count(p.spatial) * 3 * p.channels;
+    const int64_t size = p.channels / p.groups;
+    const int lanes = column_width(size);
+    launch_column_statistics<T>(context.stream(), p.n, p.spatial, p.channels, x, partials,
+                                ColumnStatistics{columns, p.channels, p.n * p.channels});
+    launch(context.stream(),
+           {.grid = {ceil_div(p.n * p.groups, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
+           group_statistics_kernel, p.n * p.groups, size, lanes, static_cast<float>(p.spatial), p.eps,
+           static_cast<const float*>(columns), mean, rstd);
+    const Normalisation normalisation{mean,
+                                      rstd,
+                                      gamma.as<float>("group_norm_forward: gamma"),
+                                      beta.as<float>("group_norm_forward: beta"),
+                                      p.channels,
+                                      size};
+    NormActivations::choose(p.activation, [&](auto activation) {
+      launch_column_map(context.stream(), p.n, p.spatial, p.channels,
+                        Normalise<T, decltype(activation)::value>{normalisation, x, y, p.negative_slope});
+    });
   });
 }
 
 void group_norm_backward(Context& context, const GroupNormParams& p, ConstData x_, ConstData gamma_,
                          ConstData beta, const float* mean, const float* rstd, ConstData dy_, Data dx_,
                          Data dgamma, Data dbeta, GradMode mode, Workspace workspace) {
-  const float* x = x_.as<float>("group_norm_backward: x");
-  const float* gamma = gamma_.as<float>("group_norm_backward: gamma");
-  const float* dy = dy_.as<float>("group_norm_backward: dy");
-  float* dx = dx_.as<float>("group_norm_backward: dx");
-  auto* partials = static_cast<float*>(workspace.data);
-  float* totals = partials + p.n * slab_count(p.spatial) * 2 * p.channels;
-  float* sums = totals + p.n * p.channels * 2;
-  const int64_t size = p.channels / p.groups;
-  const int lanes = column_width(size);
-  const Normalisation normalisation{mean,       rstd, gamma, beta.as<float>("group_norm_backward: beta"),
-                                    p.channels, size};
-  NormActivations::choose(p.activation, [&](auto activation) {
-    constexpr Activation kActivation = decltype(activation)::value;
-    launch_column_sums<2>(context.stream(), p.n, p.spatial, p.channels, partials,
-                          NormGradientSums<kActivation>{normalisation, x, dy, p.negative_slope, totals});
-    if (size > 1) {
-      launch(context.stream(),
-             {.grid = {ceil_div(p.n * p.groups, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
-             group_gradient_sums_kernel, p.n * p.groups, size, p.channels, lanes,
-             static_cast<const float*>(totals), gamma, sums);
+  with_storage("group_norm_backward", {x_, dy_, dx_}, [&]<class T>(T) {
+    const auto x = input<T>(x_, "group_norm_backward: x");
+    const float* gamma = gamma_.as<float>("group_norm_backward: gamma");
+    const auto dy = input<T>(dy_, "group_norm_backward: dy");
+    const auto dx = output<T>(dx_, "group_norm_backward: dx");
+    auto* partials = static_cast<float*>(workspace.data);
+    float* totals = partials + p.n * slab_count(p.spatial) * 2 * p.channels;
+    float* sums = totals + p.n * p.channels * 2;
+    const int64_t size = p.channels / p.groups;
+    const int lanes = column_width(size);
+    const Normalisation normalisation{mean,       rstd, gamma, beta.as<float>("group_norm_backward: beta"),
+                                      p.channels, size};
+    NormActivations::choose(p.activation, [&](auto activation) {
+      constexpr Activation kActivation = decltype(activation)::value;
+      launch_column_sums<2>(context.stream(), p.n, p.spatial, p.channels, partials,
+                            NormGradientSums<T, kActivation>{normalisation, x, dy, p.negative_slope, totals});
+      if (size > 1) {
+        launch(
+            context.stream(),
+            {.grid = {ceil_div(p.n * p.groups, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
+            group_gradient_sums_kernel, p.n * p.groups, size, p.channels, lanes,
+            static_cast<const float*>(totals), gamma, sums);
+      }
+      launch_column_map(
+          context.stream(), p.n, p.spatial, p.channels,
+          NormInputGradient<T, kActivation>{normalisation, x, dy, p.negative_slope, size > 1 ? sums : totals,
+                                            1.0f / static_cast<float>(p.spatial * size), dx});
+    });
+    if (dgamma) {
+      launch_affine_gradient(context.stream(), p.n, p.channels, mode, totals,
+                             dgamma.as<float>("group_norm_backward: dgamma"),
+                             dbeta.as<float>("group_norm_backward: dbeta"));
     }
-    launch_column_map(
-        context.stream(), p.n, p.spatial, p.channels,
-        NormInputGradient<kActivation>{normalisation, x, dy, p.negative_slope, size > 1 ? sums : totals,
-                                       1.0f / static_cast<float>(p.spatial * size), dx});
   });
-  if (dgamma) {
-    launch_affine_gradient(context.stream(), p.n, p.channels, mode, totals,
-                           dgamma.as<float>("group_norm_backward: dgamma"),
-                           dbeta.as<float>("group_norm_backward: dbeta"));
-  }
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

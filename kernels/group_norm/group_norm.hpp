@@ -4,6 +4,7 @@
 //   y = activation((x - mean) * rstd * gamma + beta),   rstd = 1 / sqrt(variance + eps)
 // One group is a layer normalisation of the whole sample; as many groups as channels is instance
 // normalisation.
+// x, y, dy and dx are stored as float32, bf16 or f16 (kernels/context/storage.hpp); all else is float32.
 #pragma once
 
 #include <cstdint>

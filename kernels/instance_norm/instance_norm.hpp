@@ -1,6 +1,7 @@
 // Instance normalisation (Ulyanov, Vedaldi, Lempitsky 2016): every channel of every sample is brought to mean
 // 0 and variance 1 over its voxels, then scaled and shifted, then activated:
 //   y = activation((x - mean) * rstd * gamma + beta)
+// x, y, dy and dx are stored as float32, bf16 or f16 (kernels/context/storage.hpp); all else is float32.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // Moving voxels and channels without arithmetic: pad and crop, concatenation and split, routing of input
-// channels.
+// channels. All tensors are stored as float32, bf16 or f16 (kernels/context/storage.hpp).
 #pragma once
 
 #include <array>

@@ -4,6 +4,7 @@
 // bench/results/README.md.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/reduce/reduce.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -11,9 +12,9 @@ namespace {
 
 struct Nothing {};
 
-template <bool kSquare>
+template <class T, bool kSquare>
 struct SumTerms {
-  const float* x;
+  Input<T> x;
   float* out;
   VESAL_DEVICE Nothing prepare(int64_t, int64_t) const { return {}; }
   VESAL_DEVICE void add(Nothing, int64_t, int64_t i, float (&sums)[1]) const {
@@ -22,37 +23,50 @@ struct SumTerms {
   VESAL_DEVICE void finish(int64_t, int64_t, const float (&sums)[1]) const { out[0] = sums[0]; }
 };
 
+template <class T, class Sum>
 struct SumSpatial {
-  const float* x;
-  float* out;
+  Input<T> x;
+  Output<Sum> out;
   float factor;
   bool accumulate;
   int64_t channels;
   VESAL_DEVICE Nothing prepare(int64_t, int64_t) const { return {}; }
   VESAL_DEVICE void add(Nothing, int64_t, int64_t i, float (&sums)[1]) const { sums[0] += x[i]; }
   VESAL_DEVICE void finish(int64_t sample, int64_t column, const float (&sums)[1]) const {
-    float& target = out[sample * channels + column];
-    target = (accumulate ? target : 0.0f) + factor * sums[0];
+    const int64_t target = sample * channels + column;
+    out[target] = (accumulate ? static_cast<float>(out[target]) : 0.0f) + factor * sums[0];
   }
 };
 
+template <class T>
 struct ChannelSumBackward {
-  const float* dout;
-  float* dx;
+  Input<T> dout;
+  Output<T> dx;
   VESAL_DEVICE Nothing prepare(int64_t, int64_t) const { return {}; }
   VESAL_DEVICE void apply(Nothing, int64_t row, int64_t i) const { dx[i] = dout[row]; }
 };
 
+// The bits of |x|, or what an earlier launch left of them.
+template <class T>
+struct Magnitudes {
+  Input<T> x;
+  VESAL_DEVICE uint32_t operator[](int64_t i) const { return __float_as_uint(x[i]) & 0x7fffffffu; }
+};
+struct KnownMagnitudes {
+  const uint32_t* words;
+  VESAL_DEVICE uint32_t operator[](int64_t i) const { return words[i]; }
+};
+
 // target[block] = the largest bit pattern of |x| in the block's share. Magnitudes compare like their bits,
-// and a NaN's are above infinity's. `words` may be what an earlier launch left: magnitudes again.
-VESAL_KERNEL void max_abs_kernel(int64_t count, const uint32_t* VESAL_RESTRICT words,
-                                 uint32_t* VESAL_RESTRICT target) {
+// and a NaN's are above infinity's.
+template <class Source>
+VESAL_KERNEL void max_abs_kernel(int64_t count, Source source, uint32_t* VESAL_RESTRICT target) {
   VESAL_SHARED(uint32_t, scratch, [kLoopThreads]);
   const int t = static_cast<int>(threadIdx.x);
   uint32_t largest = 0;
   const int64_t end = slab_begin(count, gridDim.x, static_cast<int64_t>(blockIdx.x) + 1);
   for (int64_t i = slab_begin(count, gridDim.x, blockIdx.x) + t; i < end; i += kLoopThreads) {
-    largest = max(largest, words[i] & 0x7fffffffu);
+    largest = max(largest, source[i]);
   }
   scratch[t] = largest;
   __syncthreads();
@@ -68,8 +82,8 @@ VESAL_KERNEL void max_abs_kernel(int64_t count, const uint32_t* VESAL_RESTRICT w
 }
 
 // `lanes` neighbouring lanes sum one row.
-VESAL_KERNEL void channel_sum_kernel(int64_t rows, int64_t channels, int lanes, const float* VESAL_RESTRICT x,
-                                     float* VESAL_RESTRICT out) {
+template <class T>
+VESAL_KERNEL void channel_sum_kernel(int64_t rows, int64_t channels, int lanes, Input<T> x, Output<T> out) {
   const int rows_per_block = kLoopThreads / lanes;
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * rows_per_block + static_cast<int>(threadIdx.x) / lanes;
@@ -89,43 +103,60 @@ VESAL_KERNEL void channel_sum_kernel(int64_t rows, int64_t channels, int lanes, 
 }  // namespace
 
 void sum(Context& context, int64_t count, ConstData x, Data out, Workspace workspace) {
-  launch_column_sums<1>(context.stream(), 1, count, 1, static_cast<float*>(workspace.data),
-                        SumTerms<false>{x.as<float>("sum: x"), out.as<float>("sum: out")});
+  with_storage("sum", {x}, [&]<class T>(T) {
+    launch_column_sums<1>(context.stream(), 1, count, 1, static_cast<float*>(workspace.data),
+                          SumTerms<T, false>{input<T>(x, "sum: x"), out.as<float>("sum: out")});
+  });
 }
 
 void sum_squares(Context& context, int64_t count, ConstData x, Data out, Workspace workspace) {
-  launch_column_sums<1>(context.stream(), 1, count, 1, static_cast<float*>(workspace.data),
-                        SumTerms<true>{x.as<float>("sum_squares: x"), out.as<float>("sum_squares: out")});
+  with_storage("sum_squares", {x}, [&]<class T>(T) {
+    launch_column_sums<1>(
+        context.stream(), 1, count, 1, static_cast<float*>(workspace.data),
+        SumTerms<T, true>{input<T>(x, "sum_squares: x"), out.as<float>("sum_squares: out")});
+  });
 }
 
 void max_abs(Context& context, int64_t count, ConstData x, Data out, Workspace workspace) {
   const int64_t slabs = slab_count(count);
   auto* partials = static_cast<uint32_t*>(workspace.data);
-  launch(context.stream(), {.grid = {slabs, 1, 1}, .block = {kLoopThreads, 1, 1}}, max_abs_kernel, count,
-         reinterpret_cast<const uint32_t*>(x.as<float>("max_abs: x")), partials);
-  launch(context.stream(), {.grid = {1, 1, 1}, .block = {kLoopThreads, 1, 1}}, max_abs_kernel, slabs,
-         static_cast<const uint32_t*>(partials), reinterpret_cast<uint32_t*>(out.as<float>("max_abs: out")));
+  with_storage("max_abs", {x}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = {slabs, 1, 1}, .block = {kLoopThreads, 1, 1}},
+           max_abs_kernel<Magnitudes<T>>, count, Magnitudes<T>{input<T>(x, "max_abs: x")}, partials);
+  });
+  launch(context.stream(), {.grid = {1, 1, 1}, .block = {kLoopThreads, 1, 1}},
+         max_abs_kernel<KnownMagnitudes>, slabs, KnownMagnitudes{partials},
+         reinterpret_cast<uint32_t*>(out.as<float>("max_abs: out")));
 }
 
 void channel_sum_forward(Context& context, int64_t rows, int64_t channels, ConstData x, Data out) {
   const int lanes = column_width(channels);
-  launch(context.stream(),
-         {.grid = {ceil_div(rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
-         channel_sum_kernel, rows, channels, lanes, x.as<float>("channel_sum_forward: x"),
-         out.as<float>("channel_sum_forward: out"));
+  with_storage("channel_sum_forward", {x, out}, [&]<class T>(T) {
+    launch(context.stream(),
+           {.grid = {ceil_div(rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
+           channel_sum_kernel<T>, rows, channels, lanes, input<T>(x, "channel_sum_forward: x"),
+           output<T>(out, "channel_sum_forward: out"));
+  });
 }
 
 void channel_sum_backward(Context& context, int64_t rows, int64_t channels, ConstData dout, Data dx) {
-  launch_column_map(context.stream(), 1, rows, channels,
-                    ChannelSumBackward{dout.as<float>("channel_sum_backward: dout"),
-                                       dx.as<float>("channel_sum_backward: dx")});
+  with_storage("channel_sum_backward", {dout, dx}, [&]<class T>(T) {
+    launch_column_map(context.stream(), 1, rows, channels,
+                      ChannelSumBackward<T>{input<T>(dout, "channel_sum_backward: dout"),
+                                            output<T>(dx, "channel_sum_backward: dx")});
+  });
 }
 
 void sum_spatial(Context& context, int64_t n, int64_t spatial, int64_t channels, float factor, ConstData x,
                  Data out, GradMode mode, Workspace workspace) {
-  launch_column_sums<1>(context.stream(), n, spatial, channels, static_cast<float*>(workspace.data),
-                        SumSpatial{x.as<float>("sum_spatial: x"), out.as<float>("sum_spatial: out"), factor,
-                                   mode == GradMode::accumulate, channels});
+  with_storage("sum_spatial", {x}, [&]<class T>(T) {
+    with_storage("sum_spatial", {out}, [&]<class Sum>(Sum) {
+      launch_column_sums<1>(
+          context.stream(), n, spatial, channels, static_cast<float*>(workspace.data),
+          SumSpatial<T, Sum>{input<T>(x, "sum_spatial: x"), output<Sum>(out, "sum_spatial: out"), factor,
+                             mode == GradMode::accumulate, channels});
+    });
+  });
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

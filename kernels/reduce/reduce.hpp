@@ -1,4 +1,5 @@
-// Sums in a fixed order: the same bits for the same input, device and thread count.
+// Sums in a fixed order: the same bits for the same input, device and thread count. Inputs are stored as float32, bf16
+// or f16 (kernels/context/storage.hpp); results are float32 unless it is said otherwise.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +16,14 @@ void sum_squares(Context& context, int64_t count, ConstData x, Data out, Workspa
 // out [1] = largest |x|; NaN if any x is.
 void max_abs(Context& context, int64_t count, ConstData x, Data out, Workspace workspace);
 
-// out[row] = sum over channels of x[row, c].
+// out[row] = sum over channels of x[row, c]; stored like x.
 void channel_sum_forward(Context& context, int64_t rows, int64_t channels, ConstData x, Data out);
-// dx[row, c] = dout[row].
+// dx[row, c] = dout[row]; both stored.
 void channel_sum_backward(Context& context, int64_t rows, int64_t channels, ConstData dout, Data dx);
 
 size_t sum_spatial_workspace_bytes(Context& context, int64_t n, int64_t spatial, int64_t channels);
 // out[n, c] = factor * sum over l of x[n, l, c]; follows `mode`. factor = 1 / spatial gives the mean.
+// out's storage type is its own.
 void sum_spatial(Context& context, int64_t n, int64_t spatial, int64_t channels, float factor, ConstData x,
                  Data out, GradMode mode, Workspace workspace);
 

@@ -110,21 +110,26 @@ void run(const LaunchConfig& config, void (*run_thread)(const void*), const void
   const auto grid_x = static_cast<uint64_t>(config.grid.x);
   const auto grid_y = static_cast<uint64_t>(config.grid.y);
   const uint64_t count = grid_x * grid_y * static_cast<uint64_t>(config.grid.z);
-  const BlockOrder order(settings, count);
+  const uint64_t sample =
+      settings.block_sample == 0 ? count : std::min<uint64_t>(settings.block_sample, count);
+  const BlockOrder order(settings, sample);
 
   std::atomic<uint64_t> next_step{0};
   std::atomic<bool> stop{false};
   std::mutex error_mutex;
   std::exception_ptr error;
-  uint64_t error_step = count;
+  uint64_t error_step = sample;
 
   const auto work = [&] {
     std::unique_ptr<Engine> engine = pool().take();
     uint64_t step = 0;
     try {
       engine->begin_launch(config, run_thread, call, call_bytes);
-      while (!stop.load(std::memory_order_relaxed) && (step = next_step.fetch_add(1)) < count) {
-        const uint64_t block = order[step];
+      while (!stop.load(std::memory_order_relaxed) && (step = next_step.fetch_add(1)) < sample) {
+        uint64_t block = order[step];
+        if (sample < count) {
+          block = static_cast<uint64_t>(static_cast<unsigned __int128>(block) * (count - 1) / (sample - 1));
+        }
         engine->run_block({static_cast<unsigned>(block % grid_x),
                            static_cast<unsigned>(block / grid_x % grid_y),
                            static_cast<unsigned>(block / (grid_x * grid_y))});
@@ -141,7 +146,7 @@ void run(const LaunchConfig& config, void (*run_thread)(const void*), const void
   };
 
   const auto helpers =
-      static_cast<size_t>(std::min<uint64_t>(static_cast<uint64_t>(settings.workers), count)) - 1;
+      static_cast<size_t>(std::min<uint64_t>(static_cast<uint64_t>(settings.workers), sample)) - 1;
   std::vector<std::jthread> threads;
   threads.reserve(helpers);
   for (size_t i = 0; i < helpers; ++i) {

@@ -1,6 +1,8 @@
 // Guarded blocks and their registry: see memory.hpp.
 #include "kernels/simt/memory.hpp"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -18,9 +20,17 @@ constexpr size_t kAlignment = 256;
 constexpr size_t kGuardBytes = 256;                        // in front, to keep the alignment, and behind
 constexpr uint64_t kGuardPattern = 0x7fafa5a57fafa5a5ull;  // NaNs too, for kernels that only read it
 
+constexpr size_t kPage = 4096;
+
+struct Block {
+  size_t bytes;
+  void* mapping = nullptr;  // of a sparse block, which has no guard bytes but pages without access
+  size_t mapped_bytes = 0;
+};
+
 struct Registry {
   std::mutex mutex;
-  std::map<uintptr_t, size_t> blocks;  // start -> bytes
+  std::map<uintptr_t, Block> blocks;  // by start
   size_t bytes = 0;
 };
 
@@ -96,7 +106,7 @@ void* allocate(size_t bytes) {
     }
     Registry& r = registry();
     const std::lock_guard lock(r.mutex);
-    r.blocks.emplace(reinterpret_cast<uintptr_t>(start), bytes);
+    r.blocks.emplace(reinterpret_cast<uintptr_t>(start), Block{bytes});
     r.bytes += bytes;
   } catch (...) {  // no memory for the books
     if constexpr (kRace) {
@@ -110,12 +120,33 @@ void* allocate(size_t bytes) {
   return start;
 }
 
+void* allocate_sparse(size_t bytes) {
+  check<DeviceError>(!kRace, "simt: sparse memory is not for the race lane");
+  const size_t inner = (bytes + kPage - 1) / kPage * kPage;
+  const size_t whole = inner + 2 * kPage;
+  void* mapping = mmap(nullptr, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  check<DeviceError>(mapping != MAP_FAILED, "simt: no room in the address space: ", bytes,
+                     " bytes asked for");
+  unsigned char* first = static_cast<unsigned char*>(mapping) + kPage;
+  // As near to the end of its last page as the alignment allows, so that what lies past it traps.
+  unsigned char* start = first + (inner - bytes) / kAlignment * kAlignment;
+  if (mprotect(first, inner, PROT_READ | PROT_WRITE) != 0) {
+    munmap(mapping, whole);
+    throw DeviceError(concat("simt: out of memory: ", bytes, " sparse bytes asked for"));
+  }
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  r.blocks.emplace(reinterpret_cast<uintptr_t>(start), Block{bytes, mapping, whole});
+  r.bytes += bytes;
+  return start;
+}
+
 void deallocate(void* pointer) {
   if (pointer == nullptr) {
     return;
   }
   const auto address = reinterpret_cast<uintptr_t>(pointer);
-  size_t bytes = 0;
+  Block block{};
   {
     Registry& r = registry();
     const std::lock_guard lock(r.mutex);
@@ -124,10 +155,15 @@ void deallocate(void* pointer) {
       throw SimtError(ErrorKind::host_pointer,
                       concat("deallocate: ", pointer, " is not a live device block"));
     }
-    bytes = found->second;
+    block = found->second;
     r.blocks.erase(found);
-    r.bytes -= bytes;
+    r.bytes -= block.bytes;
   }
+  if (block.mapping != nullptr) {
+    munmap(block.mapping, block.mapped_bytes);
+    return;
+  }
+  const size_t bytes = block.bytes;
   if constexpr (kRace) {
     const std::lock_guard lock(RaceDetector::instance().mutex());
     RaceDetector::instance().freed(pointer);
@@ -144,8 +180,11 @@ void deallocate(void* pointer) {
 void check_guards() {
   Registry& r = registry();
   const std::lock_guard lock(r.mutex);
-  for (const auto& [address, bytes] : r.blocks) {
-    const std::string message = damage(start_of(address), bytes);
+  for (const auto& [address, block] : r.blocks) {
+    if (block.mapping != nullptr) {
+      continue;
+    }
+    const std::string message = damage(start_of(address), block.bytes);
     if (!message.empty()) {
       throw SimtError(ErrorKind::guard_overwritten, message);
     }
@@ -161,7 +200,7 @@ bool is_device_pointer(const void* pointer) {
     return false;
   }
   --next;
-  return address <= next->first + next->second;
+  return address <= next->first + next->second.bytes;
 }
 
 size_t allocated_bytes() {

@@ -17,7 +17,11 @@ inline constexpr uint32_t kPoison = 0x7fa00000u;
 // threads.
 void* allocate(size_t bytes);
 
-// Frees a block; null is ignored. Throws SimtError(guard_overwritten), after freeing, if a guard was damaged,
+// A block of zeros that costs memory only where it is touched, between pages that may not be: for tensors larger than
+// the machine. Not in the race lane, which keeps books of every byte.
+void* allocate_sparse(size_t bytes);
+
+// Frees a block of either kind; null is ignored. Throws SimtError(guard_overwritten), after freeing, if a guard was damaged,
 // and SimtError(host_pointer) for a pointer that allocate() did not return.
 void deallocate(void* pointer);
 

@@ -20,6 +20,11 @@ Schedule schedule();
 void set_workers(int workers);
 int workers();
 
+// Of a launch with more blocks than this, only so many run: the first, the last, and others at even steps between them.
+// 0, the default: all. For tests on tensors too large to be worked through, whose far ends are what matters.
+void set_block_sample(uint64_t blocks);
+uint64_t block_sample();
+
 // Shared memory that a block may use, in bytes. The defaults are those of compute capability 8.6 and 8.9;
 // total is 163 KiB on 8.0 and 227 KiB on 9.0.
 struct Limits {

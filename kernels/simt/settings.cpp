@@ -85,6 +85,14 @@ void set_workers(int workers) {
 
 int workers() { return current_settings().workers; }
 
+void set_block_sample(uint64_t blocks) {
+  check<UsageError>(blocks != 1, "simt block sample: found 1, expected 0 (all) or at least 2");
+  const std::lock_guard lock(shared().mutex);
+  shared().settings.block_sample = blocks;
+}
+
+uint64_t block_sample() { return current_settings().block_sample; }
+
 void set_limits(const Limits& limits) {
   const std::lock_guard lock(shared().mutex);
   shared().settings.limits = limits;

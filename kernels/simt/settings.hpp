@@ -12,6 +12,7 @@ struct Settings {
   Schedule schedule = Schedule::forward;
   uint64_t seed = 0;
   int workers = 1;
+  uint64_t block_sample = 0;
   Limits limits;
 };
 

@@ -896,6 +896,29 @@ TEST_F(SimtTest, BitTricks) {
   EXPECT_EQ(y.values(), (std::vector<int>{5, 8, 4, 0x10000f00, 0x00780004, 0x00f00008, 32, 0}));
 }
 
+TEST_F(SimtTest, ASampleOfTheBlocksIncludesBothEnds) {
+  const auto ran = [](uint64_t sample, int64_t blocks) {
+    set_block_sample(sample);
+    const Array<unsigned> ticket(1, 0u);
+    const Array<unsigned> order(blocks * 2, ~0u);
+    launch(kStream, {.grid = blocks, .block = 2}, tell_order, ticket, order);
+    set_block_sample(0);
+    std::vector<int64_t> seen;
+    const std::vector<unsigned> values = order.values();
+    for (int64_t block = 0; block < blocks; ++block) {
+      if (values[static_cast<size_t>(2 * block)] != ~0u) {
+        seen.push_back(block);
+      }
+    }
+    return seen;
+  };
+  EXPECT_EQ(ran(4, 1000), (std::vector<int64_t>{0, 333, 666, 999}));
+  EXPECT_EQ(ran(2, 7), (std::vector<int64_t>{0, 6}));
+  EXPECT_EQ(ran(4, 3), (std::vector<int64_t>{0, 1, 2}));
+  EXPECT_EQ(ran(0, 5).size(), 5u);
+  EXPECT_THROW(set_block_sample(1), UsageError);
+}
+
 TEST_F(SimtTest, EmptyGridDoesNothing) {
   const Array<int> y(1, 5);
   for (const Dim3& grid : {Dim3{0}, Dim3{1, 0}, Dim3{1, 1, 0}}) {
@@ -1141,6 +1164,23 @@ TEST_F(SimtTest, AllocationsAreCountedAlignedAndPoisoned) {
 }
 
 #if !VESAL_RACE
+TEST_F(SimtTest, SparseMemoryIsLargeEmptyAndFenced) {
+  const size_t blocks = live_allocations();
+  const size_t size = (size_t{1} << 36) + 12;  // more than the machine has
+  auto* block = static_cast<unsigned char*>(allocate_sparse(size));
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(block) % 256, 0u);
+  EXPECT_EQ(block[0], 0);
+  block[size - 1] = 7;
+  EXPECT_EQ(block[size - 1], 7);
+  EXPECT_TRUE(is_device_pointer(block + size));
+  EXPECT_FALSE(is_device_pointer(block + size + 1));
+  check_guards();
+  EXPECT_DEATH(block[size + 4096] = 1, "");
+  EXPECT_DEATH(block[-4096] = 1, "");
+  deallocate(block);
+  EXPECT_EQ(live_allocations(), blocks);
+}
+
 TEST_F(SimtTest, UninitialisedMemoryShows) {
   const Array<float> y(4);
   launch(kStream, {.grid = 3, .shared_bytes = 8}, read_uninitialised, y);
