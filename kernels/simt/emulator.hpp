@@ -150,8 +150,8 @@ void yield();
 // Throws unless the pointer is null or in device memory.
 void check_pointer_argument(const LaunchConfig& config, int index, const void* pointer);
 
-// Checks the launch and runs it: run_thread(call) once for each thread of the grid. `call` holds the kernel's
-// arguments, in `call_bytes` bytes.
+// Checks the launch and runs it: run_thread(call) once for each thread of the grid. `call` begins with the
+// kernel's address, by which the race lane names it, and holds its arguments, in `call_bytes` bytes.
 void run(const LaunchConfig& config, void (*run_thread)(const void* call), const void* call,
          size_t call_bytes);
 

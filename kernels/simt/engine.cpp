@@ -220,6 +220,8 @@ void Engine::run_block(uint3 block) {
     RaceDetector& race = RaceDetector::instance();
     if (race.has_report()) {
       record(race.report_kind(), race.take_report([&](int thread) { return name_of_thread(thread); }));
+    } else if (!failed_) {
+      race.end_block();
     }
   }
   if (failed_) {

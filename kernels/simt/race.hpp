@@ -1,9 +1,9 @@
 // The race lane (builds with VESAL_RACE): every load and store of a kernel is checked against shadow memory.
 //
 // The kernels are compiled with -fsanitize=thread, whose calls land in race_hooks.cpp instead of in a
-// sanitizer's library; race_detector.cpp decides what is ordered, race_report.cpp says it in words. Builds
-// without VESAL_RACE contain none of the three, and the engine's calls below stand behind `if constexpr
-// (kRace)`.
+// sanitizer's library; race_detector.cpp decides what is ordered, race_report.cpp says it in words, and
+// race_access.cpp counts what the accesses would cost. Builds without VESAL_RACE contain none of them, and
+// the engine's calls below stand behind `if constexpr (kRace)`.
 #pragma once
 
 #include <array>
@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "kernels/simt/emulator.hpp"
+#include "kernels/simt/race_access.hpp"
 
 namespace vesal::kernels::simt {
 
@@ -27,6 +28,14 @@ inline constexpr bool kRace = true;
 #else
 inline constexpr bool kRace = false;
 #endif
+
+// Where an instruction stands.
+struct CodePlace {
+  std::string function;  // that it was compiled into: the kernel
+  std::string source;    // "reduce.cu:57"
+};
+// Of instructions by their offsets in the program, in that order.
+std::vector<CodePlace> places_of(const std::vector<uint32_t>& codes);
 
 // One access as shadow memory remembers it. Blocks have serial numbers that grow over the life of the
 // process, 0 for none; a thread's clock grows at each point where it meets others, so that (block, thread,
@@ -89,6 +98,10 @@ class RaceDetector {
   static RaceDetector*& active();
 
   std::mutex& mutex() { return mutex_; }
+  // Of what the launches' accesses cost; null while nobody asks. Take the mutex.
+  std::unique_ptr<AccessCounter>& counter() { return counter_; }
+
+  static uint32_t code_offset(const void* code);
 
   // Device memory comes and goes. Take the mutex.
   void allocated(const void* start, size_t bytes);
@@ -98,6 +111,7 @@ class RaceDetector {
   void begin_launch(int threads, const void* arguments, size_t argument_bytes, const void* arena,
                     size_t arena_bytes);
   void begin_block(uint3 block);
+  void end_block();
   void add_shared(const char* name, const void* start, size_t bytes);
   void enter(int thread, const void* stack, size_t stack_bytes);
   void leave() { active() = nullptr; }
@@ -143,7 +157,6 @@ class RaceDetector {
   RaceRegion* find(uintptr_t address, size_t bytes);
   RaceRegion* find_shared(uintptr_t address);
   RaceRegion* find_device(uintptr_t address);
-  static uint32_t code_offset(const void* code);
   static bool is_index(uintptr_t address);
   // Arguments of the kernel, its indices and constants: memory that is no region and may be read.
   bool is_readable(uintptr_t address, size_t bytes) const;
@@ -159,6 +172,7 @@ class RaceDetector {
   std::string describe_address(uintptr_t address) const;
 
   std::mutex mutex_;
+  std::unique_ptr<AccessCounter> counter_ = AccessCounter::from_environment();
   std::vector<std::unique_ptr<RaceRegion>> device_;  // by address
   std::array<RaceRegion*, 1024> recent_{};           // device regions by page, where one was found
 

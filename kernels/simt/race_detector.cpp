@@ -179,6 +179,11 @@ void RaceDetector::begin_launch(int threads, const void* arguments, size_t argum
   report_.found = false;
   now_.resize(static_cast<size_t>(threads));
   lanes_.resize(static_cast<size_t>(threads));
+  if (counter_ != nullptr) {
+    const void* kernel = nullptr;
+    std::memcpy(&kernel, arguments, sizeof(kernel));
+    counter_->begin_launch(kernel, threads);
+  }
 }
 
 void RaceDetector::begin_block(uint3 block) {
@@ -190,6 +195,15 @@ void RaceDetector::begin_block(uint3 block) {
   std::fill(lanes_.begin(), lanes_.end(), std::array<uint32_t, 32>{});
   block_links_ = {};
   links_.clear();
+  if (counter_ != nullptr) {
+    counter_->begin_block();
+  }
+}
+
+void RaceDetector::end_block() {
+  if (counter_ != nullptr) {
+    counter_->end_phase();
+  }
 }
 
 void RaceDetector::enter(int thread, const void* stack, size_t stack_bytes) {
@@ -206,6 +220,9 @@ void RaceDetector::block_barrier() {
     block_links_.join(links);
   }
   links_.clear();
+  if (counter_ != nullptr) {
+    counter_->end_phase();
+  }
 }
 
 void RaceDetector::warp_barrier(int warp, uint32_t mask) {
@@ -368,6 +385,10 @@ void RaceDetector::access(uintptr_t address, size_t bytes, RaceUse use, bool nat
   }
   if (is_atomic(use)) {
     pass_on(address);
+  } else if (counter_ != nullptr) {
+    const bool shared = region->shared_name != nullptr;
+    counter_->add(thread_, shared ? static_cast<uint32_t>(region - shared_.data()) + 1 : 0,
+                  shared ? address - region->start : address, bytes, natural, current_.code);
   }
 }
 

@@ -55,36 +55,6 @@ const Image& image() {
   return found;
 }
 
-// "reduce.cu:57", asked of addr2line, which comes with the compiler; the offset in the program where there is
-// none. Of a chain of inlined calls the innermost outside the emulator and the standard library is meant.
-std::string source_of(uint32_t code) {
-  std::array<char, 4096> program{};
-  const ssize_t length = readlink("/proc/self/exe", program.data(), program.size() - 1);
-  std::ostringstream command;
-  command << "addr2line -i -e '"
-          << std::string_view(program.data(), static_cast<size_t>(std::max<ssize_t>(length, 0))) << "' 0x"
-          << std::hex << code << " 2>/dev/null";
-  std::string found;
-  if (FILE* const pipe = popen(command.str().c_str(), "r")) {
-    std::array<char, 4096> line{};
-    while (std::fgets(line.data(), static_cast<int>(line.size()), pipe) != nullptr) {
-      const std::string_view text(line.data());
-      const auto names = [&](std::string_view part) { return text.find(part) != std::string_view::npos; };
-      if (found.empty() && !names("??") && !names("kernels/simt/") && !names("/c++/")) {
-        const std::string_view name = text.substr(text.find_last_of('/') + 1);
-        found = name.substr(0, name.find_first_of(" \n"));
-      }
-    }
-    pclose(pipe);
-  }
-  if (found.empty()) {
-    std::ostringstream offset;
-    offset << "code at 0x" << std::hex << code;
-    return offset.str();
-  }
-  return found;
-}
-
 const char* verb(RaceUse use) {
   switch (use) {
     case RaceUse::read:
@@ -108,7 +78,60 @@ std::string name_of(const RaceRegion& region) {
              : concat("a device block of ", region.bytes, " bytes");
 }
 
+std::string source_of(uint32_t code) { return places_of({code}).front().source; }
+
 }  // namespace
+
+// Asked of addr2line, which comes with the compiler; the offset in the program where there is none. Of a
+// chain of inlined calls the innermost outside the emulator and the standard library is meant.
+std::vector<CodePlace> places_of(const std::vector<uint32_t>& codes) {
+  std::array<char, 4096> program{};
+  const ssize_t length = readlink("/proc/self/exe", program.data(), program.size() - 1);
+  std::ostringstream command;
+  command << "addr2line -a -f -C -i -e '"
+          << std::string_view(program.data(), static_cast<size_t>(std::max<ssize_t>(length, 0))) << "'"
+          << std::hex;
+  for (const uint32_t code : codes) {
+    command << " 0x" << code;
+  }
+  command << " 2>/dev/null";
+  std::vector<CodePlace> places;
+  if (FILE* const pipe = popen(command.str().c_str(), "r")) {
+    char* line = nullptr;
+    size_t capacity = 0;
+    // For each address a line with it, then for each call of the chain one with a function and one with a
+    // place.
+    bool is_function = false;
+    for (ssize_t read = 0; (read = getline(&line, &capacity, pipe)) > 0;) {
+      const std::string_view text(line, static_cast<size_t>(read - (line[read - 1] == '\n' ? 1 : 0)));
+      const auto names = [&](std::string_view part) { return text.find(part) != std::string_view::npos; };
+      if (text.starts_with("0x")) {
+        places.emplace_back();
+        is_function = true;
+      } else if (is_function) {
+        places.back().function = text;
+        is_function = false;
+      } else {
+        if (places.back().source.empty() && !names("??") && !names("kernels/simt/") && !names("/c++/")) {
+          const std::string_view name = text.substr(text.find_last_of('/') + 1);
+          places.back().source = name.substr(0, name.find(' '));
+        }
+        is_function = true;
+      }
+    }
+    std::free(line);
+    pclose(pipe);
+  }
+  places.resize(codes.size());
+  for (size_t i = 0; i < codes.size(); ++i) {
+    if (places[i].source.empty()) {
+      std::ostringstream offset;
+      offset << "code at 0x" << std::hex << codes[i];
+      places[i].source = offset.str();
+    }
+  }
+  return places;
+}
 
 // A return address stands behind its call: one byte less lies within.
 uint32_t RaceDetector::code_offset(const void* code) {

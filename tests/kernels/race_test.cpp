@@ -1,9 +1,10 @@
 // The race lane: every kind of report is planted and found under every schedule, and what CUDA orders stays
-// silent. Built with VESAL_RACE only.
+// silent; bank conflicts and scattered accesses are counted. Built with VESAL_RACE only.
 #define VESAL_BACKEND simt
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "kernels/simt/device.hpp"
+#include "kernels/simt/race_access.hpp"
 #include "tests/kernels/harness.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -357,6 +359,62 @@ VESAL_KERNEL void filter(Filter p, int* y) {
   y[thread_index()] = sum;
 }
 
+// ---- What accesses cost ----
+
+// Writes by rows, reads by columns, 32 requests each.
+template <int kWidth>
+VESAL_KERNEL void read_columns(float* y) {
+  VESAL_SHARED(float, tile, [32][kWidth]);
+  const int i = thread_index();
+  for (int row = 0; row < 32; ++row) {
+    tile[row][i] = 1.0f;
+  }
+  __syncthreads();
+  float sum = 0.0f;
+  for (int column = 0; column < 32; ++column) {
+    sum += tile[i][column];
+  }
+  y[i] = sum;
+}
+
+// One request of T's width that writes shared memory, one that reads it, each lane's element `stride`
+// elements and a group of `lanes_together` lanes at the same one.
+template <class T>
+VESAL_KERNEL void through_shared(T* y, int stride, int lanes_together) {
+  VESAL_SHARED(T, values, [32 * 32]);
+  const int i = thread_index();
+  if (i % lanes_together == 0) {
+    values[i / lanes_together * stride] = T{};
+  }
+  __syncwarp();
+  y[i] = values[i / lanes_together * stride];
+}
+
+template <class T>
+VESAL_KERNEL void gather(const T* x, T* y, int stride, int offset, int lanes) {
+  const int i = thread_index();
+  if (i < lanes) {
+    y[i] = x[i * stride + offset];
+  }
+}
+
+// Lane i makes i + 1 rounds.
+VESAL_KERNEL void rounds_of_different_number(float* y) {
+  const int i = thread_index();
+  for (int round = 0; round <= i; ++round) {
+    y[(round * 32 + i) * 8] = 1.0f;
+  }
+}
+
+VESAL_KERNEL void copy_structs(const Large* x, Large* y) { y[thread_index()] = x[thread_index()]; }
+
+VESAL_KERNEL void count_in_one_bin(int* counter) {
+  VESAL_SHARED(int, bins, [32 * 32]);
+  bins[thread_index() * 32] = 0;
+  atomicAdd(&bins[thread_index() * 32], 1);
+  atomicAdd(counter, 1);
+}
+
 // ---- The fixture ----
 
 class RaceTest : public ::testing::TestWithParam<std::pair<Schedule, uint64_t>> {
@@ -631,6 +689,174 @@ TEST_P(RaceTest, ConstantsArgumentsAndLocals) {
   const Array<int> y(kDevice, 32);
   launch(kStream, {.block = 32}, filter, Filter{x, 10, {1, 1, 1, 1}}, y);
   EXPECT_EQ(y.host(), std::vector<int>(32, 16));
+}
+
+// ---- What accesses cost ----
+
+class AccessTest : public RaceTest {
+ protected:
+  void SetUp() override {
+    RaceTest::SetUp();
+    count_accesses(true);
+  }
+  void TearDown() override {
+    count_accesses(false);
+    RaceTest::TearDown();
+  }
+
+  // Of the one kernel that run() launches.
+  static KernelAccesses counts_of(const std::function<void()>& run) {
+    count_accesses(true);
+    run();
+    const std::vector<KernelAccesses> all = counted_accesses();
+    EXPECT_EQ(all.size(), 1u);
+    return all.empty() ? KernelAccesses{} : all.front();
+  }
+  static void expect_cost(const AccessCost& cost, uint64_t requests, double mean, double worst) {
+    EXPECT_EQ(cost.requests, requests);
+    EXPECT_DOUBLE_EQ(cost.mean(), mean);
+    EXPECT_DOUBLE_EQ(cost.worst, worst);
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Orders, AccessTest,
+                         ::testing::Values(std::pair(Schedule::forward, uint64_t{0}),
+                                           std::pair(Schedule::random, uint64_t{7})),
+                         [](const auto& info) {
+                           return std::string(info.param.first == Schedule::forward ? "forward" : "random");
+                         });
+
+TEST_P(AccessTest, ColumnsOfATile) {
+  const Array<float> y(kDevice, 32);
+  const KernelAccesses plain = counts_of([&] { launch(kStream, {.block = 32}, read_columns<32>, y); });
+  EXPECT_EQ(plain.kernel, "read_columns<32>");
+  expect_cost(plain.conflicts, 64, 16.5, 32);
+  EXPECT_EQ(plain.worst_conflict.rfind("race_test.cpp:", 0), 0u) << plain.worst_conflict;
+  expect_cost(plain.sectors, 1, 1, 1);
+  EXPECT_EQ(plain.worst_sectors, "");
+  const KernelAccesses padded = counts_of([&] { launch(kStream, {.block = 32}, read_columns<33>, y); });
+  EXPECT_EQ(padded.kernel, "read_columns<33>");
+  expect_cost(padded.conflicts, 64, 1, 1);
+}
+
+// Warps and blocks are requests of their own.
+TEST_P(AccessTest, EveryWarpOfEveryBlock) {
+  const Array<float> x(kDevice, std::vector<float>(96, 1.0f));
+  const KernelAccesses found = counts_of([&] {
+    const Array<float> y(kDevice, 96);
+    launch(kStream, {.block = 96}, gather<float>, x, y, 1, 0, 96);
+    launch(kStream, {.block = 48}, gather<float>, x, y, 2, 0, 48);
+  });
+  // Reads and writes of three warps; then of one and a half, the reads twice as wide as they need be.
+  expect_cost(found.sectors, 6 + 4, (8 * 1.0 + 2 * 2.0) / 10, 2);
+}
+
+TEST_P(AccessTest, BanksAndBroadcasts) {
+  const Array<float> y(kDevice, 32);
+  const auto cost = [&](int stride, int lanes_together) {
+    return counts_of(
+               [&] { launch(kStream, {.block = 32}, through_shared<float>, y, stride, lanes_together); })
+        .conflicts;
+  };
+  expect_cost(cost(1, 1), 2, 1, 1);
+  expect_cost(cost(2, 1), 2, 2, 2);
+  expect_cost(cost(3, 1), 2, 1, 1);
+  expect_cost(cost(32, 1), 2, 32, 32);
+  // All lanes at one word, and eight groups at eight: a broadcast is free, unless the words share a bank.
+  expect_cost(cost(1, 32), 2, 1, 1);
+  expect_cost(cost(1, 4), 2, 1, 1);
+  expect_cost(cost(32, 4), 2, 8, 8);
+  const Array<unsigned char> bytes(kDevice, 32);
+  expect_cost(counts_of([&] {
+                launch(kStream, {.block = 32}, through_shared<unsigned char>, bytes, 1, 1);
+              }).conflicts,
+              2, 1, 1);
+}
+
+TEST_P(AccessTest, VectorsInSharedMemory) {
+  const Array<float2> pairs(kDevice, 32);
+  const Array<float4> quads(kDevice, 32);
+  const auto pair_cost = [&](int stride) {
+    return counts_of([&] { launch(kStream, {.block = 32}, through_shared<float2>, pairs, stride, 1); });
+  };
+  const auto quad_cost = [&](int stride) {
+    return counts_of([&] { launch(kStream, {.block = 32}, through_shared<float4>, quads, stride, 1); });
+  };
+  expect_cost(pair_cost(1).conflicts, 2, 1, 1);
+  expect_cost(pair_cost(2).conflicts, 2, 2, 2);
+  expect_cost(pair_cost(16).conflicts, 2, 16, 16);
+  expect_cost(quad_cost(1).conflicts, 2, 1, 1);
+  expect_cost(quad_cost(2).conflicts, 2, 2, 2);
+  expect_cost(quad_cost(8).conflicts, 2, 8, 8);
+  // Padding to an odd number of vectors.
+  expect_cost(quad_cost(9).conflicts, 2, 1, 1);
+}
+
+TEST_P(AccessTest, SectorsOfARequest) {
+  const Array<float> x(kDevice, std::vector<float>(32 * 32, 1.0f));
+  const Array<float> y(kDevice, 32);
+  const auto cost = [&](int stride, int offset, int lanes) {
+    return counts_of([&] { launch(kStream, {.block = 32}, gather<float>, x, y, stride, offset, lanes); })
+        .sectors;
+  };
+  expect_cost(cost(1, 0, 32), 2, 1, 1);
+  expect_cost(cost(1, 1, 32), 2, (1 + 1.25) / 2, 1.25);  // five sectors instead of four
+  expect_cost(cost(2, 0, 32), 2, 1.5, 2);
+  expect_cost(cost(8, 0, 32), 2, 4.5, 8);
+  expect_cost(cost(32, 0, 32), 2, 4.5, 8);
+  expect_cost(cost(0, 3, 32), 2, 1, 1);  // a broadcast
+  expect_cost(cost(1, 0, 5), 2, 1, 1);
+  expect_cost(cost(1, 6, 5), 2, 1.5, 2);  // across a sector's end
+  expect_cost(cost(32, 0, 5), 2, 3, 5);
+}
+
+TEST_P(AccessTest, WidthsOfDeviceAccesses) {
+  const Array<float4> quads(kDevice, std::vector<float4>(64));
+  const Array<float4> out(kDevice, 32);
+  const auto quad_cost = [&](int stride) {
+    return counts_of([&] { launch(kStream, {.block = 32}, gather<float4>, quads, out, stride, 0, 32); });
+  };
+  expect_cost(quad_cost(1).sectors, 2, 1, 1);
+  expect_cost(quad_cost(2).sectors, 2, 1.5, 2);
+  const Array<unsigned char> bytes(kDevice, std::vector<unsigned char>(128, 1));
+  const Array<unsigned char> few(kDevice, 32);
+  const auto byte_cost = [&](int stride) {
+    return counts_of(
+        [&] { launch(kStream, {.block = 32}, gather<unsigned char>, bytes, few, stride, 0, 32); });
+  };
+  expect_cost(byte_cost(1).sectors, 2, 1, 1);
+  expect_cost(byte_cost(4).sectors, 2, 2.5, 4);
+  // A struct without alignment moves word by word: twelve requests, 48 bytes from lane to lane.
+  const Array<Large> large(kDevice, std::vector<Large>(32));
+  const Array<Large> copies(kDevice, 32);
+  expect_cost(counts_of([&] { launch(kStream, {.block = 32}, copy_structs, large, copies); }).sectors, 24, 8,
+              8);
+}
+
+TEST_P(AccessTest, ActiveLanesOnly) {
+  const Array<float> y(kDevice, 32 * 32 * 8);
+  double sum = 0;
+  for (int lanes = 1; lanes <= 32; ++lanes) {  // each lane in a sector of its own
+    sum += lanes / std::ceil(lanes / 8.0);
+  }
+  const KernelAccesses found =
+      counts_of([&] { launch(kStream, {.block = 32}, rounds_of_different_number, y); });
+  expect_cost(found.sectors, 32, sum / 32, 8);
+}
+
+TEST_P(AccessTest, AtomicsAreLeftOut) {
+  const Array<int> counter(kDevice, std::vector<int>{0});
+  const KernelAccesses found = counts_of([&] { launch(kStream, {.block = 32}, count_in_one_bin, counter); });
+  expect_cost(found.conflicts, 1, 32, 32);
+  expect_cost(found.sectors, 0, 1, 1);
+}
+
+TEST_P(AccessTest, BlocksThatFailAreNotCounted) {
+  const Array<int> y(kDevice, 64);
+  const KernelAccesses found =
+      counts_of([&] { EXPECT_THROW(launch(kStream, {.block = 64}, write_one_cell, y), SimtError); });
+  expect_cost(found.conflicts, 0, 1, 1);
+  expect_cost(found.sectors, 0, 1, 1);
 }
 
 }  // namespace
