@@ -112,7 +112,9 @@ std::vector<CodePlace> places_of(const std::vector<uint32_t>& codes) {
         places.back().function = text;
         is_function = false;
       } else {
-        if (places.back().source.empty() && !names("??") && !names("kernels/simt/") && !names("/c++/")) {
+        // The emulator's copy of a .cu lies in the build's kernels/simt/.
+        const bool is_emulator = names("kernels/simt/") && !names("_simt.cpp:");
+        if (places.back().source.empty() && !names("??") && !is_emulator && !names("/c++/")) {
           const std::string_view name = text.substr(text.find_last_of('/') + 1);
           places.back().source = name.substr(0, name.find(' '));
         }

@@ -710,7 +710,25 @@ class AccessTest : public RaceTest {
     run();
     const std::vector<KernelAccesses> all = counted_accesses();
     EXPECT_EQ(all.size(), 1u);
-    return all.empty() ? KernelAccesses{} : all.front();
+    if (all.empty()) {
+      return {};
+    }
+    if (std::getenv("VESAL_RACE_PRINT") != nullptr) {
+      const auto print = [](const char* what, const AccessCost& cost, const std::string& place) {
+        if (cost.requests > 0) {
+          std::cout << "; " << what << ' ' << cost.mean() << " times the ideal in " << cost.requests
+                    << " requests";
+          if (!place.empty()) {
+            std::cout << ", at worst " << cost.worst << " (" << place << ")";
+          }
+        }
+      };
+      std::cout << "accesses: " << all.front().kernel;
+      print("shared memory", all.front().conflicts, all.front().worst_conflict);
+      print("device memory", all.front().sectors, all.front().worst_sectors);
+      std::cout << "\n";
+    }
+    return all.front();
   }
   static void expect_cost(const AccessCost& cost, uint64_t requests, double mean, double worst) {
     EXPECT_EQ(cost.requests, requests);
