@@ -2,6 +2,7 @@
 set(VESAL_CPU_ARCH "native" CACHE STRING "-march for host code: native, or x86-64-v3 for a binary that travels; empty for the compiler's default")
 set(VESAL_SANITIZE "" CACHE STRING "-fsanitize list for host code and emulated kernels, e.g. address,undefined")
 option(VESAL_RACE "Check every memory access of the emulated kernels (docs/simt.md); GCC only" OFF)
+option(VESAL_COVERAGE "Count executed lines with gcov (tests/coverage); GCC only" OFF)
 option(VESAL_BUILD_TESTS "Build the tests" ON)
 option(VESAL_BUILD_BENCH "Build the benchmarks" OFF)
 option(VESAL_WERROR "Treat warnings as errors" ON)
@@ -44,6 +45,17 @@ if(VESAL_SANITIZE)
     $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${VESAL_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1>)
   target_link_options(vesal_flags INTERFACE -fsanitize=${VESAL_SANITIZE})
   target_compile_definitions(vesal_flags INTERFACE VESAL_SANITIZED=1)
+endif()
+
+# At -O1 a line that was executed counts as that: more optimisation merges and moves lines. Counters of several threads
+# are atomic.
+if(VESAL_COVERAGE)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    message(FATAL_ERROR "VESAL_COVERAGE=ON needs GCC.")
+  endif()
+  target_compile_options(vesal_flags INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:--coverage -fprofile-abs-path -fprofile-update=prefer-atomic -O1>)
+  target_link_options(vesal_flags INTERFACE --coverage)
 endif()
 
 # The race lane: what instruments emulated kernels. The hooks behind it are ours, so libtsan is not linked. At -O1 the
