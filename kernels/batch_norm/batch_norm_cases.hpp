@@ -7,6 +7,7 @@
 
 #include "base/philox.hpp"
 #include "kernels/batch_norm/batch_norm.hpp"
+#include "kernels/context/work.hpp"
 
 namespace vesal::kernels {
 
@@ -57,6 +58,19 @@ inline BatchNormCase random_batch_norm_case(RandomStream& random) {
                   static_cast<int>(c.params.activation), c.params.training ? " training" : " evaluation",
                   c.affine ? " affine" : "");
   return c;
+}
+
+// For benchmarks: a U-Net at 64^3, MeshNet at 96^3, and both modes at 128^3.
+inline const std::vector<BatchNormCase> kBatchNormBenchmarkCases = {
+    {"32_64_relu", {.n = 2, .spatial = 262144, .channels = 32, .activation = Activation::relu}},
+    {"5_96_meshnet", {.n = 1, .spatial = 884736, .channels = 5, .activation = Activation::relu}},
+    {"128_16_silu", {.n = 2, .spatial = 4096, .channels = 128, .activation = Activation::silu}},
+    {"32_128", {.n = 1, .spatial = 2097152, .channels = 32}},
+    {"32_128_eval", {.n = 1, .spatial = 2097152, .channels = 32, .training = false}},
+};
+
+inline Work batch_norm_work(const BatchNormParams& p, bool backward) {
+  return {.bytes = 4.0 * static_cast<double>(p.rows() * p.channels) * (backward ? 3 : 2)};
 }
 
 }  // namespace vesal::kernels

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/conv3d/conv3d.hpp"
 
 namespace vesal::kernels {
@@ -279,7 +280,9 @@ inline Conv3dParams draw_conv3d(RandomStream& random) {
   }
 }
 
-// What a network of four levels asks for at a patch of 64 x 64 x 64: for benchmarks.
+// For benchmarks: what a network of four levels asks for at a patch of 64 x 64 x 64, then what larger patches
+// and other networks do (nnU-Net and the fusion network at 128, the stem of VeloxSeg and the patch embedding
+// of SwinUNETR at 96, MeshNet).
 inline const std::vector<Conv3dCase> kConv3dBenchmarkCases = {
     {"2to12_64", {.d = 64, .h = 64, .w = 64, .c_in = 2, .c_out = 12}},
     {"4to24_64", {.d = 64, .h = 64, .w = 64, .c_in = 4, .c_out = 24}},
@@ -309,6 +312,45 @@ inline const std::vector<Conv3dCase> kConv3dBenchmarkCases = {
     {"48to48_64_8_groups", {.d = 64, .h = 64, .w = 64, .c_in = 48, .c_out = 48, .groups = 8}},
     {"21to21_64_dilation_8",
      {.d = 64, .h = 64, .w = 64, .c_in = 21, .c_out = 21, .padding = {8, 8, 8}, .dilation = {8, 8, 8}}},
+    {"32to32_128_nnunet", {.d = 128, .h = 128, .w = 128, .c_in = 32, .c_out = 32}},
+    {"32to64_128_stride_2_nnunet",
+     {.d = 128, .h = 128, .w = 128, .c_in = 32, .c_out = 64, .stride = {2, 2, 2}}},
+    {"12to12_128_fusion", {.d = 128, .h = 128, .w = 128, .c_in = 12, .c_out = 12}},
+    {"1to16_96_kernel_7_stride_4_veloxseg",
+     {.d = 96,
+      .h = 96,
+      .w = 96,
+      .c_in = 1,
+      .c_out = 16,
+      .kernel = {7, 7, 7},
+      .stride = {4, 4, 4},
+      .padding = {3, 3, 3}}},
+    {"32_24_depthwise_5_veloxseg",
+     {.d = 24,
+      .h = 24,
+      .w = 24,
+      .c_in = 32,
+      .c_out = 32,
+      .kernel = {5, 5, 5},
+      .padding = {2, 2, 2},
+      .groups = 32}},
+    {"4to48_96_kernel_2_stride_2_swinunetr",
+     {.d = 96,
+      .h = 96,
+      .w = 96,
+      .c_in = 4,
+      .c_out = 48,
+      .kernel = {2, 2, 2},
+      .stride = {2, 2, 2},
+      .padding = {0, 0, 0}}},
+    {"5to5_96_dilation_16_meshnet",
+     {.d = 96, .h = 96, .w = 96, .c_in = 5, .c_out = 5, .padding = {16, 16, 16}, .dilation = {16, 16, 16}}},
 };
+
+// Of any pass: the products are the same. Taps in the padding count.
+inline Work conv3d_work(const Conv3dParams& p) {
+  return {.flops = 2.0 * static_cast<double>(p.output_count() * p.taps() * p.group_in()),
+          .bytes = 4.0 * static_cast<double>(p.input_count() + p.weight_count() + p.output_count())};
+}
 
 }  // namespace vesal::kernels

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/conv_transpose3d/conv_transpose3d.hpp"
 
 namespace vesal::kernels {
@@ -274,6 +275,22 @@ inline const std::vector<ConvTranspose3dCase> kConvTranspose3dBenchmarkCases = {
       .padding = {0, 0, 0}}},
     {"64to32_32_k4", {.d = 32, .h = 32, .w = 32, .c_in = 64, .c_out = 32}},
     {"48to24_32_k4", {.d = 32, .h = 32, .w = 32, .c_in = 48, .c_out = 24}},
+    {"64to32_64_k2_nnunet",
+     {.d = 64,
+      .h = 64,
+      .w = 64,
+      .c_in = 64,
+      .c_out = 32,
+      .kernel = {2, 2, 2},
+      .stride = {2, 2, 2},
+      .padding = {0, 0, 0}}},
+    {"24to12_64_k4_fusion", {.d = 64, .h = 64, .w = 64, .c_in = 24, .c_out = 12}},
 };
+
+// Of any pass: the products are the same. Taps that padding cuts off count.
+inline Work conv_transpose3d_work(const ConvTranspose3dParams& p) {
+  return {.flops = 2.0 * static_cast<double>(p.input_count() * p.taps() * (p.c_out / p.groups)),
+          .bytes = 4.0 * static_cast<double>(p.input_count() + p.weight_count() + p.output_count())};
+}
 
 }  // namespace vesal::kernels

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/cross_entropy/cross_entropy.hpp"
 
 namespace vesal::kernels {
@@ -94,6 +95,28 @@ inline DistillationCase draw_distillation_case(RandomStream& random) {
   const float temperatures[] = {0.7f, 1.0f, 2.0f, 4.0f};
   c.params.temperature = temperatures[random.below(4)];
   return c;
+}
+
+// For benchmarks: four classes at 64^3 and 128^3, plain and with everything switched on.
+inline const std::vector<CrossEntropyCase> kCrossEntropyBenchmarkCases = {
+    {"4_64", {.rows = 524288, .classes = 4}},
+    {"4_128", {.rows = 4194304, .classes = 4}},
+    {"4_64_weights_smoothing",
+     {.rows = 524288, .classes = 4, .ignore_label = 255, .label_smoothing = 0.1f},
+     2.0f,
+     true,
+     0.1f},
+    {"118_32_voila", {.rows = 32768, .classes = 118}},
+};
+inline const std::vector<DistillationCase> kDistillationBenchmarkCases = {
+    {"4_64", {.rows = 524288, .classes = 4, .temperature = 2.0f}},
+};
+
+inline Work cross_entropy_work(const CrossEntropyParams& p, bool backward) {
+  return {.bytes = static_cast<double>(p.rows) * static_cast<double>(4 * p.classes * (backward ? 2 : 1) + 1)};
+}
+inline Work distillation_work(const DistillationParams& p, bool backward) {
+  return {.bytes = 4.0 * static_cast<double>(p.rows * p.classes) * (backward ? 3 : 2)};
 }
 
 }  // namespace vesal::kernels

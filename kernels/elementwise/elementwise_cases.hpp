@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 
 namespace vesal::kernels {
 
@@ -38,6 +39,19 @@ inline ElementwiseCase random_elementwise_case(RandomStream& random) {
                     1 + random.below(random.below(4) == 0 ? 70 : 8)};
   c.name = concat("[", c.n, ", ", c.spatial, ", ", c.channels, "]");
   return c;
+}
+
+// For benchmarks: a deep level that fits a cache, the fusion network's first level at 64^3, nnU-Net's at
+// 128^3.
+inline const std::vector<ElementwiseCase> kElementwiseBenchmarkCases = {
+    {"192_8", 1, 512, 192},
+    {"24_64", 1, 262144, 24},
+    {"32_128", 1, 2097152, 32},
+};
+
+// `arrays`: how many of the case's size are read or written.
+inline Work elementwise_work(const ElementwiseCase& c, int arrays) {
+  return {.bytes = 4.0 * static_cast<double>(c.count()) * arrays};
 }
 
 }  // namespace vesal::kernels

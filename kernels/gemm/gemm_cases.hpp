@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/gemm/gemm.hpp"
 
 namespace vesal::kernels {
@@ -107,6 +108,25 @@ inline GemmParams draw_gemm(RandomStream& random) {
       return p;
     }
   }
+}
+
+// For benchmarks: square products, and attention in windows of the fusion network (4^3) and of SwinUNETR
+// (7^3).
+inline const std::vector<GemmCase> kGemmBenchmarkCases = {
+    {"square_256", dense_gemm(1, 1, 256, 256, 256)},
+    {"square_1024", dense_gemm(1, 1, 1024, 1024, 1024)},
+    {"square_1024_transposed_b", dense_gemm(1, 1, 1024, 1024, 1024, false, true)},
+    {"long_sum", dense_gemm(1, 1, 48, 48, 65536, true, false)},
+    {"scores_window_4", attention_scores(512, 2, 64, 12)},
+    {"values_window_4", attention_values(512, 2, 64, 12)},
+    {"scores_window_7", attention_scores(64, 6, 343, 16)},
+    {"values_window_7", attention_values(64, 6, 343, 16)},
+};
+
+inline Work gemm_work(const GemmParams& p) {
+  const auto products = static_cast<double>(p.products());
+  return {.flops = 2.0 * products * static_cast<double>(p.m * p.n * p.k),
+          .bytes = 4.0 * products * static_cast<double>(p.m * p.k + p.k * p.n + p.m * p.n)};
 }
 
 }  // namespace vesal::kernels

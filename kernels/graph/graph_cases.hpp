@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/context/work.hpp"
 #include "kernels/graph/graph.hpp"
 
 namespace vesal::kernels {
@@ -38,5 +39,25 @@ inline const std::vector<GraphCase> kGraphCases = {
     {"complete", {2, 3, 3, 4, 35, 3}},
     {"more_than_there_are", {1, 2, 2, 3, 99, 3}},
 };
+
+// For benchmarks: graph reasoning pools every level to at most 16 nodes an axis.
+inline const std::vector<GraphCase> kGraphBenchmarkCases = {
+    {"nodes_16_features_24", {1, 16, 16, 16, 8, 24}},
+    {"nodes_16_features_96", {1, 16, 16, 16, 8, 96}},
+    {"nodes_8_features_192", {2, 8, 8, 8, 8, 192}},
+};
+
+// The distances of all pairs, of which each is needed once.
+inline Work graph_build_work(const GraphParams& p) {
+  const auto nodes = static_cast<double>(p.nodes_per_sample());
+  return {.flops = 3.0 * static_cast<double>(p.n) * nodes * nodes / 2 * static_cast<double>(p.features),
+          .bytes = 4.0 * static_cast<double>(p.nodes() * p.features) +
+                   9.0 * static_cast<double>(p.edge_capacity())};
+}
+// A product with `edges` edges: a multiplication and an addition for each edge and feature.
+inline Work graph_product_work(const GraphParams& p, int64_t edges) {
+  return {.flops = 2.0 * static_cast<double>(edges * p.features),
+          .bytes = 4.0 * static_cast<double>(2 * p.nodes() * p.features + 2 * edges)};
+}
 
 }  // namespace vesal::kernels

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/group_norm/group_norm.hpp"
 
 namespace vesal::kernels {
@@ -51,6 +52,20 @@ inline GroupNormCase random_group_norm_case(RandomStream& random) {
   c.name = concat("[", c.params.n, ", ", c.params.spatial, ", ", c.params.channels, "] groups ", groups,
                   " activation ", static_cast<int>(c.params.activation), c.affine ? " affine" : "");
   return c;
+}
+
+// For benchmarks: U-Nets with 8 groups at 64^3 and 128^3, and the channels-first layer normalisation of
+// VeloxSeg.
+inline const std::vector<GroupNormCase> kGroupNormBenchmarkCases = {
+    {"32_64_relu", {.n = 1, .spatial = 262144, .channels = 32, .groups = 8, .activation = Activation::relu}},
+    {"32_128_silu",
+     {.n = 1, .spatial = 2097152, .channels = 32, .groups = 8, .activation = Activation::silu}},
+    {"128_16_gelu", {.n = 2, .spatial = 4096, .channels = 128, .groups = 8, .activation = Activation::gelu}},
+    {"16_24_one_group", {.n = 1, .spatial = 13824, .channels = 16, .groups = 1}},
+};
+
+inline Work group_norm_work(const GroupNormParams& p, bool backward) {
+  return {.bytes = 4.0 * static_cast<double>(p.n * p.spatial * p.channels) * (backward ? 3 : 2)};
 }
 
 }  // namespace vesal::kernels

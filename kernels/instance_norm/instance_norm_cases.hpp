@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/context/work.hpp"
 #include "kernels/instance_norm/instance_norm.hpp"
 
 namespace vesal::kernels {
@@ -32,5 +33,20 @@ inline const std::vector<InstanceNormCase> kInstanceNormCases = {
     {"three_slabs", {.n = 1, .spatial = 700, .channels = 8, .activation = Activation::relu}},
     {"far_mean", {.n = 1, .spatial = 600, .channels = 2}, true, 1000.0f},
 };
+
+// For benchmarks: the fusion network at 64^3, and nnU-Net's first two levels at 128^3.
+inline const std::vector<InstanceNormCase> kInstanceNormBenchmarkCases = {
+    {"12_64_relu", {.n = 1, .spatial = 262144, .channels = 12, .activation = Activation::relu}},
+    {"24_64_relu", {.n = 1, .spatial = 262144, .channels = 24, .activation = Activation::relu}},
+    {"96_16_relu", {.n = 2, .spatial = 4096, .channels = 96, .activation = Activation::relu}},
+    {"32_128_leaky_nnunet",
+     {.n = 1, .spatial = 2097152, .channels = 32, .activation = Activation::leaky_relu}},
+    {"64_64_leaky_nnunet", {.n = 1, .spatial = 262144, .channels = 64, .activation = Activation::leaky_relu}},
+    {"48_48_swinunetr", {.n = 1, .spatial = 110592, .channels = 48}, false},
+};
+
+inline Work instance_norm_work(const InstanceNormParams& p, bool backward) {
+  return {.bytes = 4.0 * static_cast<double>(p.n * p.spatial * p.channels) * (backward ? 3 : 2)};
+}
 
 }  // namespace vesal::kernels

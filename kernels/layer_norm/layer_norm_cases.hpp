@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/context/work.hpp"
+
 namespace vesal::kernels {
 
 struct LayerNormCase {
@@ -20,5 +22,15 @@ inline const std::vector<LayerNormCase> kLayerNormCases = {
     {"warp_plus_one", 9, 33},   {"swin", 257, 24}, {"swin_deep", 16, 192},        {"patch", 5, 288},
     {"slab_minus_one", 255, 8}, {"slab", 256, 5},  {"far_mean", 12, 48, 1000.0f}, {"merge", 3, 960},
 };
+
+// For benchmarks: the tokens of the fusion network (24) and of SwinUNETR (48, and 384 before a merge).
+inline const std::vector<LayerNormCase> kLayerNormBenchmarkCases = {
+    {"24_tokens_32", 32768, 24},  {"24_tokens_64", 262144, 24},  {"48_tokens_48", 110592, 48},
+    {"192_tokens_12", 1728, 192}, {"384_tokens_24", 13824, 384},
+};
+
+inline Work layer_norm_work(const LayerNormCase& c, bool backward) {
+  return {.bytes = 4.0 * static_cast<double>(c.rows * c.channels) * (backward ? 3 : 2)};
+}
 
 }  // namespace vesal::kernels

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/context/work.hpp"
 #include "kernels/linear/linear.hpp"
 
 namespace vesal::kernels {
@@ -28,5 +29,24 @@ inline const std::vector<LinearCase> kLinearCases = {
     {"many_rows", {.rows = 4099, .in = 4, .out = 6, .activation = Activation::relu}},
     {"no_rows", {.rows = 0, .in = 5, .out = 7}},
 };
+
+// For benchmarks: the projections of the fusion network (tiny, 64^3), of SwinUNETR (96^3), and a head of
+// three classes.
+inline const std::vector<LinearCase> kLinearBenchmarkCases = {
+    {"qkv_24_tokens_32", {.rows = 32768, .in = 24, .out = 72}},
+    {"mlp_24_tokens_32", {.rows = 32768, .in = 24, .out = 96, .activation = Activation::gelu}},
+    {"mlp_back_96_tokens_32", {.rows = 32768, .in = 96, .out = 24}},
+    {"qkv_192_tokens_4", {.rows = 64, .in = 192, .out = 576}},
+    {"qkv_48_tokens_48", {.rows = 110592, .in = 48, .out = 144}},
+    {"mlp_48_tokens_48", {.rows = 110592, .in = 48, .out = 192, .activation = Activation::gelu}},
+    {"merge_384_tokens_24", {.rows = 13824, .in = 384, .out = 96}},
+    {"head_12_voxels_64", {.rows = 262144, .in = 12, .out = 3}},
+};
+
+// Of any pass.
+inline Work linear_work(const LinearParams& p) {
+  return {.flops = 2.0 * static_cast<double>(p.rows * p.in * p.out),
+          .bytes = 4.0 * static_cast<double>(p.rows * (p.in + p.out) + p.in * p.out)};
+}
 
 }  // namespace vesal::kernels

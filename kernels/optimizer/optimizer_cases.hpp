@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/optimizer/optimizer.hpp"
 
 namespace vesal::kernels {
@@ -54,6 +55,29 @@ inline OptimizerCase draw_optimizer_case(RandomStream& random) {
   const float norms[] = {0.0f, 0.3f, 5.0f, 1e6f};
   c.max_norm = norms[random.below(4)];
   return c;
+}
+
+// For benchmarks: as many parameters as the fusion network (tiny) has, in 300 tensors of uneven size, and
+// nnU-Net's 31 million in 100.
+inline std::vector<int64_t> uneven_counts(int64_t tensors, int64_t total) {
+  std::vector<int64_t> counts;
+  for (int64_t t = 0; t < tensors; ++t) {
+    counts.push_back(total * 2 * t / (tensors * (tensors - 1)) + 24);
+  }
+  return counts;
+}
+inline const std::vector<OptimizerCase> kOptimizerBenchmarkCases = {
+    {"fusion_tiny", uneven_counts(300, 7'300'000), 1.0f},
+    {"nnunet", uneven_counts(100, 31'000'000), 12.0f},
+};
+
+// `arrays`: how many of the parameters' size are read or written.
+inline Work optimizer_work(const OptimizerCase& c, int arrays) {
+  double count = 0;
+  for (const int64_t tensor : c.counts) {
+    count += static_cast<double>(tensor);
+  }
+  return {.bytes = 4.0 * count * arrays};
 }
 
 }  // namespace vesal::kernels

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/overlap_loss/overlap_loss.hpp"
 
 namespace vesal::kernels {
@@ -67,6 +68,20 @@ inline OverlapLossCase draw_overlap_loss_case(RandomStream& random) {
     c.ignored = 0.3f;
   }
   return c;
+}
+
+// For benchmarks: nnU-Net's soft Dice, and overlapping regions.
+inline const std::vector<OverlapLossCase> kOverlapLossBenchmarkCases = {
+    {"dice_4_64", {.n = 2, .voxels = 262144, .channels = 4, .first_channel = 1, .batch = true}},
+    {"dice_4_128", {.n = 2, .voxels = 2097152, .channels = 4, .first_channel = 1, .batch = true}},
+    {"iou_4_64", {.kind = Overlap::iou, .n = 2, .voxels = 262144, .channels = 4, .first_channel = 1}},
+    {"regions_3_64", {.softmax = false, .n = 2, .voxels = 262144, .channels = 3}},
+};
+
+inline Work overlap_loss_work(const OverlapLossParams& p, bool backward) {
+  const auto logits = static_cast<double>(p.n * p.voxels * p.channels);
+  const auto targets = p.softmax ? static_cast<double>(p.n * p.voxels) : logits;
+  return {.bytes = 4.0 * logits * (backward ? 2 : 1) + targets};
 }
 
 }  // namespace vesal::kernels

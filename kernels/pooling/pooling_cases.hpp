@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/context/work.hpp"
 #include "kernels/pooling/pooling.hpp"
 
 namespace vesal::kernels {
@@ -40,5 +41,20 @@ inline const std::vector<PoolCase> kPoolCases = {
     {"outputs_256", {1, 1, 2, 512, 1, {1, 2, 2}, {1, 2, 2}, false}},
     {"outputs_257", {1, 1, 2, 514, 1, {1, 2, 2}, {1, 2, 2}, false}},
 };
+
+// For benchmarks: a U-Net's first two levels, and the constant token grids of VeloxSeg.
+inline const std::vector<PoolCase> kPoolBenchmarkCases = {
+    {"32_128", {1, 128, 128, 128, 32, {2, 2, 2}, {2, 2, 2}, false}},
+    {"64_64", {1, 64, 64, 64, 64, {2, 2, 2}, {2, 2, 2}, false}},
+    {"16_24_kernel_4", {1, 24, 24, 24, 16, {4, 4, 4}, {4, 4, 4}, false}},
+    {"24_64_overlapping", {1, 64, 64, 64, 24, {3, 3, 3}, {2, 2, 2}, true}},
+};
+
+// With `index` the byte per output that max pooling writes, or reads on its way back.
+inline Work pooling_work(const PoolParams& p, bool index) {
+  const auto outputs = static_cast<double>(p.n * p.out_d() * p.out_h() * p.out_w() * p.c);
+  return {.bytes =
+              4.0 * (static_cast<double>(p.n * p.d * p.h * p.w * p.c) + outputs) + (index ? outputs : 0)};
+}
 
 }  // namespace vesal::kernels

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/context/work.hpp"
 #include "kernels/resize/resize.hpp"
 
 namespace vesal::kernels {
@@ -43,5 +44,20 @@ inline const std::vector<ResizeCase> kResizeCases = {
     {"outputs_256", {1, 1, 2, 16, 1, 4, 64, 1}, true},
     {"outputs_257", {1, 1, 1, 16, 1, 1, 257, 1}, false},
 };
+
+// For benchmarks, with both interpolations: logits brought to full resolution, decoders without transposed
+// convolutions, and a halved volume.
+inline const std::vector<ResizeCase> kResizeBenchmarkCases = {
+    {"3_16_to_64", {1, 16, 16, 16, 64, 64, 64, 3}, true},
+    {"1_32_to_64", {1, 32, 32, 32, 64, 64, 64, 1}, true},
+    {"4_32_to_128", {1, 32, 32, 32, 128, 128, 128, 4}, true},
+    {"32_48_to_96", {1, 48, 48, 48, 96, 96, 96, 32}, true},
+    {"4_96_to_48", {1, 96, 96, 96, 48, 48, 48, 4}, true},
+};
+
+// Of either pass.
+inline Work resize_work(const ResizeParams& p) {
+  return {.bytes = 4.0 * static_cast<double>(p.n * p.c * (p.d * p.h * p.w + p.out_d * p.out_h * p.out_w))};
+}
 
 }  // namespace vesal::kernels

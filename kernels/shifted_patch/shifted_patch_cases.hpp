@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/context/work.hpp"
 #include "kernels/shifted_patch/shifted_patch.hpp"
 
 namespace vesal::kernels {
@@ -46,5 +47,24 @@ inline const std::vector<ShiftedPatchCase> kShiftedPatchCases{
     {"many features, few outputs", {.d = 2, .h = 2, .w = 4, .channels = 31, .out = 2}, {}},
     {"many outputs", {.d = 2, .h = 4, .w = 4, .channels = 1, .out = 65, .shifts = ShiftSet::tetra4}, {}},
 };
+
+// For benchmarks: embedding and merging in the fusion network (tiny and base).
+inline const std::vector<ShiftedPatchCase> kShiftedPatchBenchmarkCases{
+    {"embed_tiny_64", {.d = 64, .h = 64, .w = 64, .groups = 4, .out = 24}, {}},
+    {"embed_base_96", {.d = 96, .h = 96, .w = 96, .groups = 4, .out = 48}, {}},
+    {"merge_tiny_32", {.d = 32, .h = 32, .w = 32, .channels = 24, .out = 48, .shifts = ShiftSet::tetra4}, {}},
+    {"merge_base_24",
+     {.d = 24, .h = 24, .w = 24, .channels = 96, .out = 192, .shifts = ShiftSet::tetra4},
+     {}},
+};
+
+// The projection's product; backward for its input and its weights.
+inline Work shifted_patch_work(const ShiftedPatchParams& p, bool backward) {
+  const auto volume = static_cast<double>(p.n * p.d * p.h * p.w * p.groups * p.channels);
+  const auto weights = static_cast<double>(p.groups * p.features() * p.out);
+  const auto output = static_cast<double>(p.tokens() * p.out);
+  return {.flops = 2.0 * static_cast<double>(p.tokens()) * weights * (backward ? 2 : 1),
+          .bytes = 4.0 * (backward ? 2 * volume + 2 * weights + output : volume + weights + output)};
+}
 
 }  // namespace vesal::kernels

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/context/work.hpp"
+
 namespace vesal::kernels {
 
 struct SoftmaxCase {
@@ -20,5 +22,17 @@ inline const std::vector<SoftmaxCase> kSoftmaxCases = {
     {"row_block", 64, 7}, {"narrow_most", 66, 15},  {"vector", 9, 16},  {"warp_minus_one", 7, 31},
     {"warp", 8, 32},      {"warp_plus_one", 9, 33}, {"wide", 3, 300},
 };
+
+// For benchmarks: four classes at 64^3 and 128^3, attention in windows of 4^3 and 7^3.
+inline const std::vector<SoftmaxCase> kSoftmaxBenchmarkCases = {
+    {"4_classes_64", 262144, 4},
+    {"4_classes_128", 2097152, 4},
+    {"window_4", 65536, 64},
+    {"window_7", 131712, 343},
+};
+
+inline Work softmax_work(const SoftmaxCase& c, bool backward) {
+  return {.bytes = 4.0 * static_cast<double>(c.rows * c.channels) * (backward ? 3 : 2)};
+}
 
 }  // namespace vesal::kernels

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/context/work.hpp"
 #include "kernels/window_attention/window_attention.hpp"
 
 namespace vesal::kernels {
@@ -100,5 +101,47 @@ inline const std::vector<WindowAttentionCase> kWindowAttentionCases{
     {"window 4x9x5, head dim 96: several tiles of keys",
      {.d = 2, .h = 9, .w = 5, .head_dim = 96, .window = {4, 9, 5}, .shift = {1, 0, 2}, .scale = 0.1f}},
 };
+
+// For benchmarks: the fusion network (tiny at 64^3, base at 96^3, its deepest level), SwinUNETR at 96^3.
+inline const std::vector<WindowAttentionCase> kWindowAttentionBenchmarkCases{
+    {"tiny_32_window_4", {.d = 32, .h = 32, .w = 32, .heads = 2, .head_dim = 12, .scale = 0.2887f}},
+    {"tiny_32_window_4_shifted",
+     {.d = 32,
+      .h = 32,
+      .w = 32,
+      .heads = 2,
+      .head_dim = 12,
+      .shift = {2, 2, 2},
+      .padding = PaddingMode::masked,
+      .scale = 0.2887f}},
+    {"tiny_4_window_4", {.d = 4, .h = 4, .w = 4, .heads = 16, .head_dim = 12, .scale = 0.2887f}},
+    {"base_48_window_4_shifted",
+     {.d = 48,
+      .h = 48,
+      .w = 48,
+      .heads = 3,
+      .head_dim = 16,
+      .shift = {2, 2, 2},
+      .padding = PaddingMode::masked,
+      .scale = 0.25f}},
+    {"swinunetr_48_window_7",
+     {.d = 48, .h = 48, .w = 48, .heads = 3, .head_dim = 16, .window = {7, 7, 7}, .scale = 0.25f}},
+    {"swinunetr_24_window_7_shifted",
+     {.d = 24,
+      .h = 24,
+      .w = 24,
+      .heads = 6,
+      .head_dim = 16,
+      .window = {7, 7, 7},
+      .shift = {3, 3, 3},
+      .scale = 0.25f}},
+};
+
+// Two products forward; backward the scores again and four gradients. Padding tokens count.
+inline Work window_attention_work(const WindowAttentionParams& p, bool backward) {
+  const auto per_head = static_cast<double>(p.windows() * p.window_tokens() * p.window_tokens() * p.head_dim);
+  const auto tokens = static_cast<double>(p.tokens() * p.channels());
+  return {.flops = 2.0 * per_head * p.heads * (backward ? 5 : 2), .bytes = 4.0 * tokens * (backward ? 8 : 4)};
+}
 
 }  // namespace vesal::kernels
