@@ -51,8 +51,8 @@ std::vector<Device> measured_devices() {
 
 void run(benchmark::State& state, const std::string& name, Device device, const std::string& label,
          const kernels::Work& work, const Prepare& prepare) {
-  static Current current;
   DeviceContext& context = context_of(device);
+  static Current current;  // after the contexts, so that it goes before them
   if (current.name != name) {
     current.prepared.reset();
     context.allocator().release_cached();
@@ -73,8 +73,8 @@ void run(benchmark::State& state, const std::string& name, Device device, const 
   const auto rate = benchmark::Counter::kIsIterationInvariantRate;
   state.counters["flops"] = work.flops;
   state.counters["bytes"] = work.bytes;
-  state.counters["GFLOP/s"] = benchmark::Counter(work.flops / 1e9, rate);
-  state.counters["GB/s"] = benchmark::Counter(work.bytes / 1e9, rate);
+  state.counters["GFLOP"] = benchmark::Counter(work.flops / 1e9, rate);
+  state.counters["GB"] = benchmark::Counter(work.bytes / 1e9, rate);
 }
 
 }  // namespace
