@@ -35,7 +35,7 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kTile = 32;                        // tokens of a tile in shared memory
 constexpr int kGroup = 8;                        // keys whose scores a thread holds at once
 constexpr int kSharedTableRows = 4096;           // larger bias tables are read from global memory
-constexpr int kSharedGradientBytes = 64 * 1024;  // larger ones are accumulated in global memory
+constexpr int kSharedGradientBytes = 72 * 1024;  // with the table; larger ones: in global memory
 constexpr int kHiddenQuery = -2;                 // equals no key's code
 constexpr int64_t kMaxBlocks = 1024;             // of the backward kernels: chunks x heads
 constexpr int64_t kMaxTableBytes = int64_t{32} << 20;
@@ -613,7 +613,7 @@ void window_attention_backward(Context& context, const WindowAttentionParams& pa
   with_variant(params.head_dim, [&](auto variant) {
     using V = decltype(variant);
     const int64_t gradient_bytes = int64_t{g.bias_rows} * V::kWarps * static_cast<int64_t>(sizeof(float));
-    const bool shared_gradient = gradient_bytes <= kSharedGradientBytes;
+    const bool shared_gradient = bias_bytes(g) + gradient_bytes <= kSharedGradientBytes;
     launch(context.stream(),
            {.grid = {plan.chunks, params.heads},
             .block = V::kThreads,

@@ -13,6 +13,15 @@
 // that precedes qkv: a padding token is a zero vector before the projection, so its q, k and v are the
 // projection's bias. With PaddingMode::attend real tokens see it (as the original does); with
 // PaddingMode::masked they do not. Rows of padding tokens are never written.
+//
+// Where a grid is no longer than the window on an axis, published networks differ:
+//   - torchvision keeps the window, pads the grid up to it, and does not shift that axis;
+//   - Swin clips window and shift (clip_window), with the bias table of the clipped window;
+//   - MONAI and Video Swin clip likewise, but keep the table of the unclipped window: bias_window.
+// With bias_window B, rel is taken between places in B: token l of the window, l = (z * window_h + y) *
+// window_w + x, has the place of token l of B, for those networks cut the leading block out of B's index.
+// Where B is larger on H or W this is not the distance of the tokens, but it is what the weights were trained
+// with.
 #pragma once
 
 #include <array>
@@ -33,6 +42,8 @@ struct WindowAttentionParams {
   int head_dim = 16;                   // 4 to 96
   std::array<int, 3> window{4, 4, 4};  // >= 1 per axis
   std::array<int, 3> shift{0, 0, 0};   // 0 <= shift < window
+  // The window that bias_table belongs to, window <= bias_window per axis; zeros: `window` itself.
+  std::array<int, 3> bias_window{0, 0, 0};
   PaddingMode padding = PaddingMode::attend;
   float scale = 1.0f;  // usually 1 / sqrt(head_dim)
 
@@ -42,8 +53,23 @@ struct WindowAttentionParams {
   int64_t windows() const {
     return n * ceil_div(d, window[0]) * ceil_div(h, window[1]) * ceil_div(w, window[2]);
   }
-  int64_t bias_rows() const { return int64_t{2 * window[0] - 1} * (2 * window[1] - 1) * (2 * window[2] - 1); }
+  std::array<int, 3> table_window() const {
+    return bias_window == std::array<int, 3>{0, 0, 0} ? window : bias_window;
+  }
+  int64_t bias_rows() const {
+    const std::array<int, 3> b = table_window();
+    return int64_t{2 * b[0] - 1} * (2 * b[1] - 1) * (2 * b[2] - 1);
+  }
 };
+
+// A window and a shift as Swin and MONAI use them on a grid d, h, w: an axis that is no longer than its
+// window is one window, as long as the grid, and is not shifted.
+struct ClippedWindow {
+  std::array<int, 3> window;
+  std::array<int, 3> shift;
+};
+ClippedWindow clip_window(const std::array<int, 3>& window, const std::array<int, 3>& shift,
+                          const std::array<int64_t, 3>& grid);
 
 // qkv [n, d, h, w, 3, heads, head_dim]; qkv_bias [3, heads, head_dim] (what a padding token's q, k, v are;
 // null when the projection has no bias: zeros); bias_table [bias_rows, heads]; out [n, d, h, w, heads,

@@ -70,15 +70,16 @@ void visit_tokens(const WindowGeometry& g, const WindowPlace& place, int begin, 
   int x = begin % g.window[2];
   int y = begin / g.window[2] % g.window[1];
   int z = begin / (g.window[2] * g.window[1]);
+  int bias_x = begin % g.bias_window[2];
+  int bias_y = begin / g.bias_window[2] % g.bias_window[1];
+  int bias_z = begin / (g.bias_window[2] * g.bias_window[1]);
   int64_t row_index = -1;
   int row_code = 0;
-  int row_offset = 0;
   const auto enter_row = [&] {
     const int vz = window_voxel(g, place, 0, z);
     const int vy = window_voxel(g, place, 1, y);
     row_index = vz < 0 || vy < 0 ? -1 : ((place.sample * g.extent[0] + vz) * g.extent[1] + vy) * g.extent[2];
     row_code = window_region(g, place, 0, z) * 4 + window_region(g, place, 1, y) * 2;
-    row_offset = (z * (2 * g.window[1] - 1) + y) * (2 * g.window[2] - 1);
   };
   enter_row();
   for (int l = begin; l < end; ++l) {
@@ -87,7 +88,7 @@ void visit_tokens(const WindowGeometry& g, const WindowPlace& place, int begin, 
     WindowToken token;
     token.index = padding ? -1 : row_index + vx;
     token.code = padding && g.mask_padding != 0 ? kHiddenToken : row_code + window_region(g, place, 2, x);
-    token.offset = row_offset + x;
+    token.offset = bias_offset(g, bias_z, bias_y, bias_x);
     visit(l - begin, token);
     if (++x == g.window[2]) {
       x = 0;
@@ -96,6 +97,13 @@ void visit_tokens(const WindowGeometry& g, const WindowPlace& place, int begin, 
         ++z;
       }
       enter_row();
+    }
+    if (++bias_x == g.bias_window[2]) {
+      bias_x = 0;
+      if (++bias_y == g.bias_window[1]) {
+        bias_y = 0;
+        ++bias_z;
+      }
     }
   }
 }

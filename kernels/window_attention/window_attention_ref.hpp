@@ -14,10 +14,16 @@ namespace vesal::kernels::reference {
 
 // A token of a window: where it is in the padded volume, and what follows from that.
 struct AttentionToken {
-  int64_t row = -1;  // in [n * d * h * w]; -1 for padding
-  int region = 0;    // 0 to 26
-  std::array<int64_t, 3> local{};
+  int64_t row = -1;                // in [n * d * h * w]; -1 for padding
+  int region = 0;                  // 0 to 26
+  std::array<int64_t, 3> place{};  // in the bias table's window
 };
+
+// The place that the bias table has for token number l of a window.
+inline std::array<int64_t, 3> attention_place(const WindowAttentionParams& p, int64_t l) {
+  const std::array<int, 3> b = p.table_window();
+  return {l / (int64_t{b[1]} * b[2]), l / b[2] % b[1], l % b[2]};
+}
 
 // The tokens of window (sample, wz, wy, wx), from the definition of pad, roll by -shift, cut.
 inline std::vector<AttentionToken> attention_window(const WindowAttentionParams& p, int64_t sample,
@@ -29,7 +35,7 @@ inline std::vector<AttentionToken> attention_window(const WindowAttentionParams&
     for (local[1] = 0; local[1] < p.window[1]; ++local[1]) {
       for (local[2] = 0; local[2] < p.window[2]; ++local[2]) {
         AttentionToken token;
-        token.local = local;
+        token.place = attention_place(p, static_cast<int64_t>(tokens.size()));
         bool real = true;
         std::array<int64_t, 3> voxel{};
         for (int axis = 0; axis < 3; ++axis) {
@@ -55,9 +61,10 @@ inline std::vector<AttentionToken> attention_window(const WindowAttentionParams&
 
 inline int64_t attention_bias_row(const WindowAttentionParams& p, const AttentionToken& i,
                                   const AttentionToken& j) {
+  const std::array<int, 3> b = p.table_window();
   int64_t row = 0;
   for (int axis = 0; axis < 3; ++axis) {
-    row = row * (2 * p.window[axis] - 1) + i.local[axis] - j.local[axis] + p.window[axis] - 1;
+    row = row * (2 * b[axis] - 1) + i.place[axis] - j.place[axis] + b[axis] - 1;
   }
   return row;
 }

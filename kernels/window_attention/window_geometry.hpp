@@ -18,8 +18,9 @@ struct WindowGeometry {
   int extent[3];
   int window[3];
   int shift[3];
-  int counts[3];  // windows along each axis
-  int tokens;     // of one window
+  int bias_window[3];  // whose places the bias table tells apart
+  int counts[3];       // windows along each axis
+  int tokens;          // of one window
   int bias_rows;
   int mask_padding;
 };
@@ -43,10 +44,12 @@ inline WindowGeometry window_geometry(const WindowAttentionParams& params) {
   WindowGeometry g{};
   g.windows = params.windows();
   const int64_t extents[3] = {params.d, params.h, params.w};
+  const std::array<int, 3> bias_window = params.table_window();
   for (int axis = 0; axis < 3; ++axis) {
     g.extent[axis] = static_cast<int>(extents[axis]);
     g.window[axis] = params.window[axis];
     g.shift[axis] = params.shift[axis];
+    g.bias_window[axis] = bias_window[static_cast<size_t>(axis)];
     g.counts[axis] = static_cast<int>(ceil_div(extents[axis], params.window[axis]));
   }
   g.tokens = static_cast<int>(params.window_tokens());
@@ -85,6 +88,11 @@ VESAL_HOST_DEVICE inline int window_region(const WindowGeometry& g, const Window
   return place.last[axis] != 0 && local >= g.window[axis] - g.shift[axis] ? 1 : 0;
 }
 
+// The token's place in the bias table's window as one number: rel(i, j) is the difference of two of them.
+VESAL_HOST_DEVICE inline int bias_offset(const WindowGeometry& g, int z, int y, int x) {
+  return (z * (2 * g.bias_window[1] - 1) + y) * (2 * g.bias_window[2] - 1) + x;
+}
+
 VESAL_HOST_DEVICE inline WindowToken window_token(const WindowGeometry& g, const WindowPlace& place,
                                                   int local) {
   const int x = local % g.window[2];
@@ -100,7 +108,8 @@ VESAL_HOST_DEVICE inline WindowToken window_token(const WindowGeometry& g, const
                    ? kHiddenToken
                    : window_region(g, place, 0, z) * 4 + window_region(g, place, 1, y) * 2 +
                          window_region(g, place, 2, x);
-  token.offset = (z * (2 * g.window[1] - 1) + y) * (2 * g.window[2] - 1) + x;
+  token.offset = bias_offset(g, local / (g.bias_window[2] * g.bias_window[1]),
+                             local / g.bias_window[2] % g.bias_window[1], local % g.bias_window[2]);
   return token;
 }
 

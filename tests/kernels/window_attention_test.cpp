@@ -155,20 +155,66 @@ Outputs<float> run_naive(const WindowAttentionParams& p, const Inputs& inputs, c
   return worst;
 }
 
+void expect_matches_reference(const WindowAttentionCase& c, uint64_t seed) {
+  const Inputs inputs = make_inputs(c.params, c.qkv_bias, seed);
+  const Outputs<double> exact = run_reference<double>(c.params, inputs);
+  const Outputs<float> naive = run_naive(c.params, inputs, exact);
+  for (const Device device : test_devices()) {
+    const std::string where = c.name + " on " + to_string(device);
+    const Outputs<float> actual = run_device(device, c.params, inputs);
+    expect_close(where + ": out", actual.out, exact.out, naive.out);
+    expect_close(where + ": lse", actual.lse, exact.lse, naive.lse);
+    expect_close(where + ": dqkv", actual.dqkv, exact.dqkv, naive.dqkv);
+    expect_close(where + ": dqkv_bias", actual.dqkv_bias, exact.dqkv_bias, naive.dqkv_bias);
+    expect_close(where + ": dbias_table", actual.dbias_table, exact.dbias_table, naive.dbias_table);
+  }
+}
+
 TEST(WindowAttention, MatchesReference) {
   uint64_t seed = 100;
   for (const WindowAttentionCase& c : kWindowAttentionCases) {
-    const Inputs inputs = make_inputs(c.params, c.qkv_bias, seed += 10);
-    const Outputs<double> exact = run_reference<double>(c.params, inputs);
-    const Outputs<float> naive = run_naive(c.params, inputs, exact);
-    for (const Device device : test_devices()) {
-      const std::string where = c.name + " on " + to_string(device);
-      const Outputs<float> actual = run_device(device, c.params, inputs);
-      expect_close(where + ": out", actual.out, exact.out, naive.out);
-      expect_close(where + ": lse", actual.lse, exact.lse, naive.lse);
-      expect_close(where + ": dqkv", actual.dqkv, exact.dqkv, naive.dqkv);
-      expect_close(where + ": dqkv_bias", actual.dqkv_bias, exact.dqkv_bias, naive.dqkv_bias);
-      expect_close(where + ": dbias_table", actual.dbias_table, exact.dbias_table, naive.dbias_table);
+    expect_matches_reference(c, seed += 10);
+  }
+}
+
+TEST(WindowAttention, MatchesReferenceOnRandomShapes) {
+  for_each_random_case([](RandomStream& random) {
+    const WindowAttentionCase c = draw_window_attention(random);
+    expect_matches_reference(c, static_cast<uint64_t>(random.below(1 << 20)));
+  });
+}
+
+TEST(WindowAttention, ClippingIsTheContractsOne) {
+  const ClippedWindow inner = clip_window({7, 7, 7}, {3, 3, 3}, {8, 9, 100});
+  EXPECT_EQ(inner.window, (std::array<int, 3>{7, 7, 7}));
+  EXPECT_EQ(inner.shift, (std::array<int, 3>{3, 3, 3}));
+  const ClippedWindow mixed = clip_window({7, 7, 7}, {3, 2, 3}, {6, 8, 7});
+  EXPECT_EQ(mixed.window, (std::array<int, 3>{6, 7, 7}));
+  EXPECT_EQ(mixed.shift, (std::array<int, 3>{0, 2, 0})) << "an axis as long as its window is not shifted";
+}
+
+// With MONAI's rule two tokens of a 1x2x2 window meet the biases that tokens 0 to 3 of a 1x3x3 window have:
+// places (0, 0), (0, 1), (0, 2), (1, 0).
+TEST(WindowAttention, KeptTableIsReadByTokenNumber) {
+  const WindowAttentionParams p{.h = 2, .w = 2, .head_dim = 4, .window = {1, 2, 2}, .bias_window = {1, 3, 3}};
+  ASSERT_EQ(p.bias_rows(), 25);
+  const std::array<int, 4> offsets{0, 1, 2, 5};
+  std::vector<float> table = random_normal(25, 77);
+  const std::vector<float> qkv(static_cast<size_t>(4 * 12), 0.0f);
+  for (const Device device : test_devices()) {
+    Context context(device);
+    const DeviceArray<float> q(device, qkv);
+    const DeviceArray<float> t(device, table);
+    const DeviceArray<float> out(device, 16), lse(device, 4);
+    window_attention_forward(context, p, q.get(), nullptr, t.get(), out.get(), lse.get());
+    const std::vector<float> values = lse.host();
+    for (size_t i = 0; i < 4; ++i) {
+      double sum = 0;
+      for (size_t j = 0; j < 4; ++j) {
+        sum += std::exp(static_cast<double>(table[static_cast<size_t>(12 + offsets[i] - offsets[j])]));
+      }
+      EXPECT_NEAR(static_cast<double>(values[i]), std::log(sum), 1e-6)
+          << "token " << i << " on " << to_string(device);
     }
   }
 }
@@ -194,6 +240,11 @@ TEST(WindowAttention, AnalyticGradientsMatchNumericOnes) {
         .shift = {1, 1, 0},
         .padding = PaddingMode::masked,
         .scale = 0.5f}},
+      clipped_case("Swin, clipped", {.d = 2, .h = 3, .w = 2, .heads = 2, .head_dim = 4, .scale = 0.5f},
+                   {3, 2, 4}, {1, 1, 1}, false),
+      clipped_case("MONAI, clipped",
+                   {.d = 2, .h = 3, .w = 2, .head_dim = 4, .padding = PaddingMode::masked, .scale = 0.5f},
+                   {3, 2, 4}, {1, 1, 1}, true),
   };
   for (const WindowAttentionCase& c : tiny) {
     const WindowAttentionParams& p = c.params;
@@ -238,8 +289,10 @@ TEST(WindowAttention, AccumulatesWhereAsked) {
 }
 
 TEST(WindowAttention, GivesTheSameBitsEachTime) {
-  for (const char* name : {"window 4^3 shifted", "padding attends", "head dim 96", "129 tokens a window",
-                           "2D, window 1x7x7 shifted"}) {
+  for (const char* name :
+       {"window 4^3 shifted", "padding attends", "head dim 96", "129 tokens a window",
+        "2D, window 1x7x7 shifted", "window 7^3 shifted, masked, no qkv bias",
+        "MONAI, window 7^3 clipped on two axes, shifted on the third", "bias table of 4097 rows"}) {
     const WindowAttentionCase& c = find_case(name);
     const Inputs inputs = make_inputs(c.params, c.qkv_bias, 21);
     for (const Device device : test_devices()) {
@@ -333,6 +386,9 @@ TEST(WindowAttention, RejectsWrongArguments) {
   EXPECT_THROW(forward({.window = {4, 4, 4}, .shift = {0, 4, 0}}), ShapeError);
   EXPECT_THROW(forward({.d = 0}), ShapeError);
   EXPECT_THROW(forward({.window = {2000, 2000, 2000}}), ShapeError);
+  EXPECT_THROW(forward({.window = {4, 4, 4}, .bias_window = {4, 3, 4}}), ShapeError);
+  EXPECT_THROW(forward({.window = {1, 4, 4}, .bias_window = {0, 4, 4}}), ShapeError);
+  EXPECT_THROW(forward({.window = {1, 1, 1}, .bias_window = {2000, 2000, 2000}}), ShapeError);
   const WindowAttentionParams p{.window = {1, 1, 1}};
   EXPECT_THROW(window_attention_forward(context, p, ConstData{}, nullptr, &x, &x, nullptr), ShapeError);
   EXPECT_THROW(window_attention_forward(context, p, ConstData{&x, DType::bf16}, nullptr, &x, &x, nullptr),
@@ -361,7 +417,7 @@ TEST(WindowAttention, WritesVectorsForTheOracle) {
     const Inputs inputs = make_inputs(p, c.qkv_bias, 4000 + static_cast<uint64_t>(number));
     const Outputs<float> r = run_device(Device{DeviceType::cpu, 0}, p, inputs);
     index << p.n << ' ' << p.d << ' ' << p.h << ' ' << p.w << ' ' << p.heads << ' ' << p.head_dim;
-    for (const auto& triple : {p.window, p.shift}) {
+    for (const auto& triple : {p.window, p.shift, p.table_window()}) {
       index << ' ' << triple[0] << ' ' << triple[1] << ' ' << triple[2];
     }
     index << ' ' << (p.padding == PaddingMode::masked) << ' ' << p.scale << ' ' << c.qkv_bias << ' ' << c.name

@@ -17,7 +17,7 @@ import torch
 torch.set_num_threads(1)
 
 
-def attention(qkv, qkv_bias, table, window, shift, masked, scale):
+def attention(qkv, qkv_bias, table, window, shift, table_window, masked, scale):
     """qkv [n, d, h, w, 3, heads, dim], qkv_bias [3, heads, dim], table [rows, heads] -> out [n, d, h, w, heads, dim]."""
     n, *extent, _, heads, dim = qkv.shape
     padded = [math.ceil(e / w) * w for e, w in zip(extent, window)]
@@ -52,9 +52,11 @@ def attention(qkv, qkv_bias, table, window, shift, masked, scale):
         # Rows of padding are cropped away below; letting them see all keeps their softmax defined.
         allowed = (allowed & seen[:, None, :]) | ~seen[:, :, None]
 
-    place = torch.tensor(list(itertools.product(*(range(w) for w in window))))
-    step = place[:, None, :] - place[None, :, :] + torch.tensor(window) - 1
-    row = (step[..., 0] * (2 * window[1] - 1) + step[..., 1]) * (2 * window[2] - 1) + step[..., 2]
+    # The index of all pairs of the table's own window, as the original modules keep it; of a clipped window its
+    # leading block.
+    place = torch.tensor(list(itertools.product(*(range(w) for w in table_window))))[: math.prod(window)]
+    step = place[:, None, :] - place[None, :, :] + torch.tensor(table_window) - 1
+    row = (step[..., 0] * (2 * table_window[1] - 1) + step[..., 1]) * (2 * table_window[2] - 1) + step[..., 2]
     bias = table[row].permute(2, 0, 1)
 
     q, k, v = cells.unbind(3)
@@ -72,10 +74,10 @@ def main(folder):
     failures = 0
     count = 0
     for number, line in enumerate(open(f"{folder}/index.txt")):
-        fields = line.split(maxsplit=15)
-        n, d, h, w, heads, dim, *rest = map(int, fields[:13])
-        window, shift, masked = rest[:3], rest[3:6], rest[6]
-        scale, with_bias, name = float(fields[13]), int(fields[14]), fields[15].strip()
+        fields = line.split(maxsplit=18)
+        n, d, h, w, heads, dim, *rest = map(int, fields[:16])
+        window, shift, table_window, masked = rest[:3], rest[3:6], rest[6:9], rest[9]
+        scale, with_bias, name = float(fields[16]), int(fields[17]), fields[18].strip()
         data = np.fromfile(f"{folder}/{number}.f32", np.float32)
         position = 0
 
@@ -86,7 +88,7 @@ def main(folder):
             position += size
             return values
 
-        rows = math.prod(2 * w - 1 for w in window)
+        rows = math.prod(2 * w - 1 for w in table_window)
         bias_shape = (3, heads, dim) if with_bias else (0,)
         qkv = take(n, d, h, w, 3, heads, dim).requires_grad_()
         given_bias = take(*bias_shape)
@@ -94,7 +96,7 @@ def main(folder):
         table = take(rows, heads).requires_grad_()
         dout = take(n, d, h, w, heads, dim)
         # A float prints to six digits in the index; the program computed with the float itself.
-        out = attention(qkv, qkv_bias, table, window, shift, masked, float(np.float32(scale)))
+        out = attention(qkv, qkv_bias, table, window, shift, table_window, masked, float(np.float32(scale)))
         out.backward(dout)
         expected = {"out": out, "dqkv": qkv.grad, "dqkv_bias": qkv_bias.grad, "dbias_table": table.grad}
         for part, reference in expected.items():
