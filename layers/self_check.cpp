@@ -441,16 +441,18 @@ void check_shifted_patch(Checker& c) {
     for (int64_t row = 0; row < p.out_h(); ++row) {
       for (int64_t column = 0; column < p.out_w(); ++column, ++token) {
         Values f;
-        for (int offset = 0; offset < p.patch * p.patch * p.patch; ++offset) {
+        for (int offset = 0; offset < p.patch[0] * p.patch[1] * p.patch[2]; ++offset) {
           for (int copy = 0; copy < p.copies(); ++copy) {
             const std::array<int, 3> direction = shift_direction(p.shifts, copy);
-            const int64_t at[3] = {z * p.patch + offset / (p.patch * p.patch) + p.shift * direction[0],
-                                   row * p.patch + offset / p.patch % p.patch + p.shift * direction[1],
-                                   column * p.patch + offset % p.patch + p.shift * direction[2]};
+            const int64_t at[3] = {
+                z * p.patch[0] + offset / (p.patch[1] * p.patch[2]) + p.shift[0] * direction[0],
+                row * p.patch[1] + offset / p.patch[2] % p.patch[1] + p.shift[1] * direction[1],
+                column * p.patch[2] + offset % p.patch[2] + p.shift[2] * direction[2]};
             // A voxel that exists only by padding is 0 as well, whatever the shift.
             const bool inside = at[0] >= 0 && at[0] < p.d && at[1] >= 0 && at[1] < p.h && at[2] >= 0 &&
-                                at[2] < p.w && at[0] - p.shift * direction[0] < p.d &&
-                                at[1] - p.shift * direction[1] < p.h && at[2] - p.shift * direction[2] < p.w;
+                                at[2] < p.w && at[0] - p.shift[0] * direction[0] < p.d &&
+                                at[1] - p.shift[1] * direction[1] < p.h &&
+                                at[2] - p.shift[2] * direction[2] < p.w;
             for (int64_t channel = 0; channel < p.channels; ++channel) {
               f.push_back(
                   inside ? x[static_cast<size_t>(((at[0] * p.h + at[1]) * p.w + at[2]) * lanes + channel)]

@@ -335,7 +335,8 @@ std::string join(const std::array<int, 4>& values) {
 }
 
 // The names that files use; their order is that of the enumerators.
-constexpr std::array<std::string_view, 3> kShiftNames{"corner8", "face6", "tetra4"};
+constexpr std::array<std::string_view, 6> kShiftNames{"corner8",   "face6",     "tetra4",
+                                                      "diagonal4", "cardinal4", "cardinal8"};
 constexpr std::array<std::string_view, 2> kPaddingNames{"attend", "masked"};
 constexpr std::array<std::string_view, 2> kEdgeWeightNames{"symmetric", "attention"};
 

@@ -19,19 +19,40 @@ void check_params(const char* op, const ShiftedPatchParams& p) {
   constexpr int64_t kMaxExtent = int64_t{1} << 29;
   check<ShapeError>(p.d <= kMaxExtent && p.h <= kMaxExtent && p.w <= kMaxExtent, op,
                     ": an extent passes 2^29");
-  check<ShapeError>(p.patch >= 1 && p.patch <= 64, op, ": patch is ", p.patch, ", supported are 1 to 64");
-  check<ShapeError>(p.shift >= 0 && p.shift <= kMaxExtent, op, ": shift is ", p.shift,
-                    ", it must not be negative");
+  for (size_t axis = 0; axis < 3; ++axis) {
+    check<ShapeError>(p.patch[axis] >= 1 && p.patch[axis] <= 64, op, ": patch is ", p.patch[axis],
+                      " on axis ", axis, " of D, H, W, supported are 1 to 64");
+    check<ShapeError>(p.shift[axis] >= 0 && p.shift[axis] <= kMaxExtent, op, ": shift is ", p.shift[axis],
+                      " on axis ", axis, " of D, H, W, supported are 0 to 2^29");
+  }
   check<ShapeError>(p.eps >= 0.0f, op, ": eps is ", p.eps, ", it must not be negative");
   element_count(std::array<int64_t, 6>{p.n, p.d, p.h, p.w, p.groups, p.channels});
-  const int64_t parameters = element_count(std::array<int64_t, 3>{p.groups, p.out, p.features()});
+  const int64_t parameters = element_count(
+      std::array<int64_t, 7>{p.groups, p.out, p.copies(), p.patch[0], p.patch[1], p.patch[2], p.channels});
   check<ShapeError>(parameters < int64_t{1} << 31, op, ": the weight has ", parameters,
                     " elements, at most 2^31 - 1 fit");
 }
 
 }  // namespace
 
+int shift_copies(ShiftSet shifts) {
+  switch (shifts) {
+    case ShiftSet::corner8:
+    case ShiftSet::cardinal8:
+      return 9;
+    case ShiftSet::face6:
+      return 7;
+    case ShiftSet::tetra4:
+    case ShiftSet::diagonal4:
+    case ShiftSet::cardinal4:
+      return 5;
+  }
+  throw ShapeError("shift_copies: unknown set of shifts");
+}
+
 std::array<int, 3> shift_direction(ShiftSet shifts, int copy) {
+  check<ShapeError>(copy >= 0 && copy < shift_copies(shifts), "shift_direction: copy is ", copy,
+                    ", the set has ", shift_copies(shifts));
   if (copy == 0) {
     return {0, 0, 0};
   }
@@ -49,6 +70,15 @@ std::array<int, 3> shift_direction(ShiftSet shifts, int copy) {
           {{-1, -1, -1}, {1, -1, 1}, {1, 1, -1}, {-1, 1, 1}}};
       return kDirections[static_cast<size_t>(k)];
     }
+    case ShiftSet::diagonal4:
+      return {0, k < 2 ? -1 : 1, k % 2 == 0 ? -1 : 1};
+    case ShiftSet::cardinal4: {
+      const int step = k % 2 == 0 ? -1 : 1;
+      return {0, k < 2 ? 0 : step, k < 2 ? step : 0};
+    }
+    case ShiftSet::cardinal8:
+      return k < 4 ? shift_direction(ShiftSet::cardinal4, copy)
+                   : shift_direction(ShiftSet::diagonal4, copy - 4);
   }
   throw ShapeError("shift_direction: unknown set of shifts");
 }

@@ -43,7 +43,8 @@ struct Grid {
   int64_t samples, groups, channels, outs;
   int d, h, w;
   int out_d, out_h, out_w;
-  int patch, copies;
+  int patch_d, patch_h, patch_w;
+  int copies;
   int features;
   int64_t tokens;  // of one sample
   float eps;
@@ -60,7 +61,9 @@ Grid make_grid(const ShiftedPatchParams& p) {
           static_cast<int>(p.out_d()),
           static_cast<int>(p.out_h()),
           static_cast<int>(p.out_w()),
-          p.patch,
+          p.patch[0],
+          p.patch[1],
+          p.patch[2],
           p.copies(),
           static_cast<int>(p.features()),
           p.tokens() / p.n,
@@ -70,12 +73,12 @@ Grid make_grid(const ShiftedPatchParams& p) {
 // The directions of the copies: two bits a copy and axis, holding direction + 1, so that a kernel needs no
 // indexed array.
 struct Directions {
-  int shift;
+  int shift_d, shift_h, shift_w;
   unsigned z, y, x;
 };
 
 Directions make_directions(const ShiftedPatchParams& p) {
-  Directions directions{p.shift, 0, 0, 0};
+  Directions directions{p.shift[0], p.shift[1], p.shift[2], 0, 0, 0};
   for (int copy = 0; copy < p.copies(); ++copy) {
     const std::array<int, 3> direction = shift_direction(p.shifts, copy);
     directions.z |= static_cast<unsigned>(direction[0] + 1) << (2 * copy);
@@ -97,8 +100,8 @@ struct Place {
 
 VESAL_DEVICE Place place_of(const Grid& g, int64_t sample, int64_t token) {
   const int plane = static_cast<int>(token % (static_cast<int64_t>(g.out_h) * g.out_w));
-  return {static_cast<int>(token / (static_cast<int64_t>(g.out_h) * g.out_w)) * g.patch,
-          plane / g.out_w * g.patch, plane % g.out_w * g.patch, sample};
+  return {static_cast<int>(token / (static_cast<int64_t>(g.out_h) * g.out_w)) * g.patch_d,
+          plane / g.out_w * g.patch_h, plane % g.out_w * g.patch_w, sample};
 }
 
 // The element of x that a token's feature reads, -1 where it is zero by padding.
@@ -108,12 +111,12 @@ VESAL_DEVICE int64_t element_of(const Grid& g, const Directions& directions, con
   const int tap = feature / channels;
   const int copy = tap % g.copies;
   const int offset = tap / g.copies;
-  const int uz = place.z + offset / (g.patch * g.patch);
-  const int uy = place.y + offset / g.patch % g.patch;
-  const int ux = place.x + offset % g.patch;
-  const int vz = uz + shift_along(directions.shift, directions.z, copy);
-  const int vy = uy + shift_along(directions.shift, directions.y, copy);
-  const int vx = ux + shift_along(directions.shift, directions.x, copy);
+  const int uz = place.z + offset / (g.patch_h * g.patch_w);
+  const int uy = place.y + offset / g.patch_w % g.patch_h;
+  const int ux = place.x + offset % g.patch_w;
+  const int vz = uz + shift_along(directions.shift_d, directions.z, copy);
+  const int vy = uy + shift_along(directions.shift_h, directions.y, copy);
+  const int vx = ux + shift_along(directions.shift_w, directions.x, copy);
   if (uz >= g.d || uy >= g.h || ux >= g.w || vz < 0 || vz >= g.d || vy < 0 || vy >= g.h || vx < 0 ||
       vx >= g.w) {
     return -1;

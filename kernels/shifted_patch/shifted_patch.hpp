@@ -1,16 +1,21 @@
 // Shifted patch tokenization (Lee, Lee, Song 2021, "Vision Transformer for Small-Size Datasets", section 3.1)
 // in 3D, for patch embedding and for patch merging, as one op: shift, space-to-depth, LayerNorm, projection.
 //
-// The volume and `copies - 1` shifted versions of it, y_k[v] = x[v + shift * direction_k] (zero outside), are
-// stacked on channels; patch^3 blocks become feature vectors in the order (pd, ph, pw, copy, c), c fastest;
-// each is normalised and projected. An extent that is no multiple of the patch is padded with zeros at its
-// far end, after the stacking: a voxel that exists only by padding is zero in every copy.
+// The volume and `copies - 1` shifted versions of it, y_k[v] = x[v + shift * direction_k] (per axis; zero
+// outside), are stacked on channels; blocks of patch_d x patch_h x patch_w voxels become feature vectors in
+// the order (pd, ph, pw, copy, c), c fastest; each is normalised and projected. An extent that is no multiple
+// of the patch is padded with zeros at its far end, after the stacking: a voxel that exists only by padding
+// is zero in every copy.
 //
 // Masked per-modality form: the channels form `groups` groups (modalities), each with its own LayerNorm and
 // projection
 //   f_k = W_k LayerNorm_k(features of group k) + b_k,
 //   y   = (groups / sum m) * sum over present k of f_k  +  sum over absent k of missing_k
 // An absent group is skipped, not multiplied by zero: its voxels may be NaN.
+//
+// Images are volumes of depth 1 with patch {1, p, p}, shift {0, s, s} and one of the paper's own sets of
+// shifts, which move within a slice: features are then in the order (p_row, p_col, copy, c) of 2D
+// checkpoints.
 #pragma once
 
 #include <array>
@@ -24,29 +29,36 @@ namespace vesal::kernels {
 // Directions (dz, dy, dx), after the unshifted copy (0, 0, 0):
 //   corner8: (+-1, +-1, +-1), dz slowest, minus first;  face6: -z, +z, -y, +y, -x, +x;
 //   tetra4:  (-,-,-) (+,-,+) (+,+,-) (-,+,+)
-enum class ShiftSet { corner8, face6, tetra4 };
+// Within the slice, dz = 0, written (dy, dx):
+//   diagonal4: (-,-) (-,+) (+,-) (+,+);  cardinal4: (0,-) (0,+) (-,0) (+,0);
+//   cardinal8: those of cardinal4, then those of diagonal4
+// Names in files follow this order: new sets go to the end.
+enum class ShiftSet { corner8, face6, tetra4, diagonal4, cardinal4, cardinal8 };
 
+// Number of copies, the unshifted one included.
+int shift_copies(ShiftSet shifts);
+// (dz, dy, dx) of copy k, k = 0 the unshifted one.
+std::array<int, 3> shift_direction(ShiftSet shifts, int copy);
+
+// Triples are in the order D, H, W.
 struct ShiftedPatchParams {
   int64_t n = 1;
-  int64_t d = 1, h = 1, w = 1;  // input extent
-  int64_t groups = 1;           // modalities; 1 for the plain form
-  int64_t channels = 1;         // per group
-  int64_t out = 1;              // features after the projection
-  int patch = 2;                // >= 1
-  int shift = 1;                // voxels, patch / 2 in the paper
+  int64_t d = 1, h = 1, w = 1;        // input extent
+  int64_t groups = 1;                 // modalities; 1 for the plain form
+  int64_t channels = 1;               // per group
+  int64_t out = 1;                    // features after the projection
+  std::array<int, 3> patch{2, 2, 2};  // 1 to 64 per axis
+  std::array<int, 3> shift{1, 1, 1};  // voxels, >= 0; patch / 2 in the paper
   ShiftSet shifts = ShiftSet::corner8;
   float eps = 1e-5f;
 
-  int copies() const { return shifts == ShiftSet::corner8 ? 9 : shifts == ShiftSet::face6 ? 7 : 5; }
-  int64_t features() const { return int64_t{copies()} * patch * patch * patch * channels; }
-  int64_t out_d() const { return ceil_div(d, patch); }
-  int64_t out_h() const { return ceil_div(h, patch); }
-  int64_t out_w() const { return ceil_div(w, patch); }
+  int copies() const { return shift_copies(shifts); }
+  int64_t features() const { return int64_t{copies()} * patch[0] * patch[1] * patch[2] * channels; }
+  int64_t out_d() const { return ceil_div(d, patch[0]); }
+  int64_t out_h() const { return ceil_div(h, patch[1]); }
+  int64_t out_w() const { return ceil_div(w, patch[2]); }
   int64_t tokens() const { return n * out_d() * out_h() * out_w(); }
 };
-
-// (dz, dy, dx) of copy k, k = 0 the unshifted one.
-std::array<int, 3> shift_direction(ShiftSet shifts, int copy);
 
 enum class ShiftedPatchPass { forward, backward };
 size_t shifted_patch_workspace_bytes(Context& context, const ShiftedPatchParams& params,

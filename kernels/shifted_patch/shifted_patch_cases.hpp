@@ -3,10 +3,12 @@
 // tokens, 8 rows, 16 lanes.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "base/philox.hpp"
 #include "kernels/context/work.hpp"
 #include "kernels/shifted_patch/shifted_patch.hpp"
 
@@ -17,6 +19,14 @@ struct ShiftedPatchCase {
   ShiftedPatchParams params;
   std::vector<uint8_t> mask;  // [n, groups], empty: all present and no missing-tokens
 };
+
+// `params` for images, slice by slice: square patches and the paper's shift of half of them.
+inline ShiftedPatchParams image_params(ShiftedPatchParams params, int patch, ShiftSet shifts) {
+  params.patch = {1, patch, patch};
+  params.shift = {0, patch / 2, patch / 2};
+  params.shifts = shifts;
+  return params;
+}
 
 inline const std::vector<ShiftedPatchCase> kShiftedPatchCases{
     {"one voxel", {.out = 3}, {}},
@@ -32,19 +42,78 @@ inline const std::vector<ShiftedPatchCase> kShiftedPatchCases{
      {.n = 2, .d = 3, .h = 4, .w = 5, .channels = 5, .out = 33, .shifts = ShiftSet::tetra4},
      {}},
     {"face6, patch 3, shift 1",
-     {.d = 5, .h = 6, .w = 4, .groups = 2, .channels = 1, .out = 31, .patch = 3, .shifts = ShiftSet::face6},
+     {.d = 5,
+      .h = 6,
+      .w = 4,
+      .groups = 2,
+      .channels = 1,
+      .out = 31,
+      .patch = {3, 3, 3},
+      .shifts = ShiftSet::face6},
      {0, 1}},
-    {"patch 4, shift 2", {.d = 8, .h = 4, .w = 9, .channels = 2, .out = 32, .patch = 4, .shift = 2}, {}},
+    {"patch 4, shift 2",
+     {.d = 8, .h = 4, .w = 9, .channels = 2, .out = 32, .patch = {4, 4, 4}, .shift = {2, 2, 2}},
+     {}},
     {"patch 1, shift 3: reaching past several tokens",
-     {.d = 5, .h = 4, .w = 6, .groups = 2, .channels = 3, .out = 5, .patch = 1, .shift = 3},
+     {.d = 5, .h = 4, .w = 6, .groups = 2, .channels = 3, .out = 5, .patch = {1, 1, 1}, .shift = {3, 3, 3}},
      {1, 1}},
     {"2D: depth 1", {.d = 1, .h = 10, .w = 12, .channels = 3, .out = 8, .shifts = ShiftSet::tetra4}, {}},
-    {"shift larger than the volume", {.d = 2, .h = 2, .w = 3, .channels = 2, .out = 4, .shift = 5}, {}},
-    {"shift 0", {.d = 2, .h = 4, .w = 4, .channels = 2, .out = 4, .shift = 0, .shifts = ShiftSet::face6}, {}},
+    {"shift larger than the volume",
+     {.d = 2, .h = 2, .w = 3, .channels = 2, .out = 4, .shift = {5, 5, 5}},
+     {}},
+    {"shift 0",
+     {.d = 2, .h = 4, .w = 4, .channels = 2, .out = 4, .shift = {0, 0, 0}, .shifts = ShiftSet::face6},
+     {}},
     {"63 tokens", {.d = 6, .h = 6, .w = 14, .out = 15}, {}},
     {"64 tokens", {.d = 8, .h = 8, .w = 8, .out = 17, .shifts = ShiftSet::tetra4}, {}},
     {"65 tokens", {.d = 2, .h = 10, .w = 26, .out = 23, .shifts = ShiftSet::face6}, {}},
     {"many features, few outputs", {.d = 2, .h = 2, .w = 4, .channels = 31, .out = 2}, {}},
+    {"2D embedding of the paper",
+     image_params({.h = 10, .w = 12, .channels = 3, .out = 16}, 2, ShiftSet::diagonal4),
+     {}},
+    {"2D embedding, odd extents, batch",
+     image_params({.n = 3, .h = 7, .w = 9, .channels = 3, .out = 9}, 2, ShiftSet::diagonal4),
+     {}},
+    {"2D merge, cardinal4, 17 channels",
+     image_params({.n = 2, .h = 6, .w = 8, .channels = 17, .out = 33}, 2, ShiftSet::cardinal4),
+     {}},
+    {"2D, cardinal8, patch 4, shift 2",
+     image_params({.h = 12, .w = 17, .channels = 2, .out = 24}, 4, ShiftSet::cardinal8),
+     {}},
+    {"2D, diagonal4, patch 4, two of three modalities, batch",
+     image_params({.n = 2, .h = 9, .w = 8, .groups = 3, .channels = 1, .out = 31}, 4, ShiftSet::diagonal4),
+     {1, 0, 1, 0, 1, 1}},
+    {"slices of a volume, cardinal8, patch 1x2x2",
+     image_params({.d = 3, .h = 6, .w = 6, .groups = 2, .channels = 2, .out = 10}, 2, ShiftSet::cardinal8),
+     {1, 0}},
+    {"in-plane shifts, patch 2x2x2",
+     {.d = 5, .h = 4, .w = 6, .channels = 3, .out = 8, .shifts = ShiftSet::cardinal8},
+     {}},
+    {"thick slices: patch 1x4x4, shift 0x2x2, corner8",
+     {.d = 3, .h = 9, .w = 8, .groups = 2, .channels = 2, .out = 12, .patch = {1, 4, 4}, .shift = {0, 2, 2}},
+     {}},
+    {"patch 2x4x3, shift 1x2x3, tetra4, masked",
+     {.n = 2,
+      .d = 5,
+      .h = 7,
+      .w = 8,
+      .groups = 2,
+      .channels = 2,
+      .out = 11,
+      .patch = {2, 4, 3},
+      .shift = {1, 2, 3},
+      .shifts = ShiftSet::tetra4},
+     {0, 1, 1, 1}},
+    {"patch 4x1x2, shift 3x0x1, face6",
+     {.d = 9,
+      .h = 3,
+      .w = 4,
+      .channels = 3,
+      .out = 13,
+      .patch = {4, 1, 2},
+      .shift = {3, 0, 1},
+      .shifts = ShiftSet::face6},
+     {}},
     {"many outputs", {.d = 2, .h = 4, .w = 4, .channels = 1, .out = 65, .shifts = ShiftSet::tetra4}, {}},
 };
 
@@ -65,6 +134,50 @@ inline Work shifted_patch_work(const ShiftedPatchParams& p, bool backward) {
   const auto output = static_cast<double>(p.tokens() * p.out);
   return {.flops = 2.0 * static_cast<double>(p.tokens()) * weights * (backward ? 2 : 1),
           .bytes = 4.0 * (backward ? 2 * volume + 2 * weights + output : volume + weights + output)};
+}
+
+// A shape of the contract at random, small enough for the emulator: at most 120000 products of the
+// projection.
+inline ShiftedPatchCase draw_shifted_patch(RandomStream& random) {
+  const auto among = [&](int64_t low, int64_t high) { return low + random.below(high - low + 1); };
+  constexpr std::array<const char*, 6> kNames{"corner8",   "face6",     "tetra4",
+                                              "diagonal4", "cardinal4", "cardinal8"};
+  for (;;) {
+    ShiftedPatchCase c;
+    ShiftedPatchParams& p = c.params;
+    p.n = among(1, 3);
+    p.d = random.below(3) == 0 ? 1 : among(1, 7);
+    p.h = among(1, 11);
+    p.w = among(1, 13);
+    p.groups = among(1, 4);
+    p.channels = among(1, random.below(4) == 0 ? 20 : 4);
+    p.out = among(1, random.below(4) == 0 ? 70 : 20);
+    const size_t set = static_cast<size_t>(random.below(kNames.size()));
+    p.shifts = static_cast<ShiftSet>(set);
+    if (random.below(2) == 0) {
+      for (size_t axis = 0; axis < 3; ++axis) {
+        p.patch[axis] = static_cast<int>(among(1, 4));
+        p.shift[axis] = static_cast<int>(random.below(2) == 0 ? p.patch[axis] / 2 : among(0, 4));
+      }
+    } else {
+      p = image_params(p, static_cast<int>(among(1, 4)), p.shifts);
+    }
+    if (p.tokens() * p.groups * p.features() * p.out > 120'000) {
+      continue;
+    }
+    if (random.below(3) != 0) {
+      for (int64_t sample = 0; sample < p.n; ++sample) {
+        const int64_t present = random.below(p.groups);  // one at least
+        for (int64_t group = 0; group < p.groups; ++group) {
+          c.mask.push_back(group == present || random.below(2) == 0 ? 1 : 0);
+        }
+      }
+    }
+    c.name = concat(p.n, 'x', p.d, 'x', p.h, 'x', p.w, ", ", p.groups, " groups of ", p.channels, ", ", p.out,
+                    " outputs, patch ", p.patch[0], 'x', p.patch[1], 'x', p.patch[2], ", shift ", p.shift[0],
+                    'x', p.shift[1], 'x', p.shift[2], ", ", kNames[set], c.mask.empty() ? "" : ", masked");
+    return c;
+  }
 }
 
 }  // namespace vesal::kernels

@@ -10,6 +10,7 @@
 // tokens in order; the gradient of x is collected per voxel. So no result depends on the number of threads.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "base/parallel.hpp"
@@ -45,6 +46,7 @@ struct Plan {
   int64_t tokens;  // of one sample
   int64_t slice;   // tokens held at once
   int64_t row;     // numbers of a token: groups x padded_features
+  int reach[3];    // voxels that copies move along an axis
   Tap* tap = nullptr;
   float* weight =
       nullptr;  // forward [groups][padded_features][padded_outs], backward [groups][outs][padded_features]
@@ -76,6 +78,12 @@ Plan make_plan(const ShiftedPatchParams& p, ShiftedPatchPass pass, void* base) {
   plan.taps = plan.features / p.channels;
   plan.tokens = p.tokens() / p.n;
   plan.row = p.groups * plan.padded_features;
+  for (int copy = 0; copy < p.copies(); ++copy) {
+    const std::array<int, 3> direction = shift_direction(p.shifts, copy);
+    for (size_t axis = 0; axis < 3; ++axis) {
+      plan.reach[axis] = std::max(plan.reach[axis], p.shift[axis] * std::abs(direction[axis]));
+    }
+  }
   plan.slice = std::min(round_up_to_lanes(plan.tokens),
                         std::max<int64_t>(1, kSliceFloats / plan.row / kTokenBlock) * kTokenBlock);
   plan.place(plan.tap, base, plan.taps);
@@ -96,15 +104,15 @@ Plan make_plan(const ShiftedPatchParams& p, ShiftedPatchPass pass, void* base) {
 }
 
 void fill_taps(const ShiftedPatchParams& p, Tap* tap) {
-  for (int pd = 0; pd < p.patch; ++pd) {
-    for (int ph = 0; ph < p.patch; ++ph) {
-      for (int pw = 0; pw < p.patch; ++pw) {
+  for (int pd = 0; pd < p.patch[0]; ++pd) {
+    for (int ph = 0; ph < p.patch[1]; ++ph) {
+      for (int pw = 0; pw < p.patch[2]; ++pw) {
         for (int copy = 0; copy < p.copies(); ++copy) {
           const std::array<int, 3> direction = shift_direction(p.shifts, copy);
           const int inside[3] = {pd, ph, pw};
-          for (int axis = 0; axis < 3; ++axis) {
+          for (size_t axis = 0; axis < 3; ++axis) {
             tap->offset[axis] = inside[axis];
-            tap->source[axis] = inside[axis] + p.shift * direction[static_cast<size_t>(axis)];
+            tap->source[axis] = inside[axis] + p.shift[axis] * direction[axis];
           }
           tap->element =
               ((tap->source[0] * p.h + tap->source[1]) * p.w + tap->source[2]) * p.groups * p.channels;
@@ -211,12 +219,13 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int6
 // A token's features of one group; `row` is padded with zeros.
 void gather(const ShiftedPatchParams& p, const Plan& plan, const float* x, int64_t sample, int64_t token,
             int64_t group, float* row) {
-  const int64_t first[3] = {token / (p.out_w() * p.out_h()) * p.patch,
-                            token / p.out_w() % p.out_h() * p.patch, token % p.out_w() * p.patch};
+  const int64_t first[3] = {token / (p.out_w() * p.out_h()) * p.patch[0],
+                            token / p.out_w() % p.out_h() * p.patch[1], token % p.out_w() * p.patch[2]};
   const int64_t extent[3] = {p.d, p.h, p.w};
   bool interior = true;
-  for (int axis = 0; axis < 3; ++axis) {
-    interior = interior && first[axis] >= p.shift && first[axis] + p.patch + p.shift <= extent[axis];
+  for (size_t axis = 0; axis < 3; ++axis) {
+    interior = interior && first[axis] >= plan.reach[axis] &&
+               first[axis] + p.patch[axis] + plan.reach[axis] <= extent[axis];
   }
   const float* start =
       x + ((((sample * p.d + first[0]) * p.h + first[1]) * p.w + first[2]) * p.groups + group) * p.channels;
@@ -346,7 +355,7 @@ void backward_tokens(const ShiftedPatchParams& p, const Plan& plan, const float*
       multiply(count, plan.padded_features, plan.outs, d, plan.padded_outs, 1,
                plan.weight + k * plan.outs * plan.padded_features, plan.padded_features, gradient, plan.row,
                false);
-      const float inverse = 1.0f / static_cast<float>(plan.features);
+      const float features = static_cast<float>(plan.features);
       for (int64_t t = 0; t < count; ++t) {
         const float* normal = block + t * plan.row;
         float* g = gradient + t * plan.row;
@@ -356,8 +365,8 @@ void backward_tokens(const ShiftedPatchParams& p, const Plan& plan, const float*
           sum += load_lanes(g + i);
           product = fma_lanes(load_lanes(g + i), load_lanes(normal + i), product);
         }
-        const float shift = sum_of_lanes(sum) * inverse;
-        const float slope = sum_of_lanes(product) * inverse;
+        const float shift = sum_of_lanes(sum) / features;
+        const float slope = sum_of_lanes(product) / features;
         const float factor = rstd[statistics + t];
         for (int64_t i = 0; i < plan.features; ++i) {
           g[i] = factor * (g[i] - shift - normal[i] * slope);
@@ -374,22 +383,23 @@ void collect_row(const ShiftedPatchParams& p, const Plan& plan, const uint8_t* m
   float* target_row = dx + ((sample * p.d + z) * p.h + y) * p.w * p.groups * p.channels;
   for (int copy = 0; copy < copies; ++copy) {
     const std::array<int, 3> direction = shift_direction(p.shifts, copy);
-    const int64_t uz = z - int64_t{p.shift} * direction[0];
-    const int64_t uy = y - int64_t{p.shift} * direction[1];
+    const int64_t uz = z - int64_t{p.shift[0]} * direction[0];
+    const int64_t uy = y - int64_t{p.shift[1]} * direction[1];
     if (uz < 0 || uz >= p.d || uy < 0 || uy >= p.h) {
       continue;
     }
-    const int64_t row_token = (uz / p.patch * p.out_h() + uy / p.patch) * p.out_w();
+    const int64_t row_token = (uz / p.patch[0] * p.out_h() + uy / p.patch[1]) * p.out_w();
     const int64_t first = std::max(begin, row_token);
     const int64_t last = std::min(end, row_token + p.out_w());
     for (int64_t token = first; token < last; ++token) {
-      for (int pw = 0; pw < p.patch; ++pw) {
-        const int64_t ux = (token - row_token) * p.patch + pw;
-        const int64_t vx = ux + int64_t{p.shift} * direction[2];
+      for (int pw = 0; pw < p.patch[2]; ++pw) {
+        const int64_t ux = (token - row_token) * p.patch[2] + pw;
+        const int64_t vx = ux + int64_t{p.shift[2]} * direction[2];
         if (ux >= p.w || vx < 0 || vx >= p.w) {
           continue;
         }
-        const int64_t tap = ((uz % p.patch * p.patch + uy % p.patch) * p.patch + pw) * copies + copy;
+        const int64_t tap =
+            ((uz % p.patch[0] * p.patch[1] + uy % p.patch[1]) * p.patch[2] + pw) * copies + copy;
         for (int64_t k = 0; k < p.groups; ++k) {
           if (!is_present(p, mask, sample, k)) {
             continue;
@@ -452,9 +462,9 @@ void shifted_patch_forward(Context&, const ShiftedPatchParams& p, ConstData x_, 
             for (int64_t t = 0; t < count; ++t) {
               float* row = block + t * plan.row;
               gather(p, plan, x, sample, slice + first + t, k, row);
-              const float inverse = 1.0f / static_cast<float>(plan.features);
-              const float m = sum_row(row, plan.padded_features) * inverse;
-              const float r = 1.0f / std::sqrt(squares_of_row(row, plan.features, m) * inverse + p.eps);
+              const float features = static_cast<float>(plan.features);
+              const float m = sum_row(row, plan.padded_features) / features;
+              const float r = 1.0f / std::sqrt(squares_of_row(row, plan.features, m) / features + p.eps);
               normalise(row, plan.features, m, r);
               if (mean != nullptr) {
                 const int64_t at = (k * p.n + sample) * plan.tokens + slice + first + t;
@@ -549,8 +559,8 @@ void shifted_patch_backward(Context&, const ShiftedPatchParams& p, ConstData x_,
       });
       if (dx != nullptr) {
         const int64_t plane = p.out_w() * p.out_h();
-        const int64_t from = std::max<int64_t>(0, slice / plane * p.patch - p.shift);
-        const int64_t to = std::min(p.d, ((slice + count - 1) / plane + 1) * p.patch + p.shift);
+        const int64_t from = std::max<int64_t>(0, slice / plane * p.patch[0] - plan.reach[0]);
+        const int64_t to = std::min(p.d, ((slice + count - 1) / plane + 1) * p.patch[0] + plan.reach[0]);
         parallel_for((to - from) * p.h, 4, [&](int64_t begin, int64_t end) {
           for (int64_t row = begin; row < end; ++row) {
             collect_row(p, plan, mask, sample, slice, slice + count, from + row / p.h, row % p.h, dx);

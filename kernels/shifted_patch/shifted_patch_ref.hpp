@@ -19,17 +19,18 @@ void for_each_patch_feature(const ShiftedPatchParams& p, int64_t token, int64_t 
   const int64_t od = token / (p.out_w() * p.out_h()) % p.out_d();
   const int64_t sample = token / (p.out_w() * p.out_h() * p.out_d());
   int64_t feature = 0;
-  for (int pd = 0; pd < p.patch; ++pd) {
-    for (int ph = 0; ph < p.patch; ++ph) {
-      for (int pw = 0; pw < p.patch; ++pw) {
+  for (int pd = 0; pd < p.patch[0]; ++pd) {
+    for (int ph = 0; ph < p.patch[1]; ++ph) {
+      for (int pw = 0; pw < p.patch[2]; ++pw) {
         for (int copy = 0; copy < p.copies(); ++copy) {
           const std::array<int, 3> direction = shift_direction(p.shifts, copy);
-          const std::array<int64_t, 3> voxel{od * p.patch + pd, oh * p.patch + ph, ow * p.patch + pw};
+          const std::array<int64_t, 3> voxel{od * p.patch[0] + pd, oh * p.patch[1] + ph,
+                                             ow * p.patch[2] + pw};
           const std::array<int64_t, 3> extent{p.d, p.h, p.w};
           std::array<int64_t, 3> source{};
           bool inside = true;
           for (size_t axis = 0; axis < 3; ++axis) {
-            source[axis] = voxel[axis] + int64_t{p.shift} * direction[axis];
+            source[axis] = voxel[axis] + int64_t{p.shift[axis]} * direction[axis];
             inside = inside && voxel[axis] < extent[axis] && source[axis] >= 0 && source[axis] < extent[axis];
           }
           for (int64_t c = 0; c < p.channels; ++c, ++feature) {

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels/context/work.hpp"
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/window_attention/window_attention.hpp"
 
 namespace vesal::kernels {

@@ -4,6 +4,8 @@
 #include "kernels/shifted_patch/shifted_patch.hpp"
 
 #include <cmath>
+#include <cstdlib>
+#include <fstream>
 #include <limits>
 
 #include "base/parallel.hpp"
@@ -11,6 +13,7 @@
 #include "kernels/shifted_patch/shifted_patch_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/oracle_vectors.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -179,29 +182,107 @@ TEST(ShiftedPatch, DirectionsAreTheContractsOnes) {
   EXPECT_EQ(shift_direction(ShiftSet::tetra4, 2), (Triple{1, -1, 1}));
   EXPECT_EQ(shift_direction(ShiftSet::tetra4, 3), (Triple{1, 1, -1}));
   EXPECT_EQ(shift_direction(ShiftSet::tetra4, 4), (Triple{-1, 1, 1}));
+  // The paper's order: left, right, up, down, then the corners.
+  const std::vector<Triple> cardinal{{0, 0, -1}, {0, 0, 1}, {0, -1, 0}, {0, 1, 0}};
+  const std::vector<Triple> diagonal{{0, -1, -1}, {0, -1, 1}, {0, 1, -1}, {0, 1, 1}};
+  for (int k = 0; k < 4; ++k) {
+    EXPECT_EQ(shift_direction(ShiftSet::cardinal4, 1 + k), cardinal[static_cast<size_t>(k)]);
+    EXPECT_EQ(shift_direction(ShiftSet::diagonal4, 1 + k), diagonal[static_cast<size_t>(k)]);
+    EXPECT_EQ(shift_direction(ShiftSet::cardinal8, 1 + k), cardinal[static_cast<size_t>(k)]);
+    EXPECT_EQ(shift_direction(ShiftSet::cardinal8, 5 + k), diagonal[static_cast<size_t>(k)]);
+  }
+  EXPECT_THROW(shift_direction(ShiftSet::diagonal4, 5), ShapeError);
+  EXPECT_THROW(shift_direction(ShiftSet::cardinal8, -1), ShapeError);
+}
+
+// With LayerNorm without effect on the order (gamma 1, beta 0) and an identity projection, the output of a
+// depth-1 volume is the normalised features themselves: in the order (p_row, p_col, copy, c) of a 2D
+// checkpoint.
+TEST(ShiftedPatch, ImagesHaveTheFeatureOrderOf2DCheckpoints) {
+  const ShiftedPatchParams base{.h = 4, .w = 6, .channels = 2};
+  ShiftedPatchParams p = image_params(base, 2, ShiftSet::diagonal4);
+  const int64_t features = 5 * 4 * 2;
+  ASSERT_EQ(p.features(), features);
+  p.out = features;
+  Inputs in;
+  in.x = random_normal(p.h * p.w * p.channels, 31);
+  in.gamma.assign(static_cast<size_t>(features), 1.0f);
+  in.beta.assign(static_cast<size_t>(features), 0.0f);
+  in.weight.assign(static_cast<size_t>(features * features), 0.0f);
+  for (int64_t i = 0; i < features; ++i) {
+    in.weight[static_cast<size_t>(i * features + i)] = 1.0f;
+  }
+  in.bias.assign(static_cast<size_t>(features), 0.0f);
+  in.dy.assign(static_cast<size_t>(p.tokens() * features), 0.0f);
+  constexpr int kSteps[5][2] = {{0, 0}, {-1, -1}, {-1, 1}, {1, -1}, {1, 1}};
+  for (const Device device : test_devices()) {
+    const Outputs<float> r = run_device(device, p, in);
+    for (int64_t token = 0; token < p.tokens(); ++token) {
+      size_t at = static_cast<size_t>(token * features);
+      for (int64_t row = 0; row < 2; ++row) {
+        for (int64_t column = 0; column < 2; ++column) {
+          for (const auto& step : kSteps) {
+            const int64_t y = token / 3 * 2 + row + step[0];
+            const int64_t x = token % 3 * 2 + column + step[1];
+            const bool inside = y >= 0 && y < p.h && x >= 0 && x < p.w;
+            for (int64_t c = 0; c < 2; ++c, ++at) {
+              const float value = inside ? in.x[static_cast<size_t>((y * p.w + x) * 2 + c)] : 0.0f;
+              const size_t t = static_cast<size_t>(token);
+              ASSERT_NEAR(r.y[at], (value - r.mean[t]) * r.rstd[t], 1e-5f)
+                  << "token " << token << ", number " << at << " on " << to_string(device);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+void expect_matches_reference(const ShiftedPatchCase& c, uint64_t seed) {
+  const Inputs inputs = make_inputs(c, seed);
+  const Outputs<double> exact = run_reference<double>(c.params, inputs);
+  const Outputs<float> naive = run_naive(c.params, inputs, exact);
+  for (const Device device : test_devices()) {
+    const Outputs<float> actual = run_device(device, c.params, inputs);
+    for (size_t i = 0; i < parts<float>().size(); ++i) {
+      const auto& [name, part] = parts<float>()[i];
+      expect_close(c.name + " on " + to_string(device) + ": " + name, actual.*part,
+                   exact.*(parts<double>()[i].second), naive.*part);
+    }
+  }
 }
 
 TEST(ShiftedPatch, MatchesReference) {
   uint64_t seed = 100;
   for (const ShiftedPatchCase& c : kShiftedPatchCases) {
-    const Inputs inputs = make_inputs(c, seed += 10);
-    const Outputs<double> exact = run_reference<double>(c.params, inputs);
-    const Outputs<float> naive = run_naive(c.params, inputs, exact);
-    for (const Device device : test_devices()) {
-      const Outputs<float> actual = run_device(device, c.params, inputs);
-      for (size_t i = 0; i < parts<float>().size(); ++i) {
-        const auto& [name, part] = parts<float>()[i];
-        expect_close(c.name + " on " + to_string(device) + ": " + name, actual.*part,
-                     exact.*(parts<double>()[i].second), naive.*part);
-      }
-    }
+    expect_matches_reference(c, seed += 10);
   }
+}
+
+TEST(ShiftedPatch, MatchesReferenceOnRandomShapes) {
+  for_each_random_case([](RandomStream& random) {
+    const ShiftedPatchCase c = draw_shifted_patch(random);
+    expect_matches_reference(c, static_cast<uint64_t>(random.below(1 << 20)));
+  });
 }
 
 TEST(ShiftedPatch, AnalyticGradientsMatchNumericOnes) {
   const std::vector<ShiftedPatchCase> tiny{
       {"two samples, masked", {.n = 2, .d = 2, .h = 2, .w = 3, .groups = 2, .out = 3}, {1, 0, 1, 1}},
       {"odd, tetra4", {.d = 3, .h = 2, .w = 3, .channels = 2, .out = 2, .shifts = ShiftSet::tetra4}, {}},
+      {"image, diagonal4", image_params({.h = 3, .w = 4, .channels = 2, .out = 2}, 2, ShiftSet::diagonal4), {}},
+      {"image, cardinal8, masked",
+       image_params({.n = 2, .h = 4, .w = 3, .groups = 2, .out = 2}, 2, ShiftSet::cardinal8),
+       {0, 1, 1, 1}},
+      {"cardinal4, patch 1x2x3, shift 2x1x2",
+       {.d = 2,
+        .h = 3,
+        .w = 4,
+        .out = 2,
+        .patch = {1, 2, 3},
+        .shift = {2, 1, 2},
+        .shifts = ShiftSet::cardinal4},
+       {}},
   };
   for (const ShiftedPatchCase& c : tiny) {
     const ShiftedPatchParams& p = c.params;
@@ -253,7 +334,9 @@ TEST(ShiftedPatch, AccumulatesWhereAsked) {
 
 TEST(ShiftedPatch, GivesTheSameBitsEachTime) {
   for (const char* name : {"embedding, two of four absent", "merge, tetra4, odd extents", "65 tokens",
-                           "patch 1, shift 3: reaching past several tokens"}) {
+                           "patch 1, shift 3: reaching past several tokens",
+                           "2D, diagonal4, patch 4, two of three modalities, batch",
+                           "patch 2x4x3, shift 1x2x3, tetra4, masked"}) {
     const ShiftedPatchCase& c = find_case(name);
     const Inputs inputs = make_inputs(c, 21);
     for (const Device device : test_devices()) {
@@ -363,8 +446,16 @@ TEST(ShiftedPatch, RejectsWrongArguments) {
                              sizeof(float));
   const Workspace workspace{scratch.data(), scratch.size() * sizeof(float)};
   EXPECT_THROW(shifted_patch_workspace_bytes(context, {.d = 0}, ShiftedPatchPass::forward), ShapeError);
-  EXPECT_THROW(shifted_patch_workspace_bytes(context, {.patch = 0}, ShiftedPatchPass::forward), ShapeError);
-  EXPECT_THROW(shifted_patch_workspace_bytes(context, {.shift = -1}, ShiftedPatchPass::backward), ShapeError);
+  EXPECT_THROW(shifted_patch_workspace_bytes(context, {.patch = {2, 0, 2}}, ShiftedPatchPass::forward),
+               ShapeError);
+  EXPECT_THROW(shifted_patch_workspace_bytes(context, {.patch = {65, 1, 1}}, ShiftedPatchPass::forward),
+               ShapeError);
+  EXPECT_THROW(shifted_patch_workspace_bytes(context, {.shift = {1, 1, -1}}, ShiftedPatchPass::backward),
+               ShapeError);
+  EXPECT_THROW(shifted_patch_workspace_bytes(context, {.channels = int64_t{1} << 60, .patch = {64, 64, 64}},
+                                             ShiftedPatchPass::forward),
+               ShapeError)
+      << "a number of features that passes 2^63";
   EXPECT_THROW(shifted_patch_workspace_bytes(context, {.channels = int64_t{1} << 40, .out = 1 << 20},
                                              ShiftedPatchPass::forward),
                ShapeError);
@@ -384,6 +475,32 @@ TEST(ShiftedPatch, RejectsWrongArguments) {
                                       &x, &x, &x, nullptr, GradMode::overwrite, workspace),
                ShapeError)
       << "no statistics";
+}
+
+// Writes every case's inputs and the CPU's results where tests/oracle/shifted_patch.py asks for them.
+TEST(ShiftedPatch, WritesVectorsForTheOracle) {
+  const char* folder = std::getenv("VESAL_ORACLE_FOLDER");
+  if (folder == nullptr) {
+    GTEST_SKIP() << "VESAL_ORACLE_FOLDER is not set";
+  }
+  std::ofstream index(std::string(folder) + "/index.txt");
+  uint64_t number = 0;
+  for (const ShiftedPatchCase& c : kShiftedPatchCases) {
+    const ShiftedPatchParams& p = c.params;
+    const Inputs in = make_inputs(c, 4000 + number);
+    const Outputs<float> r = run_device(Device{DeviceType::cpu, 0}, p, in);
+    index << p.n << ' ' << p.d << ' ' << p.h << ' ' << p.w << ' ' << p.groups << ' ' << p.channels << ' '
+          << p.out;
+    for (const auto& triple : {p.patch, p.shift}) {
+      index << ' ' << triple[0] << ' ' << triple[1] << ' ' << triple[2];
+    }
+    index << ' ' << static_cast<int>(p.shifts) << ' ' << !c.mask.empty() << ' ' << c.name << '\n';
+    const std::vector<float> mask(c.mask.begin(), c.mask.end());
+    write_arrays(concat(folder, '/', number++, ".f32"),
+                 {&mask, &in.x, &in.gamma, &in.beta, &in.weight, &in.bias, &in.missing, &in.dy, &r.y, &r.dx,
+                  &r.dgamma, &r.dbeta, &r.dweight, &r.dbias, &r.dmissing});
+  }
+  ASSERT_TRUE(index.good());
 }
 
 }  // namespace
