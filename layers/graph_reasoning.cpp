@@ -10,7 +10,7 @@ GraphReasoning::GraphReasoning(const ParameterBuilder& builder, const GraphReaso
       project_(builder.scope("project"), settings.channels, settings.channels / 2),
       message_(builder.scope("message"), settings.channels / 2, settings.channels / 2, false),
       edge_scale_(builder.constant("edge_scale", {1}, 1.0f)),
-      edge_type_(builder.constant("edge_type", {kernels::kEdgeTypes}, 0.0f)),
+      edge_type_(builder.constant("edge_type", {kernels::kOneSetEdgeTypes}, 0.0f)),
       back_(builder.scope("back"), settings.channels / 2, settings.channels),
       norm_(builder.scope("norm"), settings.channels, kernels::Activation::relu) {
   if (settings.weights == EdgeWeights::attention) {

@@ -818,7 +818,7 @@ SparseGraph build_graph(DeviceContext& context, const Tensor& features, int neig
   result.graph = {params.nodes(), result.row_offsets.data<int32_t>(), result.columns.data<int32_t>(),
                   result.types.data<uint8_t>(), result.transpose.data<int32_t>()};
   kernels::Context& k = context.kernels();
-  kernels::graph_build(k, params, features, result.graph,
+  kernels::graph_build(k, params, features, nullptr, result.graph,
                        context.scratch(kernels::graph_build_workspace_bytes(k, params)));
   return result;
 }

@@ -506,7 +506,7 @@ void check_shifted_patch(Checker& c) {
 void check_graph(Checker& c) {
   GraphParams p{.n = 2, .d = 2, .h = 3, .w = 3, .neighbours = 3, .features = 5};
   const Values features = c.random(p.nodes() * p.features);
-  const Values theta = c.random(kEdgeTypes);
+  const Values theta = c.random(kOneSetEdgeTypes);
   const Values dy = c.random(p.nodes() * p.features);
   const std::vector<float> narrow(features.begin(), features.end());
   const ref::HostGraph want = ref::graph_build(p, narrow.data());
@@ -518,7 +518,7 @@ void check_graph(Checker& c) {
   const Tensor columns = c.put(poison), transpose = c.put(poison), types = c.out_bytes(p.edge_capacity());
   const Graph graph{p.nodes(), rows.data<int32_t>(), columns.data<int32_t>(), types.data<uint8_t>(),
                     transpose.data<int32_t>()};
-  graph_build(c.k(), p, tf, graph, c.scratch(graph_build_workspace_bytes(c.k(), p)));
+  graph_build(c.k(), p, tf, nullptr, graph, c.scratch(graph_build_workspace_bytes(c.k(), p)));
   c.identical(rows, want.row_offsets);
   c.identical(columns, want.columns);
   c.identical(types, want.types);
@@ -534,7 +534,7 @@ void check_graph(Checker& c) {
   ref::graph_symmetric_weights_backward(want, theta.data(), dvalues.data(), dtheta.data());
   const Tensor tw = c.out(p.edge_capacity()), ty = c.out(p.nodes() * p.features),
                tdv = c.out(p.edge_capacity());
-  const Tensor tdt = c.out(kEdgeTypes);
+  const Tensor tdt = c.out(kOneSetEdgeTypes);
   graph_symmetric_weights_forward(c.k(), graph, tt, tw,
                                   c.scratch(graph_symmetric_weights_workspace_bytes(c.k(), graph)));
   graph_spmm(c.k(), graph, p.features, tw, tf, false, ty, GradMode::overwrite);

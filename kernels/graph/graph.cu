@@ -33,8 +33,22 @@ constexpr int kRowLanes = 8;  // threads that share a row of edges
 constexpr int kBlock = 256;
 
 struct Grid {
-  int nodes, d, h, w, words;
+  int nodes, d, h, w, words;  // of one set
+  int regions;                // 0: the nodes are the grid's points
+  int branches, modalities;
 };
+
+// Which nodes are absent; all there when the pointer is null.
+struct Mask {
+  const unsigned char* available;
+  int64_t nodes_per_set;
+
+  VESAL_DEVICE bool absent(int64_t node) const {
+    return available != nullptr && available[node / nodes_per_set] == 0;
+  }
+};
+
+VESAL_DEVICE bool bit_of(const unsigned* bits, int i) { return (bits[i / 32] >> (i % 32) & 1u) != 0; }
 
 // Bit j of row i's adjacency as far as it needs no features, for the 32 columns of one word.
 VESAL_DEVICE unsigned spatial_word(const Grid& g, int i, int word) {
@@ -55,7 +69,12 @@ VESAL_DEVICE unsigned spatial_word(const Grid& g, int i, int word) {
   return bits;
 }
 
-VESAL_DEVICE unsigned char edge_type(const Grid& g, int i, int j) {
+// The type of an edge within a set; spatial [nodes, words] tells it for regions.
+VESAL_DEVICE unsigned char own_edge_type(const Grid& g, const unsigned* spatial, int i, int j) {
+  if (g.regions > 0) {
+    const bool touching = bit_of(spatial + static_cast<int64_t>(i) * g.words, j);
+    return i == j ? kSelfEdge : (touching ? kSpatialEdge : kSemanticEdge);
+  }
   const int dx = i % g.w - j % g.w;
   const int dy = i / g.w % g.h - j / g.w % g.h;
   const int dz = i / (g.w * g.h) - j / (g.w * g.h);
@@ -63,10 +82,54 @@ VESAL_DEVICE unsigned char edge_type(const Grid& g, int i, int j) {
   return static_cast<unsigned char>(min(steps, 2));
 }
 
-VESAL_KERNEL void fill_spatial(Grid g, unsigned* VESAL_RESTRICT bitmap) {
+// A set's bitmap before the nearest nodes: itself and its spatial neighbours.
+VESAL_KERNEL void fill_bitmap(Grid g, const unsigned* VESAL_RESTRICT spatial,
+                              unsigned* VESAL_RESTRICT bitmap) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index < static_cast<int64_t>(g.nodes) * g.words) {
-    bitmap[index] = spatial_word(g, static_cast<int>(index / g.words), static_cast<int>(index % g.words));
+    const int i = static_cast<int>(index / g.words);
+    const int word = static_cast<int>(index % g.words);
+    if (g.regions > 0) {
+      bitmap[index] = spatial[index] | (i / 32 == word ? 1u << (i % 32) : 0u);
+    } else {
+      bitmap[index] = spatial_word(g, i, word);
+    }
+  }
+}
+
+VESAL_KERNEL void clear_words(int64_t count, unsigned* VESAL_RESTRICT words) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index < count) {
+    words[index] = 0u;
+  }
+}
+
+VESAL_DEVICE void link_regions(const Grid& g, int a, int b, unsigned* spatial) {
+  if (a != b && b >= 0 && b < g.regions) {
+    atomicOr(spatial + static_cast<int64_t>(a) * g.words + b / 32, 1u << (b % 32));
+    atomicOr(spatial + static_cast<int64_t>(b) * g.words + a / 32, 1u << (a % 32));
+  }
+}
+
+// spatial [nodes, words]: the regions that touch; occupied [words]: those that have a voxel. One thread a
+// voxel.
+VESAL_KERNEL void mark_regions(Grid g, const int* VESAL_RESTRICT labels, unsigned* VESAL_RESTRICT spatial,
+                               unsigned* VESAL_RESTRICT occupied) {
+  const int64_t plane = static_cast<int64_t>(g.h) * g.w;
+  const int64_t v = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int label = v < g.d * plane ? labels[v] : -1;
+  if (label < 0 || label >= g.regions) {
+    return;
+  }
+  atomicOr(occupied + label / 32, 1u << (label % 32));
+  if (v % g.w + 1 < g.w) {
+    link_regions(g, label, labels[v + 1], spatial);
+  }
+  if (v / g.w % g.h + 1 < g.h) {
+    link_regions(g, label, labels[v + g.w], spatial);
+  }
+  if (v / plane + 1 < g.d) {
+    link_regions(g, label, labels[v + plane], spatial);
   }
 }
 
@@ -91,9 +154,13 @@ VESAL_DEVICE void insert_keys(Key key, int kept, int lane, Key& list) {
 
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kWarps * 32)
     link_nearest(const float* VESAL_RESTRICT features, int count, int neighbours, Grid g,
+                 const unsigned* VESAL_RESTRICT occupied, const unsigned char* VESAL_RESTRICT available,
                  unsigned* VESAL_RESTRICT bitmap) {
   VESAL_SHARED(float, candidates, [kChunk][kCandidates + 1]);
   VESAL_SHARED(float, queries, [kChunk][kQueries + 1]);
+  if (available != nullptr && *available == 0) {
+    return;
+  }
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int first_query = static_cast<int>(blockIdx.x) * kQueries;
@@ -153,7 +220,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kWarps * 32)
           const unsigned bits = __float_as_uint(distance[q][half]);
           Key key = (static_cast<Key>(bits) << 32) | static_cast<unsigned>(j);
           const bool seen = done > 0 && key <= bound[q];
-          if (i >= g.nodes || j >= g.nodes || j == i || bits >= kInfinityBits || seen) {
+          if (i >= g.nodes || j >= g.nodes || j == i || bits >= kInfinityBits || seen ||
+              (occupied != nullptr && !(bit_of(occupied, i) && bit_of(occupied, j)))) {
             key = kNoKey;
           }
           insert_keys(key, kept, lane, list[q]);
@@ -173,8 +241,14 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kWarps * 32)
   }
 }
 
+// The edges of a node to the other sets.
+VESAL_DEVICE int cross_edges(const Grid& g, const unsigned* occupied, int i) {
+  return occupied == nullptr || bit_of(occupied, i) ? g.branches - 1 + g.modalities - 1 : 0;
+}
+
 // The number of edges of each row; one warp a row.
-VESAL_KERNEL void count_edges(const unsigned* VESAL_RESTRICT bitmap, Grid g, int* VESAL_RESTRICT counts) {
+VESAL_KERNEL void count_edges(const unsigned* VESAL_RESTRICT bitmap, Grid g,
+                              const unsigned* VESAL_RESTRICT occupied, int* VESAL_RESTRICT counts) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = static_cast<int>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32);
   int count = 0;
@@ -185,7 +259,7 @@ VESAL_KERNEL void count_edges(const unsigned* VESAL_RESTRICT bitmap, Grid g, int
   }
   count = __reduce_add_sync(kFullWarp, count);
   if (row < g.nodes && lane == 0) {
-    counts[row] = count;
+    counts[row] = count + cross_edges(g, occupied, row);
   }
 }
 
@@ -219,14 +293,36 @@ VESAL_KERNEL void scan_counts(int nodes, int first_sample, int* VESAL_RESTRICT o
   }
 }
 
-// Columns in ascending order and types; one warp a row, each lane the set bits of one word.
-VESAL_KERNEL void write_rows(const unsigned* VESAL_RESTRICT bitmap, Grid g, int first_node,
-                             const int* VESAL_RESTRICT offsets, int* VESAL_RESTRICT columns,
-                             unsigned char* VESAL_RESTRICT types) {
+// The edges of node i of `set` to node i of the sets [first, last); returns the place behind them.
+VESAL_DEVICE int write_cross_edges(const Grid& g, int set, int first, int last, int first_node, int i,
+                                   int edge, int* columns, unsigned char* types) {
+  for (int other = first; other < last; ++other) {
+    const bool same_modality = other % g.modalities == set % g.modalities;
+    if (same_modality || other / g.modalities == set / g.modalities) {
+      columns[edge] = first_node + other * g.nodes + i;
+      types[edge] = same_modality ? kCrossBranchEdge : kCrossModalityEdge;
+      ++edge;
+    }
+  }
+  return edge;
+}
+
+// Columns in ascending order and types; one warp a row, each lane the set bits of one word. The first node is
+// the sample's.
+VESAL_KERNEL void write_rows(const unsigned* VESAL_RESTRICT bitmap, Grid g,
+                             const unsigned* VESAL_RESTRICT spatial, const unsigned* VESAL_RESTRICT occupied,
+                             int set, int first_node, const int* VESAL_RESTRICT offsets,
+                             int* VESAL_RESTRICT columns, unsigned char* VESAL_RESTRICT types) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = static_cast<int>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32);
   const bool valid = row < g.nodes;
   int base = valid ? offsets[row] : 0;
+  const bool crosses = valid && cross_edges(g, occupied, row) > 0;
+  const int sets = g.branches * g.modalities;
+  if (crosses && lane == 0) {
+    base = write_cross_edges(g, set, 0, set, first_node, row, base, columns, types);
+  }
+  base = __shfl_sync(kFullWarp, base, 0);
   for (int first = 0; first < g.words; first += 32) {
     const int word = first + lane;
     unsigned bits = valid && word < g.words ? bitmap[static_cast<int64_t>(row) * g.words + word] : 0u;
@@ -239,12 +335,15 @@ VESAL_KERNEL void write_rows(const unsigned* VESAL_RESTRICT bitmap, Grid g, int 
     int edge = base + through - count;
     while (bits != 0) {
       const int j = word * 32 + __ffs(static_cast<int>(bits)) - 1;
-      columns[edge] = first_node + j;
-      types[edge] = edge_type(g, row, j);
+      columns[edge] = first_node + set * g.nodes + j;
+      types[edge] = own_edge_type(g, spatial, row, j);
       bits &= bits - 1;
       ++edge;
     }
     base += __shfl_sync(kFullWarp, through, 31);
+  }
+  if (crosses && lane == 0) {
+    write_cross_edges(g, set, set + 1, sets, first_node, row, base, columns, types);
   }
 }
 
@@ -294,22 +393,23 @@ VESAL_KERNEL void write_transpose(int nodes, const int* VESAL_RESTRICT offsets,
   }
 }
 
-// A row's degree sum exp(theta) as largest theta and the sum of exp(theta - largest), and its edges by type.
-// The same values in all lanes.
+// A row's degree sum exp(theta) over the edges that are not cut as largest theta and the sum of
+// exp(theta - largest), and these edges by type; -inf and 0 where all are cut. The same values in all lanes.
 struct RowSum {
   float largest;
   float sum;
   int count[kEdgeTypes];
 };
 
-VESAL_DEVICE RowSum row_sum(const RowSlice& slice, const unsigned char* types, const float* theta) {
+VESAL_DEVICE RowSum row_sum(const RowSlice& slice, const Mask& mask, const int* columns,
+                            const unsigned char* types, const float* theta) {
   RowSum row;
   VESAL_UNROLL
   for (int t = 0; t < kEdgeTypes; ++t) {
     row.count[t] = 0;
   }
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
-    const int type = types[e];
+    const int type = mask.absent(columns[e]) ? kEdgeTypes : types[e];
     VESAL_UNROLL
     for (int t = 0; t < kEdgeTypes; ++t) {
       row.count[t] += type == t ? 1 : 0;
@@ -329,19 +429,20 @@ VESAL_DEVICE RowSum row_sum(const RowSlice& slice, const unsigned char* types, c
   return row;
 }
 
-VESAL_KERNEL void symmetric_degrees(int nodes, const int* VESAL_RESTRICT offsets,
+VESAL_KERNEL void symmetric_degrees(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
+                                    const int* VESAL_RESTRICT columns,
                                     const unsigned char* VESAL_RESTRICT types,
                                     const float* VESAL_RESTRICT theta, float* VESAL_RESTRICT largest,
                                     float* VESAL_RESTRICT scale) {
   const RowSlice slice = row_slice(nodes, offsets);
-  const RowSum row = row_sum(slice, types, theta);
+  const RowSum row = row_sum(slice, mask, columns, types, theta);
   if (slice.row < nodes && slice.lane == 0) {
     largest[slice.row] = row.largest;
     scale[slice.row] = 1.0f / sqrtf(row.sum);
   }
 }
 
-VESAL_KERNEL void symmetric_values(int nodes, const int* VESAL_RESTRICT offsets,
+VESAL_KERNEL void symmetric_values(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
                                    const int* VESAL_RESTRICT columns,
                                    const unsigned char* VESAL_RESTRICT types,
                                    const float* VESAL_RESTRICT theta, const float* VESAL_RESTRICT largest,
@@ -351,44 +452,48 @@ VESAL_KERNEL void symmetric_values(int nodes, const int* VESAL_RESTRICT offsets,
     const int j = columns[e];
     const float t = theta[types[e]];
     const float exponent = 0.5f * (t - largest[slice.row]) + 0.5f * (t - largest[j]);
-    values[e] = expf(exponent) * scale[slice.row] * scale[j];
+    values[e] = mask.absent(j) ? 0.0f : expf(exponent) * scale[slice.row] * scale[j];
   }
 }
 
 // log value = theta - log(D_i) / 2 - log(D_j) / 2, and d log(D_i) / d theta_t is type t's share of D_i.
-VESAL_KERNEL void symmetric_backward(int nodes, const int* VESAL_RESTRICT offsets,
+VESAL_KERNEL void symmetric_backward(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
+                                     const int* VESAL_RESTRICT columns,
                                      const unsigned char* VESAL_RESTRICT types,
                                      const int* VESAL_RESTRICT transpose, const float* VESAL_RESTRICT theta,
                                      const float* VESAL_RESTRICT values, const float* VESAL_RESTRICT dvalues,
                                      double* VESAL_RESTRICT partial) {
   const RowSlice slice = row_slice(nodes, offsets);
-  const RowSum row = row_sum(slice, types, theta);
+  const RowSum row = row_sum(slice, mask, columns, types, theta);
   double direct[kEdgeTypes];
   VESAL_UNROLL
   for (int t = 0; t < kEdgeTypes; ++t) {
     direct[t] = 0.0;
   }
   double through_degree = 0.0;
+  const bool sends = slice.row < nodes && !mask.absent(slice.row);
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
-    const double here = static_cast<double>(values[e]) * static_cast<double>(dvalues[e]);
+    const bool receives = !mask.absent(columns[e]);
+    const double here = receives ? static_cast<double>(values[e]) * static_cast<double>(dvalues[e]) : 0.0;
     const int mirrored = transpose[e];
     const int type = types[e];
     VESAL_UNROLL
     for (int t = 0; t < kEdgeTypes; ++t) {
       direct[t] += type == t ? here : 0.0;
     }
-    through_degree += here + static_cast<double>(values[mirrored]) * static_cast<double>(dvalues[mirrored]);
+    through_degree +=
+        here + (sends ? static_cast<double>(values[mirrored]) * static_cast<double>(dvalues[mirrored]) : 0.0);
   }
   through_degree = sum_over_lanes(through_degree);
   VESAL_UNROLL
   for (int t = 0; t < kEdgeTypes; ++t) {
     direct[t] = sum_over_lanes(direct[t]);
     if (slice.row < nodes && slice.lane == 0) {
-      const double weight = row.count[t] > 0 ? static_cast<double>(row.count[t]) *
-                                                   static_cast<double>(expf(theta[t] - row.largest))
-                                             : 0.0;
-      partial[static_cast<int64_t>(slice.row) * kEdgeTypes + t] =
-          direct[t] - 0.5 * weight / static_cast<double>(row.sum) * through_degree;
+      const double share = row.count[t] > 0 ? static_cast<double>(row.count[t]) *
+                                                  static_cast<double>(expf(theta[t] - row.largest)) /
+                                                  static_cast<double>(row.sum)
+                                            : 0.0;
+      partial[static_cast<int64_t>(slice.row) * kEdgeTypes + t] = direct[t] - 0.5 * share * through_degree;
     }
   }
 }
@@ -415,19 +520,21 @@ VESAL_KERNEL void sum_over_nodes(const double* VESAL_RESTRICT partial, int nodes
   }
 }
 
-VESAL_KERNEL void attention_scores(int nodes, const int* VESAL_RESTRICT offsets,
+VESAL_KERNEL void attention_scores(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
                                    const int* VESAL_RESTRICT columns,
                                    const unsigned char* VESAL_RESTRICT types, float slope,
                                    const float* VESAL_RESTRICT a, const float* VESAL_RESTRICT b,
                                    const float* VESAL_RESTRICT theta, float* VESAL_RESTRICT scores) {
   const RowSlice slice = row_slice(nodes, offsets);
+  const float own = slice.row < nodes && !mask.absent(slice.row) ? a[slice.row] : 0.0f;
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
-    const float sum = a[slice.row] + b[columns[e]] + theta[types[e]];
-    scores[e] = sum > 0.0f ? sum : slope * sum;
+    const int j = columns[e];
+    const float sum = own + b[j] + theta[types[e]];
+    scores[e] = mask.absent(j) ? -INFINITY : (sum > 0.0f ? sum : slope * sum);
   }
 }
 
-VESAL_KERNEL void attention_backward(int nodes, const int* VESAL_RESTRICT offsets,
+VESAL_KERNEL void attention_backward(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
                                      const int* VESAL_RESTRICT columns,
                                      const unsigned char* VESAL_RESTRICT types,
                                      const int* VESAL_RESTRICT transpose, float slope,
@@ -442,18 +549,26 @@ VESAL_KERNEL void attention_backward(int nodes, const int* VESAL_RESTRICT offset
     by_type[t] = 0.0;
   }
   double column_sum = 0.0;
+  const bool sends = slice.row < nodes && !mask.absent(slice.row);
+  const float own = sends ? a[slice.row] : 0.0f;
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
     const int j = columns[e];
     const int mirrored = transpose[e];
     const int type = types[e];
-    const bool forward_positive = a[slice.row] + b[j] + theta[type] > 0.0f;
-    const bool mirrored_positive = a[j] + b[slice.row] + theta[type] > 0.0f;
-    const float gradient = forward_positive ? dscores[e] : slope * dscores[e];
+    const bool receives = !mask.absent(j);
+    float gradient = 0.0f;
+    if (receives) {
+      gradient = own + b[j] + theta[type] > 0.0f ? dscores[e] : slope * dscores[e];
+    }
+    if (sends) {
+      const float other = receives ? a[j] : 0.0f;
+      const bool positive = other + b[slice.row] + theta[type] > 0.0f;
+      column_sum += static_cast<double>(positive ? dscores[mirrored] : slope * dscores[mirrored]);
+    }
     VESAL_UNROLL
     for (int t = 0; t < kEdgeTypes; ++t) {
       by_type[t] += type == t ? static_cast<double>(gradient) : 0.0;
     }
-    column_sum += static_cast<double>(mirrored_positive ? dscores[mirrored] : slope * dscores[mirrored]);
   }
   column_sum = sum_over_lanes(column_sum);
   double row_total = 0.0;
@@ -466,7 +581,7 @@ VESAL_KERNEL void attention_backward(int nodes, const int* VESAL_RESTRICT offset
     }
   }
   if (slice.row < nodes && slice.lane == 0) {
-    da[slice.row] = static_cast<float>(row_total);
+    da[slice.row] = sends ? static_cast<float>(row_total) : 0.0f;
     db[slice.row] = static_cast<float>(column_sum);
   }
 }
@@ -510,10 +625,12 @@ VESAL_KERNEL void segment_softmax_backward(int nodes, const int* VESAL_RESTRICT 
   }
 }
 
-// One thread an element of y: neighbouring threads read neighbouring features, and the edges as broadcasts.
-VESAL_KERNEL void spmm(int nodes, const int* VESAL_RESTRICT offsets, const int* VESAL_RESTRICT columns,
-                       const int* VESAL_RESTRICT order, int64_t features, const float* VESAL_RESTRICT values,
-                       const float* VESAL_RESTRICT z, int accumulate, float* VESAL_RESTRICT y) {
+// One thread an element of y: neighbouring threads read neighbouring features, and the edges as broadcasts. A
+// cut edge's source is not read; in the transposed product the row is the source.
+VESAL_KERNEL void spmm(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
+                       const int* VESAL_RESTRICT columns, const int* VESAL_RESTRICT order, int64_t features,
+                       const float* VESAL_RESTRICT values, const float* VESAL_RESTRICT z, int accumulate,
+                       float* VESAL_RESTRICT y) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= nodes * features) {
     return;
@@ -521,18 +638,21 @@ VESAL_KERNEL void spmm(int nodes, const int* VESAL_RESTRICT offsets, const int* 
   const int64_t row = index / features;
   const int64_t feature = index - row * features;
   float sum = accumulate ? y[index] : 0.0f;
-  const int end = offsets[row + 1];
+  const bool transposed = order != nullptr;
+  const int end = transposed && mask.absent(row) ? 0 : offsets[row + 1];
   for (int e = offsets[row]; e < end; ++e) {
-    const float value = values[order == nullptr ? e : order[e]];
-    sum = fmaf(value, z[columns[e] * features + feature], sum);
+    const int j = columns[e];
+    if (transposed || !mask.absent(j)) {
+      sum = fmaf(values[transposed ? order[e] : e], z[j * features + feature], sum);
+    }
   }
   y[index] = sum;
 }
 
 // One warp a row; kRowLanes lanes an edge, so that four edges are in flight.
-VESAL_KERNEL void sddmm(int nodes, const int* VESAL_RESTRICT offsets, const int* VESAL_RESTRICT columns,
-                        int64_t features, const float* VESAL_RESTRICT a, const float* VESAL_RESTRICT b,
-                        float* VESAL_RESTRICT out) {
+VESAL_KERNEL void sddmm(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
+                        const int* VESAL_RESTRICT columns, int64_t features, const float* VESAL_RESTRICT a,
+                        const float* VESAL_RESTRICT b, float* VESAL_RESTRICT out) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   const int begin = row < nodes ? offsets[row] : 0;
@@ -540,7 +660,7 @@ VESAL_KERNEL void sddmm(int nodes, const int* VESAL_RESTRICT offsets, const int*
   for (int first = begin; first < end; first += 32 / kRowLanes) {
     const int e = first + lane / kRowLanes;
     float sum = 0.0f;
-    if (e < end) {
+    if (e < end && !mask.absent(columns[e])) {
       const int64_t j = columns[e];
       for (int64_t f = lane % kRowLanes; f < features; f += kRowLanes) {
         sum = fmaf(a[row * features + f], b[j * features + f], sum);
@@ -553,38 +673,63 @@ VESAL_KERNEL void sddmm(int nodes, const int* VESAL_RESTRICT offsets, const int*
   }
 }
 
+VESAL_KERNEL void mask_nodes(int64_t count, Mask mask, int64_t features, const float* VESAL_RESTRICT z,
+                             float* VESAL_RESTRICT y) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index < count) {
+    y[index] = mask.absent(index / features) ? 0.0f : z[index];
+  }
+}
+
+Mask mask_of(const Graph& graph) { return {graph.available, graph.nodes_per_set}; }
+
 int64_t row_blocks(int64_t nodes, int lanes) { return ceil_div(nodes * lanes, kBlock); }
 
 }  // namespace
 
 size_t graph_build_workspace_bytes(Context&, const GraphParams& p) {
-  const int64_t nodes = p.nodes_per_sample();
-  return static_cast<size_t>(nodes * ceil_div(nodes, 32) * 4);
+  const int64_t nodes = p.nodes_per_set();
+  const int64_t words = ceil_div(nodes, 32);
+  return static_cast<size_t>(p.regions > 0 ? (2 * nodes + 1) * words * 4 : nodes * words * 4);
 }
 
-void graph_build(Context& context, const GraphParams& p, ConstData features_, const Graph& graph,
-                 Workspace workspace) {
+void graph_build(Context& context, const GraphParams& p, ConstData features_, const int32_t* labels,
+                 const Graph& graph, Workspace workspace) {
   const float* features = features_.as<float>("graph_build: features");
-  auto* bitmap = static_cast<unsigned*>(workspace.data);
-  const int64_t nodes = p.nodes_per_sample();
+  const int64_t nodes = p.nodes_per_set();
   const int64_t words = ceil_div(nodes, 32);
-  const Grid grid{static_cast<int>(nodes), static_cast<int>(p.d), static_cast<int>(p.h),
-                  static_cast<int>(p.w), static_cast<int>(words)};
+  const int64_t voxels = p.d * p.h * p.w;
+  auto* bitmap = static_cast<unsigned*>(workspace.data);
+  unsigned* spatial = p.regions > 0 ? bitmap + nodes * words : nullptr;
+  unsigned* occupied = p.regions > 0 ? spatial + nodes * words : nullptr;
+  const Grid grid{static_cast<int>(nodes),      static_cast<int>(p.d),         static_cast<int>(p.h),
+                  static_cast<int>(p.w),        static_cast<int>(words),       static_cast<int>(p.regions),
+                  static_cast<int>(p.branches), static_cast<int>(p.modalities)};
   const auto k = static_cast<int>(std::min<int64_t>(p.neighbours, nodes - 1));
-  for (int64_t sample = 0; sample < p.n; ++sample) {
-    int* offsets = graph.row_offsets + sample * nodes;
-    launch(context.stream(), {.grid = ceil_div(nodes * words, kBlock), .block = kBlock}, fill_spatial, grid,
-           bitmap);
+  for (int64_t block = 0; block < p.n * p.sets(); ++block) {
+    const int64_t sample = block / p.sets();
+    const auto set = static_cast<int>(block % p.sets());
+    if (p.regions > 0 && set == 0) {
+      launch(context.stream(), {.grid = ceil_div((nodes + 1) * words, kBlock), .block = kBlock}, clear_words,
+             (nodes + 1) * words, spatial);
+      launch(context.stream(), {.grid = ceil_div(voxels, kBlock), .block = kBlock}, mark_regions, grid,
+             labels + sample * voxels, spatial, occupied);
+    }
+    int* offsets = graph.row_offsets + block * nodes;
+    launch(context.stream(), {.grid = ceil_div(nodes * words, kBlock), .block = kBlock}, fill_bitmap, grid,
+           spatial, bitmap);
     if (k > 0) {
       launch(context.stream(), {.grid = ceil_div(nodes, kQueries), .block = kWarps * 32}, link_nearest,
-             features + sample * nodes * p.features, static_cast<int>(p.features), k, grid, bitmap);
+             features + block * nodes * p.features, static_cast<int>(p.features), k, grid, occupied,
+             graph.available == nullptr ? nullptr : graph.available + block, bitmap);
     }
     launch(context.stream(), {.grid = row_blocks(nodes, 32), .block = kBlock}, count_edges, bitmap, grid,
-           offsets + 1);
+           occupied, offsets + 1);
     launch(context.stream(), {.grid = 1, .block = kScanThreads}, scan_counts, static_cast<int>(nodes),
-           sample == 0 ? 1 : 0, offsets);
+           block == 0 ? 1 : 0, offsets);
     launch(context.stream(), {.grid = row_blocks(nodes, 32), .block = kBlock}, write_rows, bitmap, grid,
-           static_cast<int>(sample * nodes), offsets, graph.columns, graph.types);
+           spatial, occupied, set, static_cast<int>(sample * p.nodes_per_sample()), offsets, graph.columns,
+           graph.types);
   }
   launch(context.stream(), {.grid = row_blocks(graph.nodes, kRowLanes), .block = kBlock}, write_transpose,
          static_cast<int>(graph.nodes), graph.row_offsets, graph.columns, graph.transpose);
@@ -601,9 +746,10 @@ void graph_symmetric_weights_forward(Context& context, const Graph& graph, Const
   auto* largest = static_cast<float*>(workspace.data);
   const auto nodes = static_cast<int>(graph.nodes);
   launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, symmetric_degrees, nodes,
-         graph.row_offsets, graph.types, theta, largest, largest + nodes);
+         mask_of(graph), graph.row_offsets, graph.columns, graph.types, theta, largest, largest + nodes);
   launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, symmetric_values, nodes,
-         graph.row_offsets, graph.columns, graph.types, theta, largest, largest + nodes, values);
+         mask_of(graph), graph.row_offsets, graph.columns, graph.types, theta, largest, largest + nodes,
+         values);
 }
 
 void graph_symmetric_weights_backward(Context& context, const Graph& graph, ConstData theta_,
@@ -616,8 +762,9 @@ void graph_symmetric_weights_backward(Context& context, const Graph& graph, Cons
   auto* partial = static_cast<double*>(workspace.data);
   const auto nodes = static_cast<int>(graph.nodes);
   launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, symmetric_backward, nodes,
-         graph.row_offsets, graph.types, graph.transpose, theta, values, dvalues, partial);
-  launch(context.stream(), {.grid = kEdgeTypes, .block = kBlock}, sum_over_nodes, partial, nodes,
+         mask_of(graph), graph.row_offsets, graph.columns, graph.types, graph.transpose, theta, values,
+         dvalues, partial);
+  launch(context.stream(), {.grid = graph.type_count, .block = kBlock}, sum_over_nodes, partial, nodes,
          mode == GradMode::accumulate ? 1 : 0, dtheta);
 }
 
@@ -629,7 +776,7 @@ void graph_attention_scores_forward(Context& context, const Graph& graph, float 
   float* scores = scores_.as<float>("graph_attention_scores_forward: scores");
   const auto nodes = static_cast<int>(graph.nodes);
   launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, attention_scores, nodes,
-         graph.row_offsets, graph.columns, graph.types, slope, a, b, theta, scores);
+         mask_of(graph), graph.row_offsets, graph.columns, graph.types, slope, a, b, theta, scores);
 }
 
 size_t graph_attention_scores_workspace_bytes(Context&, const Graph& graph) {
@@ -649,9 +796,9 @@ void graph_attention_scores_backward(Context& context, const Graph& graph, float
   auto* partial = static_cast<double*>(workspace.data);
   const auto nodes = static_cast<int>(graph.nodes);
   launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, attention_backward, nodes,
-         graph.row_offsets, graph.columns, graph.types, graph.transpose, slope, a, b, theta, dscores, da, db,
-         partial);
-  launch(context.stream(), {.grid = kEdgeTypes, .block = kBlock}, sum_over_nodes, partial, nodes,
+         mask_of(graph), graph.row_offsets, graph.columns, graph.types, graph.transpose, slope, a, b, theta,
+         dscores, da, db, partial);
+  launch(context.stream(), {.grid = graph.type_count, .block = kBlock}, sum_over_nodes, partial, nodes,
          mode == GradMode::accumulate ? 1 : 0, dtheta);
 }
 
@@ -679,7 +826,7 @@ void graph_spmm(Context& context, const Graph& graph, int64_t features, ConstDat
   const float* z = z_.as<float>("graph_spmm: z");
   float* y = y_.as<float>("graph_spmm: y");
   launch(context.stream(), {.grid = ceil_div(graph.nodes * features, kBlock), .block = kBlock}, spmm,
-         static_cast<int>(graph.nodes), graph.row_offsets, graph.columns,
+         static_cast<int>(graph.nodes), mask_of(graph), graph.row_offsets, graph.columns,
          transposed ? graph.transpose : nullptr, features, values, z, mode == GradMode::accumulate ? 1 : 0,
          y);
 }
@@ -690,7 +837,14 @@ void graph_sddmm(Context& context, const Graph& graph, int64_t features, ConstDa
   const float* b = b_.as<float>("graph_sddmm: b");
   float* out = out_.as<float>("graph_sddmm: out");
   launch(context.stream(), {.grid = row_blocks(graph.nodes, 32), .block = kBlock}, sddmm,
-         static_cast<int>(graph.nodes), graph.row_offsets, graph.columns, features, a, b, out);
+         static_cast<int>(graph.nodes), mask_of(graph), graph.row_offsets, graph.columns, features, a, b,
+         out);
+}
+
+void graph_mask_nodes(Context& context, const Graph& graph, int64_t features, ConstData z, Data y) {
+  const int64_t count = graph.nodes * features;
+  launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, mask_nodes, count,
+         mask_of(graph), features, z.as<float>("graph_mask_nodes: z"), y.as<float>("graph_mask_nodes: y"));
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/philox.hpp"
 #include "kernels/context/work.hpp"
 #include "kernels/graph/graph.hpp"
 
@@ -14,6 +15,7 @@ namespace vesal::kernels {
 struct GraphCase {
   std::string name;
   GraphParams params;
+  bool masked = false;  // some of the sets are absent
 };
 
 inline const std::vector<GraphCase> kGraphCases = {
@@ -38,6 +40,20 @@ inline const std::vector<GraphCase> kGraphCases = {
     {"neighbours_65", {1, 4, 5, 4, 65, 2}},
     {"complete", {2, 3, 3, 4, 35, 3}},
     {"more_than_there_are", {1, 2, 2, 3, 99, 3}},
+    {"branches", {2, 2, 3, 3, 3, 4, 2, 1}},
+    {"modalities", {1, 3, 2, 2, 2, 3, 1, 4}},
+    {"branches_and_modalities", {2, 2, 2, 3, 3, 2, 2, 3}},
+    {"one_node_of_six_sets", {2, 1, 1, 1, 4, 2, 2, 3}},
+    {"one_region", {2, 2, 3, 3, 4, 2, 1, 1, 1}},
+    {"regions_31", {1, 5, 6, 7, 3, 4, 1, 1, 31}},
+    {"regions_32", {2, 5, 6, 7, 0, 4, 1, 1, 32}},
+    {"regions_33", {2, 7, 6, 5, 5, 4, 1, 1, 33}},
+    {"regions_of_sets", {2, 4, 5, 6, 3, 3, 2, 2, 20}},
+    {"more_regions_than_voxels", {1, 2, 2, 2, 2, 3, 1, 1, 40}},
+    {"masked", {3, 2, 2, 3, 3, 4, 1, 1}, true},
+    {"masked_modalities", {3, 2, 3, 3, 4, 3, 1, 4}, true},
+    {"masked_branches_and_modalities", {2, 2, 2, 3, 3, 2, 2, 3}, true},
+    {"masked_regions", {2, 4, 5, 6, 3, 3, 2, 2, 20}, true},
 };
 
 // For benchmarks: graph reasoning pools every level to at most 16 nodes an axis.
@@ -58,6 +74,16 @@ inline Work graph_build_work(const GraphParams& p) {
 inline Work graph_product_work(const GraphParams& p, int64_t edges) {
   return {.flops = 2.0 * static_cast<double>(edges * p.features),
           .bytes = 4.0 * static_cast<double>(2 * p.nodes() * p.features + 2 * edges)};
+}
+
+// [n, sets]: about half of the sets are there.
+inline std::vector<uint8_t> random_mask(const GraphParams& p, uint64_t seed) {
+  RandomStream random(seed, 1, 0);
+  std::vector<uint8_t> mask(static_cast<size_t>(p.n * p.sets()));
+  for (uint8_t& value : mask) {
+    value = static_cast<uint8_t>(random.below(2));
+  }
+  return mask;
 }
 
 }  // namespace vesal::kernels

@@ -30,19 +30,24 @@ using HalfLanes [[gnu::vector_size(32)]] = float;
 
 int64_t words_per_row(int64_t nodes) { return ceil_div(nodes, 32); }
 int64_t found_neighbours(const GraphParams& p) {
-  return std::min<int64_t>(p.neighbours, p.nodes_per_sample() - 1);
+  return std::min<int64_t>(p.neighbours, p.nodes_per_set() - 1);
 }
 
 // The parts of graph_build's workspace, each aligned to 64 bytes.
 struct BuildLayout {
-  size_t bitmap = 0, tiles = 0, heaps = 0, total = 0;  // offsets in bytes
+  size_t bitmap = 0, spatial = 0, occupied = 0, tiles = 0, heaps = 0, total = 0;  // offsets in bytes
   int64_t workers = 1;
 
   explicit BuildLayout(const GraphParams& p) : workers(thread_count()) {
     const auto rounded = [](int64_t bytes) { return static_cast<size_t>(ceil_div(bytes, 64) * 64); };
-    const int64_t nodes = p.nodes_per_sample();
+    const int64_t nodes = p.nodes_per_set();
     const int64_t k = found_neighbours(p);
-    total += rounded(nodes * words_per_row(nodes) * 4);
+    const int64_t bits = nodes * words_per_row(nodes) * 4;
+    total += rounded(std::max(bits, p.nodes_per_sample() * 4));  // also the transpose's scratch
+    spatial = total;
+    total += p.regions > 0 ? rounded(bits) : 0;
+    occupied = total;
+    total += p.regions > 0 ? rounded(words_per_row(nodes) * 4) : 0;
     tiles = total;
     total += k > 0 ? rounded(checked_mul(ceil_div(nodes, kTile) * kTile * 4, p.features)) : 0;
     heaps = total;
@@ -50,11 +55,25 @@ struct BuildLayout {
   }
 };
 
-int edge_type(const GraphParams& p, int64_t i, int64_t j) {
+bool bit_of(const uint32_t* bits, int64_t i) { return (bits[i / 32] >> (i % 32) & 1u) != 0; }
+
+// Whether node j is absent: its outgoing edges (i, j) are cut.
+bool absent(const Graph& graph, int64_t j) {
+  return graph.available != nullptr && graph.available[j / graph.nodes_per_set] == 0;
+}
+
+// The type of an edge within a set.
+EdgeType own_edge_type(const GraphParams& p, const uint32_t* spatial, int64_t i, int64_t j) {
+  if (i == j) {
+    return kSelfEdge;
+  }
+  if (p.regions > 0) {
+    return bit_of(spatial + i * words_per_row(p.regions), j) ? kSpatialEdge : kSemanticEdge;
+  }
   const int64_t dw = std::abs(i % p.w - j % p.w);
   const int64_t dh = std::abs(i / p.w % p.h - j / p.w % p.h);
   const int64_t dd = std::abs(i / (p.w * p.h) - j / (p.w * p.h));
-  return static_cast<int>(std::min<int64_t>(dw + dh + dd, 2));
+  return dw + dh + dd == 1 ? kSpatialEdge : kSemanticEdge;
 }
 
 void set_bit(uint32_t* bitmap, int64_t words, int64_t i, int64_t j) {
@@ -74,13 +93,52 @@ void fill_spatial_row(const GraphParams& p, int64_t i, uint32_t* row) {
   if (z + 1 < p.d) set(i + p.w * p.h);
 }
 
-// features [nodes, count] to tiles [ceil(nodes / 64), count, 64]; the candidates beyond the last node are
-// NaN, which is never near.
-void fill_tile(const float* features, int64_t nodes, int64_t count, int64_t tile, float* target) {
+// Regions: spatial [nodes, words] with the pairs that touch, occupied [words] with those that have a voxel.
+void fill_regions(const GraphParams& p, const int32_t* labels, uint32_t* spatial, uint32_t* occupied) {
+  const int64_t words = words_per_row(p.regions);
+  std::fill_n(spatial, p.regions * words, 0u);
+  std::fill_n(occupied, words, 0u);
+  const auto is_region = [&](int32_t label) { return label >= 0 && label < p.regions; };
+  // Most voxels say what others have said before: look before writing.
+  const auto set = [](uint32_t& word, int64_t bit) {
+    const std::atomic_ref<uint32_t> shared(word);
+    const uint32_t mask = 1u << (bit % 32);
+    if ((shared.load(std::memory_order_relaxed) & mask) == 0) {
+      shared.fetch_or(mask, std::memory_order_relaxed);
+    }
+  };
+  parallel_for(p.d * p.h, std::max<int64_t>(4096 / p.w, 1), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t x = 0; x < p.w; ++x) {
+        const int64_t v = row * p.w + x;
+        const int32_t label = labels[v];
+        if (!is_region(label)) {
+          continue;
+        }
+        set(occupied[label / 32], label);
+        const auto touch = [&](int64_t other) {
+          const int32_t neighbour = labels[other];
+          if (neighbour != label && is_region(neighbour)) {
+            set(spatial[label * words + neighbour / 32], neighbour);
+            set(spatial[neighbour * words + label / 32], label);
+          }
+        };
+        if (x + 1 < p.w) touch(v + 1);
+        if (row % p.h + 1 < p.h) touch(v + p.w);
+        if (row / p.h + 1 < p.d) touch(v + p.h * p.w);
+      }
+    }
+  });
+}
+
+// features [nodes, count] to tiles [ceil(nodes / 64), count, 64]; the candidates beyond the last node, and
+// those that are not occupied (null: all are), are NaN, which is never near.
+void fill_tile(const float* features, const uint32_t* occupied, int64_t nodes, int64_t count, int64_t tile,
+               float* target) {
   const int64_t first = tile * kTile;
   for (int64_t l = 0; l < kTile; ++l) {
     const float* source = features + (first + l) * count;
-    if (first + l < nodes) {
+    if (first + l < nodes && (occupied == nullptr || bit_of(occupied, first + l))) {
       for (int64_t f = 0; f < count; ++f) {
         target[f * kTile + l] = source[f];
       }
@@ -139,8 +197,9 @@ struct Heap {
 };
 
 // Adds the edges to the k nearest nodes of queries [first, last), at most kPanel of them.
-void link_panel(const float* features, const float* tiles, int64_t nodes, int64_t count, int64_t k,
-                int64_t first, int64_t last, uint64_t* heap_storage, uint32_t* bitmap) {
+void link_panel(const float* features, const uint32_t* occupied, const float* tiles, int64_t nodes,
+                int64_t count, int64_t k, int64_t first, int64_t last, uint64_t* heap_storage,
+                uint32_t* bitmap) {
   Heap heaps[kPanel];
   for (int64_t r = 0; r < last - first; ++r) {
     heaps[r] = Heap{heap_storage + r * k};
@@ -176,6 +235,9 @@ void link_panel(const float* features, const float* tiles, int64_t nodes, int64_
     }
   }
   for (int64_t row = first; row < last; ++row) {
+    if (occupied != nullptr && !bit_of(occupied, row)) {
+      continue;
+    }
     const Heap& heap = heaps[row - first];
     for (int64_t e = 0; e < heap.size; ++e) {
       const auto j = static_cast<int64_t>(heap.keys[e] & 0xffffffffu);
@@ -185,19 +247,19 @@ void link_panel(const float* features, const float* tiles, int64_t nodes, int64_
   }
 }
 
-void link_nearest(const float* features, int64_t nodes, int64_t count, int64_t k, int64_t workers,
-                  float* tiles, uint64_t* heaps, uint32_t* bitmap) {
+void link_nearest(const float* features, const uint32_t* occupied, int64_t nodes, int64_t count, int64_t k,
+                  int64_t workers, float* tiles, uint64_t* heaps, uint32_t* bitmap) {
   parallel_for(ceil_div(nodes, kTile), 4, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
-      fill_tile(features, nodes, count, tile, tiles + tile * count * kTile);
+      fill_tile(features, occupied, nodes, count, tile, tiles + tile * count * kTile);
     }
   });
   const int64_t panels = ceil_div(nodes, kPanel);
   parallel_for(std::min(workers, panels), 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
       for (int64_t panel = worker; panel < panels; panel += std::min(workers, panels)) {
-        link_panel(features, tiles, nodes, count, k, panel * kPanel, std::min((panel + 1) * kPanel, nodes),
-                   heaps + worker * kPanel * k, bitmap);
+        link_panel(features, occupied, tiles, nodes, count, k, panel * kPanel,
+                   std::min((panel + 1) * kPanel, nodes), heaps + worker * kPanel * k, bitmap);
       }
     }
   });
@@ -222,8 +284,17 @@ void for_each_row(const Graph& graph, RowBody&& body) {
   });
 }
 
+void fill_cut_edges(const Graph& graph, int64_t begin, int64_t end, float value, float* values) {
+  for (int64_t e = begin; graph.available != nullptr && e < end; ++e) {
+    if (absent(graph, graph.columns[e])) {
+      values[e] = value;
+    }
+  }
+}
+
 // Sums partial [nodes, kEdgeTypes] over the nodes, first in blocks of 256 and then over the blocks.
-void sum_over_nodes(const double* partial, int64_t nodes, float* sums, GradMode mode) {
+void sum_over_nodes(const double* partial, const Graph& graph, float* sums, GradMode mode) {
+  const int64_t nodes = graph.nodes;
   double total[kEdgeTypes] = {};
   for (int64_t first = 0; first < nodes; first += 256) {
     double block[kEdgeTypes] = {};
@@ -236,12 +307,13 @@ void sum_over_nodes(const double* partial, int64_t nodes, float* sums, GradMode 
       total[t] += block[t];
     }
   }
-  for (int t = 0; t < kEdgeTypes; ++t) {
+  for (int t = 0; t < graph.type_count; ++t) {
     sums[t] = static_cast<float>(total[t]) + (mode == GradMode::accumulate ? sums[t] : 0.0f);
   }
 }
 
-// What a row of exp(theta[type]) sums to: largest = max theta, sum = sum of exp(theta - largest) >= 1.
+// What a row of exp(theta[type]) sums to over the edges that are not cut: largest = max theta, sum = sum of
+// exp(theta - largest) >= 1; -inf and 0 where all are cut.
 struct RowSum {
   float largest;
   float sum;
@@ -251,7 +323,7 @@ struct RowSum {
 RowSum row_sum(const Graph& graph, const float* theta, int64_t begin, int64_t end) {
   RowSum row{-INFINITY, 0.0f, {}};
   for (int64_t e = begin; e < end; ++e) {
-    ++row.count[graph.types[e]];
+    row.count[graph.types[e]] += absent(graph, graph.columns[e]) ? 0 : 1;
   }
   for (int t = 0; t < kEdgeTypes; ++t) {
     row.largest = row.count[t] > 0 ? std::max(row.largest, theta[t]) : row.largest;
@@ -268,8 +340,8 @@ RowSum row_sum(const Graph& graph, const float* theta, int64_t begin, int64_t en
 
 size_t graph_build_workspace_bytes(Context&, const GraphParams& params) { return BuildLayout(params).total; }
 
-void graph_build(Context&, const GraphParams& p, ConstData features_, const Graph& graph,
-                 Workspace workspace) {
+void graph_build(Context&, const GraphParams& p, ConstData features_, const int32_t* labels,
+                 const Graph& graph, Workspace workspace) {
   const float* features = features_.as<float>("graph_build: features");
   if (graph.nodes == 0) {
     return;
@@ -277,27 +349,43 @@ void graph_build(Context&, const GraphParams& p, ConstData features_, const Grap
   const BuildLayout layout(p);
   auto* memory = static_cast<unsigned char*>(workspace.data);
   auto* bitmap = reinterpret_cast<uint32_t*>(memory);
+  auto* spatial = p.regions > 0 ? reinterpret_cast<uint32_t*>(memory + layout.spatial) : nullptr;
+  auto* occupied = p.regions > 0 ? reinterpret_cast<uint32_t*>(memory + layout.occupied) : nullptr;
   auto* tiles = reinterpret_cast<float*>(memory + layout.tiles);
   auto* heaps = reinterpret_cast<uint64_t*>(memory + layout.heaps);
-  const int64_t nodes = p.nodes_per_sample();
+  const int64_t nodes = p.nodes_per_set();
   const int64_t words = words_per_row(nodes);
   const int64_t k = found_neighbours(p);
+  const int64_t sets = p.sets();
+  const auto cross_edges = [&](int64_t i) {
+    return occupied == nullptr || bit_of(occupied, i) ? p.branches - 1 + p.modalities - 1 : 0;
+  };
   graph.row_offsets[0] = 0;
-  for (int64_t sample = 0; sample < p.n; ++sample) {
+  for (int64_t block = 0; block < p.n * sets; ++block) {
+    const int64_t sample = block / sets, set = block % sets;
+    if (p.regions > 0 && set == 0) {
+      fill_regions(p, labels + sample * p.d * p.h * p.w, spatial, occupied);
+    }
     parallel_for(nodes, kRowGrain, [&](int64_t begin, int64_t end) {
-      std::fill(bitmap + begin * words, bitmap + end * words, 0u);
       for (int64_t i = begin; i < end; ++i) {
-        fill_spatial_row(p, i, bitmap + i * words);
+        uint32_t* row = bitmap + i * words;
+        if (p.regions > 0) {
+          std::copy_n(spatial + i * words, words, row);
+          row[i / 32] |= 1u << (i % 32);
+        } else {
+          std::fill_n(row, words, 0u);
+          fill_spatial_row(p, i, row);
+        }
       }
     });
-    if (k > 0) {
-      link_nearest(features + sample * nodes * p.features, nodes, p.features, k, layout.workers, tiles, heaps,
-                   bitmap);
+    if (k > 0 && !absent(graph, block * nodes)) {
+      link_nearest(features + block * nodes * p.features, occupied, nodes, p.features, k, layout.workers,
+                   tiles, heaps, bitmap);
     }
-    int32_t* offsets = graph.row_offsets + sample * nodes;
+    int32_t* offsets = graph.row_offsets + block * nodes;
     parallel_for(nodes, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        int32_t count = 0;
+        auto count = static_cast<int32_t>(cross_edges(i));
         for (int64_t word = 0; word < words; ++word) {
           count += std::popcount(bitmap[i * words + word]);
         }
@@ -310,17 +398,33 @@ void graph_build(Context&, const GraphParams& p, ConstData features_, const Grap
     parallel_for(nodes, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         int64_t e = offsets[i];
+        const auto add_edge = [&](int64_t of_set, int64_t j, EdgeType type) {
+          graph.columns[e] = static_cast<int32_t>((sample * sets + of_set) * nodes + j);
+          graph.types[e] = type;
+          ++e;
+        };
+        const auto add_cross_edges = [&](int64_t first, int64_t last) {
+          for (int64_t other = first; cross_edges(i) > 0 && other < last; ++other) {
+            if (other % p.modalities == set % p.modalities) {
+              add_edge(other, i, kCrossBranchEdge);
+            } else if (other / p.modalities == set / p.modalities) {
+              add_edge(other, i, kCrossModalityEdge);
+            }
+          }
+        };
+        add_cross_edges(0, set);
         for (int64_t word = 0; word < words; ++word) {
           for (uint32_t bits = bitmap[i * words + word]; bits != 0; bits &= bits - 1) {
             const int64_t j = word * 32 + std::countr_zero(bits);
-            graph.columns[e] = static_cast<int32_t>(sample * nodes + j);
-            graph.types[e] = static_cast<uint8_t>(edge_type(p, i, j));
-            ++e;
+            add_edge(set, j, own_edge_type(p, spatial, i, j));
           }
         }
+        add_cross_edges(set + 1, sets);
       }
     });
-    write_transpose(graph, sample * nodes, nodes, reinterpret_cast<int32_t*>(bitmap));
+    if (set == sets - 1) {
+      write_transpose(graph, sample * sets * nodes, sets * nodes, reinterpret_cast<int32_t*>(bitmap));
+    }
   }
 }
 
@@ -348,6 +452,7 @@ void graph_symmetric_weights_forward(Context&, const Graph& graph, ConstData the
       const float exponent = 0.5f * (t - largest[i]) + 0.5f * (t - largest[j]);
       values[e] = vector_exp(exponent) * scale[i] * scale[j];
     }
+    fill_cut_edges(graph, begin, end, 0.0f, values);
   });
 }
 
@@ -363,18 +468,21 @@ void graph_symmetric_weights_backward(Context&, const Graph& graph, ConstData th
     const RowSum row = row_sum(graph, theta, begin, end);
     double direct[kEdgeTypes] = {};
     double through_degree = 0;
+    const bool sends = !absent(graph, i);
     for (int64_t e = begin; e < end; ++e) {
-      const double here = static_cast<double>(values[e]) * dvalues[e];
       const int64_t mirrored = graph.transpose[e];
+      const bool receives = !absent(graph, graph.columns[e]);
+      const double here = receives ? static_cast<double>(values[e]) * dvalues[e] : 0.0;
+      const double there = sends ? static_cast<double>(values[mirrored]) * dvalues[mirrored] : 0.0;
       direct[graph.types[e]] += here;
-      through_degree += here + static_cast<double>(values[mirrored]) * dvalues[mirrored];
+      through_degree += here + there;
     }
     for (int t = 0; t < kEdgeTypes; ++t) {
       const double share = row.count[t] > 0 ? row.count[t] * std::exp(theta[t] - row.largest) / row.sum : 0.0;
       partial[i * kEdgeTypes + t] = direct[t] - 0.5 * share * through_degree;
     }
   });
-  sum_over_nodes(partial, graph.nodes, dtheta, mode);
+  sum_over_nodes(partial, graph, dtheta, mode);
 }
 
 void graph_attention_scores_forward(Context&, const Graph& graph, float slope, ConstData a_, ConstData b_,
@@ -384,11 +492,13 @@ void graph_attention_scores_forward(Context&, const Graph& graph, float slope, C
   const float* theta = theta_.as<float>("graph_attention_scores_forward: theta");
   float* scores = scores_.as<float>("graph_attention_scores_forward: scores");
   for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
+    const float own = absent(graph, i) ? 0.0f : a[i];
 #pragma omp simd
     for (int64_t e = begin; e < end; ++e) {
-      const float sum = a[i] + b[graph.columns[e]] + theta[graph.types[e]];
+      const float sum = own + b[graph.columns[e]] + theta[graph.types[e]];
       scores[e] = sum > 0.0f ? sum : slope * sum;
     }
+    fill_cut_edges(graph, begin, end, -INFINITY, scores);
   });
 }
 
@@ -410,24 +520,30 @@ void graph_attention_scores_backward(Context&, const Graph& graph, float slope, 
   for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
     double by_type[kEdgeTypes] = {};
     double column_sum = 0;
+    const bool sends = !absent(graph, i);
+    const float own = sends ? a[i] : 0.0f;
     for (int64_t e = begin; e < end; ++e) {
       const int32_t j = graph.columns[e];
       const int32_t mirrored = graph.transpose[e];
       const int type = graph.types[e];
-      const bool forward_positive = a[i] + b[j] + theta[type] > 0.0f;
-      const bool mirrored_positive = a[j] + b[i] + theta[type] > 0.0f;
-      by_type[type] += forward_positive ? dscores[e] : slope * dscores[e];
-      column_sum += mirrored_positive ? dscores[mirrored] : slope * dscores[mirrored];
+      const bool receives = !absent(graph, j);
+      if (receives) {
+        by_type[type] += own + b[j] + theta[type] > 0.0f ? dscores[e] : slope * dscores[e];
+      }
+      if (sends) {
+        const float other = receives ? a[j] : 0.0f;
+        column_sum += other + b[i] + theta[type] > 0.0f ? dscores[mirrored] : slope * dscores[mirrored];
+      }
     }
     double row_total = 0;
     for (int t = 0; t < kEdgeTypes; ++t) {
       partial[i * kEdgeTypes + t] = by_type[t];
       row_total += by_type[t];
     }
-    da[i] = static_cast<float>(row_total);
+    da[i] = sends ? static_cast<float>(row_total) : 0.0f;
     db[i] = static_cast<float>(column_sum);
   });
-  sum_over_nodes(partial, graph.nodes, dtheta, mode);
+  sum_over_nodes(partial, graph, dtheta, mode);
 }
 
 void graph_segment_softmax_forward(Context&, const Graph& graph, ConstData scores_, Data values_) {
@@ -473,7 +589,8 @@ void graph_segment_softmax_backward(Context&, const Graph& graph, ConstData valu
 
 namespace {
 
-// kVectors vectors of one row of y. `values` are read through `order` (the transpose) unless that is null.
+// kVectors vectors of one row of y. `values` are read through `order` (the transpose) unless that is null. A
+// cut edge's source is not read; in the transposed product the row is the source.
 template <class Vector, int kVectors>
 void spmm_columns(const Graph& graph, int64_t begin, int64_t end, int64_t features, const float* values,
                   const int32_t* order, const float* z, float* y, GradMode mode) {
@@ -483,6 +600,9 @@ void spmm_columns(const Graph& graph, int64_t begin, int64_t end, int64_t featur
     std::memcpy(sum, y, sizeof(sum));
   }
   for (int64_t e = begin; e < end; ++e) {
+    if (order == nullptr && absent(graph, graph.columns[e])) {
+      continue;
+    }
     const float value = values[order == nullptr ? e : order[e]];
     const float* source = z + graph.columns[e] * features;
 #pragma GCC unroll 4
@@ -502,6 +622,9 @@ void spmm_tail(const Graph& graph, int64_t begin, int64_t end, int64_t features,
     std::copy(y, y + width, sum);
   }
   for (int64_t e = begin; e < end; ++e) {
+    if (order == nullptr && absent(graph, graph.columns[e])) {
+      continue;
+    }
     const float value = values[order == nullptr ? e : order[e]];
     const float* source = z + graph.columns[e] * features;
 #pragma omp simd
@@ -521,6 +644,7 @@ void graph_spmm(Context&, const Graph& graph, int64_t features, ConstData values
   float* y = y_.as<float>("graph_spmm: y");
   const int32_t* order = transposed ? graph.transpose : nullptr;
   for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
+    end = transposed && absent(graph, i) ? begin : end;
     float* row = y + i * features;
     int64_t f = 0;
     for (; f + 64 <= features; f += 64) {
@@ -545,6 +669,10 @@ void graph_sddmm(Context&, const Graph& graph, int64_t features, ConstData a_, C
   for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
     const float* left = a + i * features;
     for (int64_t e = begin; e < end; ++e) {
+      if (absent(graph, graph.columns[e])) {
+        out[e] = 0.0f;
+        continue;
+      }
       const float* right = b + graph.columns[e] * features;
       float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
@@ -552,6 +680,20 @@ void graph_sddmm(Context&, const Graph& graph, int64_t features, ConstData a_, C
         sum += left[f] * right[f];
       }
       out[e] = sum;
+    }
+  });
+}
+
+void graph_mask_nodes(Context&, const Graph& graph, int64_t features, ConstData z_, Data y_) {
+  const float* z = z_.as<float>("graph_mask_nodes: z");
+  float* y = y_.as<float>("graph_mask_nodes: y");
+  parallel_for(graph.nodes, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (absent(graph, i)) {
+        std::fill_n(y + i * features, features, 0.0f);
+      } else {
+        std::copy_n(z + i * features, features, y + i * features);
+      }
     }
   });
 }

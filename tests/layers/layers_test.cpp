@@ -371,14 +371,14 @@ TEST_P(Layers, GraphOpsOnAFixedGraph) {
   const SparseGraph graph = build_graph(context, random_tensor({2, 2, 3, 2, 4}, 5), 3);
   const int64_t nodes = graph.graph.nodes;
   {
-    Parameter* theta = builder.uniform("theta", {kernels::kEdgeTypes}, 0.5f, false);
+    Parameter* theta = builder.uniform("theta", {kernels::kOneSetEdgeTypes}, 0.5f, false);
     check_gradients(
         [&](const auto& x) { return propagate(context, graph, symmetric_edge_weights(context, graph, theta), x[0]); },
         {random_tensor({nodes, 4}, 1)});
   }
   store = ParameterStore();
   {
-    Parameter* theta = builder.uniform("theta", {kernels::kEdgeTypes}, 0.5f, false);
+    Parameter* theta = builder.uniform("theta", {kernels::kOneSetEdgeTypes}, 0.5f, false);
     Parameter* u = builder.uniform("u", {1, 4}, 0.5f, true);
     Parameter* v = builder.uniform("v", {1, 4}, 0.5f, true);
     check_gradients(
