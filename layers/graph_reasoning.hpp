@@ -3,6 +3,7 @@
 // back to their voxels.
 #pragma once
 
+#include <functional>
 #include <utility>
 
 #include "layers/modules.hpp"
@@ -27,8 +28,18 @@ class GraphReasoning {
   //   x += ReLU(IN(upsample(Wo (X + H)))) for both, with shared weights.
   std::pair<Variable, Variable> operator()(DeviceContext& context, const Variable& semantic,
                                            const Variable& edges) const;
+  // The same with regions (supervoxels) of the branches' voxels for nodes: pool is the mean over a region,
+  // and the way back gives each voxel what its region holds. Voxels of no region get norm's image of 0.
+  std::pair<Variable, Variable> operator()(DeviceContext& context, const Variable& semantic,
+                                           const Variable& edges, const Regions& regions) const;
 
  private:
+  // x [2n, ..., F], semantic samples first, to x + H with the same H for both; `build` makes the graph of Z.
+  Variable exchange(DeviceContext& context, const Variable& x,
+                    const std::function<SparseGraph(const Tensor&)>& build) const;
+  std::pair<Variable, Variable> add_to(DeviceContext& context, const Variable& both,
+                                       const Variable& volume) const;
+
   GraphReasoningSettings settings_;
   Linear project_;
   Linear message_;

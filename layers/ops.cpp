@@ -60,6 +60,10 @@ GradMode shared_mode(DeviceContext& context, std::initializer_list<Parameter*> p
 
 Data gradient_of(Parameter* parameter) { return parameter ? Data(parameter->gradient) : Data(); }
 
+kernels::RegionIndex index_of(const Regions& regions) {
+  return {regions.offsets.data<int32_t>(), regions.voxels.data<int32_t>()};
+}
+
 }  // namespace
 
 Variable conv3d(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
@@ -133,7 +137,12 @@ Variable linear(DeviceContext& context, const Variable& x, Parameter* weight, Pa
   VESAL_RANGE("linear");
   const int64_t in = x.size(-1);
   const int64_t out = weight->value.size(0);
-  require_shape(weight->value, {out, in}, "linear: weight");
+  Shape weight_shape = weight->value.shape();
+  while (weight_shape.size() > 2 && weight_shape.back() == 1) {
+    weight_shape.pop_back();
+  }
+  check<ShapeError>(weight_shape == Shape{out, in}, "linear: weight: found ",
+                    to_string(weight->value.shape()), ", expected ", to_string(Shape{out, in}));
   const kernels::LinearParams params{x.value().count() / in, in, out, activation};
   Shape shape = x.shape();
   shape.back() = out;
@@ -804,27 +813,160 @@ Variable edge_gate(DeviceContext& context, const Variable& x, Parameter* gamma, 
       });
 }
 
-SparseGraph build_graph(DeviceContext& context, const Tensor& features, int neighbours) {
+Regions build_regions(DeviceContext& context, const Tensor& labels, int64_t regions) {
+  VESAL_RANGE("build_regions");
+  check<ShapeError>(labels.rank() == 4, "build_regions: expected [N, D, H, W], found ",
+                    to_string(labels.shape()));
+  Regions result;
+  result.params = {labels.size(0), labels.size(1) * labels.size(2) * labels.size(3), regions};
+  result.labels = labels;
+  result.offsets = Tensor::empty(context, {labels.size(0), regions + 1}, DType::i32);
+  result.voxels = Tensor::empty(context, labels.shape(), DType::i32);
+  kernels::Context& k = context.kernels();
+  kernels::region_index(k, result.params, labels.data<int32_t>(), index_of(result),
+                        context.scratch(kernels::region_index_workspace_bytes(k, result.params)));
+  return result;
+}
+
+Variable region_mean(DeviceContext& context, const Variable& x, const Regions& regions) {
+  VESAL_RANGE("region_mean");
+  const int64_t channels = x.size(-1);
+  Shape voxels = regions.labels.shape();
+  voxels.push_back(channels);
+  require_shape(x.value(), voxels, "region_mean");
+  Tensor y = Tensor::empty(context, {regions.params.n, regions.params.regions, channels});
+  kernels::region_mean_forward(context.kernels(), regions.params, channels, index_of(regions), x.value(), y);
+  if (!records(context, {&x})) {
+    return y;
+  }
+  return context.tape()->record(
+      "region_mean", y, {regions.labels, regions.offsets, regions.voxels},
+      [regions, channels, voxels, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        Tensor dx = Tensor::empty(ctx, voxels);
+        kernels::region_mean_backward(ctx.kernels(), regions.params, channels, regions.labels.data<int32_t>(),
+                                      index_of(regions), dy, dx);
+        slot->add(ctx, std::move(dx));
+      });
+}
+
+Variable region_gather(DeviceContext& context, const Variable& x, const Regions& regions) {
+  VESAL_RANGE("region_gather");
+  const int64_t channels = x.size(-1);
+  const Shape nodes{regions.params.n, regions.params.regions, channels};
+  require_shape(x.value(), nodes, "region_gather");
+  Shape voxels = regions.labels.shape();
+  voxels.push_back(channels);
+  Tensor y = Tensor::empty(context, voxels);
+  kernels::region_gather_forward(context.kernels(), regions.params, channels, regions.labels.data<int32_t>(),
+                                 x.value(), y);
+  if (!records(context, {&x})) {
+    return y;
+  }
+  return context.tape()->record(
+      "region_gather", y, {regions.offsets, regions.voxels},
+      [regions, channels, nodes, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        Tensor dx = Tensor::empty(ctx, nodes);
+        kernels::region_gather_backward(ctx.kernels(), regions.params, channels, index_of(regions), dy, dx);
+        slot->add(ctx, std::move(dx));
+      });
+}
+
+namespace {
+
+SparseGraph build_any_graph(DeviceContext& context, kernels::GraphParams params, const Tensor& features,
+                            const int32_t* labels, const NodeSets& sets) {
   VESAL_RANGE("build_graph");
-  check<ShapeError>(features.rank() == 5, "build_graph: expected [N, d, h, w, F], found ", to_string(features.shape()));
-  const kernels::GraphParams params{.n = features.size(0), .d = features.size(1), .h = features.size(2),
-                                    .w = features.size(3), .neighbours = neighbours, .features = features.size(4)};
+  params.branches = sets.branches;
+  params.modalities = sets.modalities;
+  check<ShapeError>(features.count() == params.nodes() * params.features, "build_graph: features ",
+                    to_string(features.shape()), " for ", params.nodes(), " nodes in ", params.sets(),
+                    " sets");
   SparseGraph result;
   result.capacity = params.edge_capacity();
   result.row_offsets = Tensor::empty(context, {params.nodes() + 1}, DType::i32);
   result.columns = Tensor::empty(context, {result.capacity}, DType::i32);
   result.types = Tensor::empty(context, {result.capacity}, DType::u8);
   result.transpose = Tensor::empty(context, {result.capacity}, DType::i32);
-  result.graph = {params.nodes(), result.row_offsets.data<int32_t>(), result.columns.data<int32_t>(),
-                  result.types.data<uint8_t>(), result.transpose.data<int32_t>()};
+  result.graph = {params.nodes(),
+                  result.row_offsets.data<int32_t>(),
+                  result.columns.data<int32_t>(),
+                  result.types.data<uint8_t>(),
+                  result.transpose.data<int32_t>(),
+                  params.type_count(),
+                  nullptr,
+                  params.nodes_per_set()};
+  if (sets.available.defined()) {
+    result = with_available(result, sets.available);
+  }
   kernels::Context& k = context.kernels();
-  kernels::graph_build(k, params, features, nullptr, result.graph,
+  kernels::graph_build(k, params, features, labels, result.graph,
                        context.scratch(kernels::graph_build_workspace_bytes(k, params)));
   return result;
 }
 
+}  // namespace
+
+SparseGraph build_graph(DeviceContext& context, const Tensor& features, int neighbours,
+                        const NodeSets& sets) {
+  const int first = sets.branches * sets.modalities > 1 ? 2 : 1;
+  check<ShapeError>(features.rank() == first + 4, "build_graph: expected ",
+                    first == 2 ? "[N, sets, d, h, w, F]" : "[N, d, h, w, F]", ", found ",
+                    to_string(features.shape()));
+  return build_any_graph(context,
+                         {.n = features.size(0),
+                          .d = features.size(first),
+                          .h = features.size(first + 1),
+                          .w = features.size(first + 2),
+                          .neighbours = neighbours,
+                          .features = features.size(-1)},
+                         features, nullptr, sets);
+}
+
+SparseGraph build_graph(DeviceContext& context, const Tensor& features, int neighbours,
+                        const Regions& regions, const NodeSets& sets) {
+  const Tensor& labels = regions.labels;
+  return build_any_graph(context,
+                         {.n = labels.size(0),
+                          .d = labels.size(1),
+                          .h = labels.size(2),
+                          .w = labels.size(3),
+                          .neighbours = neighbours,
+                          .features = features.size(-1),
+                          .regions = regions.params.regions},
+                         features, labels.data<int32_t>(), sets);
+}
+
+SparseGraph with_available(const SparseGraph& graph, const Tensor& available) {
+  check<ShapeError>(available.count() * graph.graph.nodes_per_set == graph.graph.nodes,
+                    "with_available: ", to_string(available.shape()), " for ",
+                    graph.graph.nodes / graph.graph.nodes_per_set, " node sets");
+  SparseGraph result = graph;
+  result.available = available;
+  result.graph.available = available.data<uint8_t>();
+  return result;
+}
+
+Variable mask_nodes(DeviceContext& context, const SparseGraph& graph, const Variable& z) {
+  VESAL_RANGE("mask_nodes");
+  const int64_t features = z.size(-1);
+  check<ShapeError>(z.value().count() == graph.graph.nodes * features, "mask_nodes: ", to_string(z.shape()),
+                    " for ", graph.graph.nodes, " nodes");
+  Tensor y = z.value().empty_like(context);
+  kernels::graph_mask_nodes(context.kernels(), graph.graph, features, z.value(), y);
+  if (!records(context, {&z})) {
+    return y;
+  }
+  return context.tape()->record(
+      "mask_nodes", y, {}, [graph, features, slot = z.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        Tensor dz = dy.empty_like(ctx);
+        kernels::graph_mask_nodes(ctx.kernels(), graph.graph, features, dy, dz);
+        slot->add(ctx, std::move(dz));
+      });
+}
+
 Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph, Parameter* theta) {
   VESAL_RANGE("symmetric_edge_weights");
+  require_shape(theta->value, {graph.graph.type_count}, "symmetric_edge_weights: theta");
   kernels::Context& k = context.kernels();
   Tensor values = Tensor::empty(context, {graph.capacity});
   kernels::graph_symmetric_weights_forward(
@@ -846,6 +988,7 @@ Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph
 Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph, const Variable& z, Parameter* u,
                                 Parameter* v, Parameter* theta) {
   VESAL_RANGE("attention_edge_weights");
+  require_shape(theta->value, {graph.graph.type_count}, "attention_edge_weights: theta");
   constexpr float slope = 0.2f;  // as in GAT
   const Variable a = linear(context, z, u, nullptr);
   const Variable b = linear(context, z, v, nullptr);

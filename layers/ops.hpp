@@ -10,6 +10,7 @@
 #include "kernels/elementwise/elementwise.hpp"
 #include "kernels/graph/graph.hpp"
 #include "kernels/pooling/pooling.hpp"
+#include "kernels/region_pool/region_pool.hpp"
 #include "kernels/resize/resize.hpp"
 #include "kernels/shifted_patch/shifted_patch.hpp"
 #include "kernels/window_attention/window_attention.hpp"
@@ -31,7 +32,8 @@ Variable conv3d(DeviceContext& context, const Variable& x, Parameter* weight, Pa
 // weight [I, kd, kh, kw, O], bias [O] or null.
 Variable conv_transpose3d(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
                           const ConvGeometry& geometry);
-// weight [out, in], bias [out] or null; activation none, relu or gelu.
+// weight [out, in], also with axes of 1 behind them (that of a 1x1 convolution), bias [out] or null;
+// activation none, relu or gelu.
 Variable linear(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
                 kernels::Activation activation = kernels::Activation::none);
 
@@ -121,17 +123,47 @@ Variable take_samples(DeviceContext& context, const Variable& x, int64_t begin, 
 Variable edge_gate(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
                    std::array<float, 3> spacing);
 
+// Voxels and the regions (supervoxels) that they belong to.
+struct Regions {
+  kernels::RegionParams params;
+  Tensor labels;           // [N, D, H, W] i32; outside 0 .. regions - 1: in no region
+  Tensor offsets, voxels;  // the voxels of each region
+};
+Regions build_regions(DeviceContext& context, const Tensor& labels, int64_t regions);
+// Means over the regions, x [N, D, H, W, C] to [N, regions, C]; 0 for a region without voxels.
+Variable region_mean(DeviceContext& context, const Variable& x, const Regions& regions);
+// Back to the voxels, x [N, regions, C] to [N, D, H, W, C]; 0 for voxels of no region.
+Variable region_gather(DeviceContext& context, const Variable& x, const Regions& regions);
+
+// The node sets of a graph, one for each pair of a branch and a modality over the same spatial nodes; which
+// of them are there, see kernels/graph/graph.hpp.
+struct NodeSets {
+  int64_t branches = 1, modalities = 1;
+  Tensor available;  // [N, branches * modalities] u8 on the device, 0: absent; undefined: all are there
+};
 // A built graph with the tensors that hold it.
 struct SparseGraph {
   kernels::Graph graph;
-  Tensor row_offsets, columns, types, transpose;
+  Tensor row_offsets, columns, types, transpose, available;
   int64_t capacity = 0;
 };
-// Self, grid neighbours and the k nearest in feature space; features [N, d, h, w, F]. No gradient flows through it.
-SparseGraph build_graph(DeviceContext& context, const Tensor& features, int neighbours);
-// One weight per edge: D^-1/2 A D^-1/2 with A = exp(theta[type]); theta [3].
+// Self, grid neighbours, the k nearest in feature space, and the same node of other sets; features [N, d, h,
+// w, F], of several sets [N, sets, d, h, w, F]. No gradient flows through it.
+SparseGraph build_graph(DeviceContext& context, const Tensor& features, int neighbours,
+                        const NodeSets& sets = {});
+// Regions that touch in place of grid neighbours; features [N, regions, F], of several sets [N, sets,
+// regions, F].
+SparseGraph build_graph(DeviceContext& context, const Tensor& features, int neighbours,
+                        const Regions& regions, const NodeSets& sets = {});
+// The same arrays under another mask.
+SparseGraph with_available(const SparseGraph& graph, const Tensor& available);
+// Rows of absent nodes 0, their content never read; z [nodes, F].
+Variable mask_nodes(DeviceContext& context, const SparseGraph& graph, const Variable& z);
+// One weight per edge: D^-1/2 A D^-1/2 with A = exp(theta[type]); theta [types], 3 for a graph of one set,
+// otherwise 5.
 Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph, Parameter* theta);
-// One weight per edge: row-softmax of LeakyReLU(u . z_i + v . z_j + theta[type]); z [nodes, F], u and v [1, F].
+// One weight per edge: row-softmax of LeakyReLU(u . z_i + v . z_j + theta[type]); z [nodes, F], u and v [1,
+// F]. With absent sets z comes from mask_nodes: the products with u and v read every row.
 Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph, const Variable& z, Parameter* u,
                                 Parameter* v, Parameter* theta);
 // y_i = sum_j w_ij z_j; z, y [nodes, F].

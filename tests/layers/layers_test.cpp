@@ -389,6 +389,81 @@ TEST_P(Layers, GraphOpsOnAFixedGraph) {
   }
 }
 
+// Labels of `regions` regions over [2, 3, 4, 3], the last one without a voxel, some voxels in none.
+Tensor some_labels(DeviceContext& context, int64_t regions) {
+  std::vector<int32_t> labels;
+  for (int64_t v = 0; v < 2 * 3 * 4 * 3; ++v) {
+    labels.push_back(static_cast<int32_t>((v / 2 * 5 + v / 7) % regions) - 1);
+  }
+  return Tensor::from_host(context, labels, {2, 3, 4, 3});
+}
+
+TEST_P(Layers, Regions) {
+  const Regions regions = build_regions(context, some_labels(context, 5), 5);
+  check_gradients([&](const auto& x) { return region_mean(context, x[0], regions); },
+                  {random_tensor({2, 3, 4, 3, 4}, 1)});
+  check_gradients([&](const auto& x) { return region_gather(context, x[0], regions); },
+                  {random_tensor({2, 5, 4}, 2)});
+}
+
+TEST_P(Layers, GraphOverRegionsAndSets) {
+  const Regions regions = build_regions(context, some_labels(context, 6), 6);
+  const std::vector<uint8_t> mask = {1, 0, 1, 1, 0, 1};
+  const NodeSets sets{.modalities = 3, .available = Tensor::from_host(context, mask, {2, 3})};
+  const SparseGraph graph = build_graph(context, random_tensor({2, 3, 6, 4}, 3), 2, regions, sets);
+  Parameter* theta = builder.uniform("theta", {kernels::kEdgeTypes}, 0.5f, false);
+  Parameter* u = builder.uniform("u", {1, 4}, 0.5f, true);
+  Parameter* v = builder.uniform("v", {1, 4}, 0.5f, true);
+  check_gradients(
+      [&](const auto& x) {
+        const Variable z = mask_nodes(context, graph, x[0]);
+        const Variable y =
+            propagate(context, graph, attention_edge_weights(context, graph, z, u, v, theta), z);
+        return add(context, y, propagate(context, graph, symmetric_edge_weights(context, graph, theta), z));
+      },
+      {random_tensor({2 * 3 * 6, 4}, 1)}, 1e-3);
+}
+
+// From features to gradients, what the nodes of absent sets hold changes no bit.
+TEST_P(Layers, AbsentNodeSetsHaveNoSay) {
+  const std::vector<uint8_t> mask = {1, 0, 0, 1, 0, 1, 0, 0};
+  const NodeSets sets{.modalities = 4, .available = Tensor::from_host(context, mask, {2, 4})};
+  Parameter* theta = builder.uniform("theta", {kernels::kEdgeTypes}, 0.5f, false);
+  Parameter* u = builder.uniform("u", {1, 3}, 0.5f, true);
+  Parameter* v = builder.uniform("v", {1, 3}, 0.5f, true);
+  const auto run = [&](float absent) {
+    const Shape shape{2, 4, 2, 3, 2, 3};
+    std::vector<float> values = random_tensor(shape, 1).to_host<float>(context);
+    for (size_t i = 0; i < values.size(); ++i) {
+      values[i] = mask[i / 36] == 0 ? absent * static_cast<float>(i % 5) : values[i];
+    }
+    const Tensor features = Tensor::from_host(context, values, shape);
+    const SparseGraph graph = build_graph(context, features, 3, sets);
+    Tape tape;
+    const Variable leaf = Variable::leaf(features.reshape({96, 3}));
+    store.clear_gradients();
+    Variable y;
+    {
+      const TapeScope scope(context, &tape);
+      const Variable z = mask_nodes(context, graph, leaf);
+      y = propagate(context, graph, attention_edge_weights(context, graph, z, u, v, theta), z);
+      y = combine(context, 1.0f, y, -1.0f, z);
+    }
+    y.add_gradient(context, random_tensor(y.shape(), 9));
+    tape.backward(context);
+    std::vector<float> all = y.value().to_host<float>(context);
+    for (const Tensor& part : {leaf.gradient(), theta->gradient, u->gradient, v->gradient}) {
+      const std::vector<float> more = part.to_host<float>(context);
+      all.insert(all.end(), more.begin(), more.end());
+    }
+    return all;
+  };
+  const std::vector<float> expected = run(1.0f);
+  EXPECT_TRUE(std::all_of(expected.begin(), expected.end(), [](float x) { return std::isfinite(x); }));
+  EXPECT_EQ(run(-7.0f), expected);
+  EXPECT_EQ(run(std::nanf("")), expected);
+}
+
 // The whole block's gradients are compared with PyTorch in double by tests/oracle: its ReLU after a norm over a few
 // interpolated nodes has too many kinks for float32 differences. Here: both branches receive the same message.
 TEST_P(Layers, GraphReasoningTreatsBothBranchesAlike) {
@@ -403,6 +478,11 @@ TEST_P(Layers, GraphReasoningTreatsBothBranchesAlike) {
     EXPECT_NE(a.value().to_host<float>(context), same_a.value().to_host<float>(context));  // the edges have a say
     EXPECT_EQ(a.shape(), x.shape());
     EXPECT_EQ(b.shape(), x.shape());
+    const Tensor small = random_tensor({2, 3, 4, 3, 6}, 3);
+    const Regions regions = build_regions(context, some_labels(context, 6), 6);
+    const auto [region_a, region_b] = block(context, small, small, regions);
+    EXPECT_EQ(region_a.value().to_host<float>(context), region_b.value().to_host<float>(context));
+    EXPECT_EQ(region_a.shape(), small.shape());
   }
 }
 
