@@ -8,6 +8,7 @@
 #include <functional>
 #include <numeric>
 
+#include "layers/dense_graph_reasoning.hpp"
 #include "layers/edge_attention.hpp"
 #include "layers/graph_reasoning.hpp"
 #include "layers/losses.hpp"
@@ -462,6 +463,76 @@ TEST_P(Layers, AbsentNodeSetsHaveNoSay) {
   EXPECT_TRUE(std::all_of(expected.begin(), expected.end(), [](float x) { return std::isfinite(x); }));
   EXPECT_EQ(run(-7.0f), expected);
   EXPECT_EQ(run(std::nanf("")), expected);
+}
+
+// Spec 5.2: with every pair an edge and the weights those of a dense matrix, the sparse product is the dense
+// one, and so are its gradients. Small integers: every sum is exact.
+TEST_P(Layers, SparsePropagationWithADenseMatrixIsTheDenseOne) {
+  const int64_t nodes = 6, features = 5;
+  const auto integers = [&](Shape shape, uint64_t op) {
+    RandomStream random(31, 0, op);
+    std::vector<float> values(static_cast<size_t>(element_count(shape)));
+    for (float& value : values) {
+      value = static_cast<float>(random.below(9) - 4);
+    }
+    return values;
+  };
+  const SparseGraph graph = build_graph(context, random_tensor({2, 1, 2, 3, 4}, 5), 5);
+  ASSERT_EQ(graph.row_offsets.to_host<int32_t>(context).back(), 2 * nodes * nodes);
+  Parameter* adjacency = builder.constant("adjacency", {nodes, nodes, 1}, 0.0f);
+  Parameter* bias = builder.constant("bias", {nodes}, 0.0f);
+  const std::vector<float> matrix = integers(adjacency->value.shape(), 1), added = integers({nodes}, 2);
+  adjacency->value.copy_from_host(context, matrix.data(), matrix.size() * sizeof(float));
+  bias->value.copy_from_host(context, added.data(), added.size() * sizeof(float));
+  std::vector<float> edge_weights(static_cast<size_t>(graph.capacity), 0.0f);
+  for (size_t e = 0; e < 2 * matrix.size(); ++e) {
+    edge_weights[e] = matrix[e % matrix.size()];
+  }
+  const Tensor z = Tensor::from_host(context, integers({2, nodes, features}, 3), {2, nodes, features});
+  const Tensor dy = Tensor::from_host(context, integers({2, nodes, features}, 4), {2, nodes, features});
+  const Variable dense_z = Variable::leaf(z), sparse_z = Variable::leaf(z.reshape({2 * nodes, features}));
+  const Variable weights = Variable::leaf(Tensor::from_host(context, edge_weights, {graph.capacity}));
+  Tape tape;
+  Variable dense, sparse;
+  {
+    const TapeScope scope(context, &tape);
+    dense = dense_propagate(context, dense_z, adjacency, bias);
+    sparse = combine(context, 1.0f, propagate(context, graph, weights, sparse_z), -1.0f, sparse_z);
+  }
+  dense.add_gradient(context, dy);
+  sparse.add_gradient(context, dy.reshape(sparse.shape()));
+  tape.backward(context);
+  std::vector<float> expected = sparse.value().to_host<float>(context), dbias(added.size(), 0.0f);
+  const std::vector<float> gradient = dy.to_host<float>(context);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    expected[i] += added[i / features % nodes];
+    dbias[i / features % nodes] += gradient[i];
+  }
+  EXPECT_EQ(dense.value().to_host<float>(context), expected);
+  EXPECT_EQ(dense_z.gradient().to_host<float>(context), sparse_z.gradient().to_host<float>(context));
+  const std::vector<float> dweights = weights.gradient().to_host<float>(context);
+  std::vector<float> dmatrix(matrix.size());
+  for (size_t e = 0; e < matrix.size(); ++e) {
+    dmatrix[e] = dweights[e] + dweights[e + matrix.size()];
+  }
+  EXPECT_EQ(adjacency->gradient.to_host<float>(context), dmatrix);
+  EXPECT_EQ(bias->gradient.to_host<float>(context), dbias);
+}
+
+TEST_P(Layers, DenseGraphReasoning) {
+  for (const MfibLayout layout : {MfibLayout::fixed, MfibLayout::original}) {
+    store = ParameterStore();
+    const DenseGraphReasoning block(builder.scope("reason"), {.channels = 8, .layout = layout});
+    ASSERT_NE(store.find("reason.BGCN.gcn.conv2.weight"), nullptr);
+    EXPECT_EQ(store.count(), 2 * 2 + 2 + 4 * 4 + (8 * 2 + 2) + (8 * 4 + 4) + (4 * 8 + 8));
+    check_gradients(
+        [&](const auto& x) {
+          const auto [a, b] = block(context, x[0], x[1]);
+          return concat_samples(context, a, b);
+        },
+        {random_tensor({2, 2, 3, 2, 8}, 1), random_tensor({2, 2, 3, 2, 8}, 2)}, 2e-3);
+  }
+  EXPECT_THROW(DenseGraphReasoning(builder, {.channels = 6}), ShapeError);
 }
 
 // The whole block's gradients are compared with PyTorch in double by tests/oracle: its ReLU after a norm over a few
