@@ -1,0 +1,552 @@
+// Attention on a GPU, float32 arithmetic, in the portable dialect.
+//
+// What it computes: attention.hpp. For N samples, h heads of d dimensions, Lq queries, Lk keys:
+//   forward   at least 2 N h d (Lq + Lk) numbers moved, 4 N h Lq Lk d flops and N h Lq Lk exponentials
+//   backward  at least 4 N h d (Lq + Lk) numbers moved; 10 N h Lq Lk d flops in one pass over the scores, 14
+//   here,
+//             because dq and dk, dv are found in two kernels that each recompute scores and dp (no float
+//             atomics)
+// What limits it: the float32 units, then shared-memory reads: each thread reads a key's or value's four
+// numbers for four multiply-adds. How: a thread (kSplit neighbouring threads where head_dim is large) owns a
+// query, or in the second backward kernel a key, with its vectors in registers; blocks step through the other
+// side in tiles of kTile tokens in shared memory. A block's part of the axial bias and of its gradient lies
+// in shared memory where it fits. Few queries over many keys leave most of a GPU idle: the keys are not split
+// among blocks. No GPU timing exists yet (see bench/results/README.md).
+#include <algorithm>
+
+#include "kernels/attention/attention.hpp"
+#include "kernels/context/dispatch.hpp"
+#include "kernels/simt/device.hpp"
+
+namespace vesal::kernels {
+
+VESAL_DECLARE_BACKENDS(attention_forward)
+VESAL_DECLARE_BACKENDS(attention_backward_workspace_bytes)
+VESAL_DECLARE_BACKENDS(attention_backward)
+
+namespace VESAL_BACKEND {
+namespace {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kGroup = 8;                         // keys whose scores a thread holds at once
+constexpr int64_t kSharedAxialBytes = 64 * 1024;  // larger ones are read from and added to global memory
+
+// How a head dimension is laid over threads: kDims numbers each in kSplit neighbouring threads.
+template <int kDimsValue, int kSplitValue, int kThreadsValue>
+struct Variant {
+  static constexpr int kDims = kDimsValue;
+  static constexpr int kSplit = kSplitValue;
+  static constexpr int kThreads = kThreadsValue;
+  static constexpr int kRows = kThreads / kSplit;  // queries, or keys, of a block
+  static constexpr int kWidth = kDims * kSplit;    // head_dim padded
+  static constexpr int kQuads = kDims / 4;
+  static constexpr int kTile = kWidth > 128 ? 16 : 32;  // tokens of a tile in shared memory
+};
+
+// Calls body(variant) for the smallest variant that holds head_dim.
+template <class Body>
+void with_variant(int head_dim, Body&& body) {
+  if (head_dim <= 8) {
+    body(Variant<8, 1, 64>{});
+  } else if (head_dim <= 16) {
+    body(Variant<16, 1, 64>{});
+  } else if (head_dim <= 32) {
+    body(Variant<16, 2, 128>{});
+  } else if (head_dim <= 64) {
+    body(Variant<16, 4, 128>{});
+  } else if (head_dim <= 96) {
+    body(Variant<12, 8, 128>{});
+  } else if (head_dim <= 128) {
+    body(Variant<16, 8, 256>{});
+  } else {
+    body(Variant<16, 16, 256>{});
+  }
+}
+
+// Plain data, passed to kernels by value.
+struct Geometry {
+  int64_t queries, keys;
+  int64_t q_stride, k_stride, v_stride;
+  int64_t bias_sample,
+      bias_head;  // numbers from one sample's or head's bias to the next; 0 where they share it
+  int heads, dim;
+  float scale;
+  int grid[3];  // of the keys
+  int axial;    // grid[0] + grid[1] + grid[2]; 0 without an axial bias
+};
+
+Geometry geometry_of(const AttentionParams& p, bool axial) {
+  Geometry g{};
+  g.queries = p.queries;
+  g.keys = p.keys;
+  g.q_stride = p.q_stride;
+  g.k_stride = p.k_stride;
+  g.v_stride = p.v_stride;
+  g.bias_head = p.bias_heads == 1 ? 0 : p.queries * p.keys;
+  g.bias_sample = p.bias_samples == 1 ? 0 : p.bias_heads * p.queries * p.keys;
+  g.heads = p.heads;
+  g.dim = p.head_dim;
+  g.scale = p.scale;
+  for (int axis = 0; axis < 3 && axial; ++axis) {
+    g.grid[axis] = p.key_grid[static_cast<size_t>(axis)];
+    g.axial += g.grid[axis];
+  }
+  return g;
+}
+
+// Which sample and which rows of queries or keys a block owns.
+struct Place {
+  int64_t sample;
+  int64_t first;
+  int head;
+};
+
+template <class V>
+VESAL_DEVICE Place block_place(int64_t length) {
+  const int64_t tiles = (length + V::kRows - 1) / V::kRows;
+  return {blockIdx.x / tiles, blockIdx.x % tiles * V::kRows, static_cast<int>(blockIdx.y)};
+}
+
+// The dimension of element e of quad t: quads of the kSplit threads interleave, so that they read different
+// banks.
+template <class V>
+VESAL_DEVICE int dimension(int lane, int i) {
+  return (i / 4 * V::kSplit + lane) * 4 + i % 4;
+}
+
+template <class V>
+VESAL_DEVICE float dot_row(const float (&own)[V::kDims], const float4* row, int lane) {
+  float sum = 0.0f;
+  VESAL_UNROLL
+  for (int t = 0; t < V::kQuads; ++t) {
+    const float4 x = row[t * V::kSplit + lane];
+    sum = fmaf(own[t * 4], x.x, sum);
+    sum = fmaf(own[t * 4 + 1], x.y, sum);
+    sum = fmaf(own[t * 4 + 2], x.z, sum);
+    sum = fmaf(own[t * 4 + 3], x.w, sum);
+  }
+  // Over the kSplit threads of the row; each gets it.
+  VESAL_UNROLL
+  for (int distance = 1; distance < V::kSplit; distance *= 2) {
+    sum += __shfl_xor_sync(kFullWarp, sum, distance);
+  }
+  return sum;
+}
+
+template <class V>
+VESAL_DEVICE void add_row(float (&own)[V::kDims], float factor, const float4* row, int lane) {
+  VESAL_UNROLL
+  for (int t = 0; t < V::kQuads; ++t) {
+    const float4 x = row[t * V::kSplit + lane];
+    own[t * 4] = fmaf(factor, x.x, own[t * 4]);
+    own[t * 4 + 1] = fmaf(factor, x.y, own[t * 4 + 1]);
+    own[t * 4 + 2] = fmaf(factor, x.z, own[t * 4 + 2]);
+    own[t * 4 + 3] = fmaf(factor, x.w, own[t * 4 + 3]);
+  }
+}
+
+// A token's vector of one head, times `factor`; zeros where `real` is false, which are not read.
+template <class V>
+VESAL_DEVICE void load_own(const float* VESAL_RESTRICT row, bool real, int dim, float factor, int lane,
+                           float (&own)[V::kDims]) {
+  VESAL_UNROLL
+  for (int i = 0; i < V::kDims; ++i) {
+    const int c = dimension<V>(lane, i);
+    own[i] = real && c < dim ? factor * row[c] : 0.0f;
+  }
+}
+
+template <class V>
+VESAL_DEVICE void store_own(const float (&own)[V::kDims], float factor, int dim, int lane, float* row) {
+  VESAL_UNROLL
+  for (int i = 0; i < V::kDims; ++i) {
+    const int c = dimension<V>(lane, i);
+    if (c < dim) {
+      row[c] = factor * own[i];
+    }
+  }
+}
+
+template <class V>
+VESAL_DEVICE void clear(float (&own)[V::kDims]) {
+  VESAL_UNROLL
+  for (int i = 0; i < V::kDims; ++i) {
+    own[i] = 0.0f;
+  }
+}
+
+// Whether a key is there to be seen, and which entries of a query's axial bias are its.
+struct TileKey {
+  int visible;
+  int axial[3];
+};
+
+VESAL_DEVICE TileKey tile_key(const Geometry& g, const uint8_t* VESAL_RESTRICT key_mask, int64_t sample,
+                              int64_t key) {
+  TileKey result{};
+  result.visible = key < g.keys && (key_mask == nullptr || key_mask[sample * g.keys + key] != 0) ? 1 : 0;
+  if (g.axial > 0) {
+    const int index = static_cast<int>(key);
+    const int line = index / g.grid[2];
+    result.axial[0] = line / g.grid[1];
+    result.axial[1] = g.grid[0] + line % g.grid[1];
+    result.axial[2] = g.grid[0] + g.grid[1] + index % g.grid[2];
+  }
+  return result;
+}
+
+// Fills `keys`, and rows of k and v: those of kTile keys from `first` on. Between two barriers of its own.
+template <class V>
+VESAL_DEVICE void enter_keys(const Geometry& g, const Place& place, const float* VESAL_RESTRICT k,
+                             const float* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
+                             int64_t first, TileKey* keys, float* k_rows, float* v_rows) {
+  const int thread = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  if (thread < V::kTile) {
+    keys[thread] = tile_key(g, key_mask, place.sample, first + thread);
+  }
+  __syncthreads();
+  for (int e = thread; e < V::kTile * V::kWidth; e += V::kThreads) {
+    const int j = e / V::kWidth;
+    const int c = e % V::kWidth;
+    const bool read = keys[j].visible != 0 && c < g.dim;
+    const int64_t token = place.sample * g.keys + first + j;
+    k_rows[e] = read ? k[token * g.k_stride + place.head * g.dim + c] : 0.0f;
+    v_rows[e] = read ? v[token * g.v_stride + place.head * g.dim + c] : 0.0f;
+  }
+  __syncthreads();
+}
+
+// What is added to scale * q . k; either row may be null.
+VESAL_DEVICE float biased(float score, const float* axial_row, const TileKey& key, const float* bias_row,
+                          int64_t j) {
+  if (axial_row != nullptr) {
+    score += axial_row[key.axial[0]] + axial_row[key.axial[1]] + axial_row[key.axial[2]];
+  }
+  return bias_row != nullptr ? score + bias_row[j] : score;
+}
+
+// The axial bias of a block's queries: rows `stride` apart.
+struct AxialRows {
+  const float* start;
+  int64_t stride;
+};
+
+VESAL_DEVICE int shared_axial_stride(int axial) {
+  return axial | 1;
+}  // odd, so that rows begin in different banks
+
+// In shared memory, the next barrier makes it readable, or where it is.
+template <class V>
+VESAL_DEVICE AxialRows enter_axial(const Geometry& g, const Place& place,
+                                   const float* VESAL_RESTRICT axial_bias, float* shared) {
+  const int64_t begin = ((place.sample * g.queries + place.first) * g.heads + place.head) * g.axial;
+  const int64_t stride = static_cast<int64_t>(g.heads) * g.axial;
+  if (shared == nullptr) {
+    return {axial_bias + begin, stride};
+  }
+  const int own_stride = shared_axial_stride(g.axial);
+  for (int row = static_cast<int>(threadIdx.x) / 32; row < V::kRows; row += V::kThreads / 32) {
+    for (int a = static_cast<int>(threadIdx.x) % 32; a < g.axial && place.first + row < g.queries; a += 32) {
+      shared[row * own_stride + a] = axial_bias[begin + row * stride + a];
+    }
+  }
+  return {shared, own_stride};
+}
+
+VESAL_DEVICE const float* query_bias_row(const Geometry& g, const Place& place, const float* bias,
+                                         int64_t query) {
+  return bias + place.sample * g.bias_sample + place.head * g.bias_head + query * g.keys;
+}
+
+// Block (sample x query tile, head): out and lse of kRows queries.
+template <class V>
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
+    forward_kernel(Geometry g, const float* VESAL_RESTRICT q, const float* VESAL_RESTRICT k,
+                   const float* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
+                   const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
+                   float* VESAL_RESTRICT out, float* VESAL_RESTRICT lse, int shared_axial) {
+  VESAL_SHARED(float4, k_rows, [V::kTile][V::kWidth / 4]);
+  VESAL_SHARED(float4, v_rows, [V::kTile][V::kWidth / 4]);
+  VESAL_SHARED(TileKey, keys, [V::kTile]);
+  VESAL_DYN_SHARED(float, dynamic);
+  const Place place = block_place<V>(g.queries);
+  const int lane = static_cast<int>(threadIdx.x) % V::kSplit;
+  const int own_row = static_cast<int>(threadIdx.x) / V::kSplit;
+  const int64_t query = place.first + own_row;
+  const bool real = query < g.queries;
+  const int64_t row = (place.sample * g.queries + query) * g.heads + place.head;
+  const float* axial_row = nullptr;
+  if (g.axial > 0) {
+    const AxialRows axial = enter_axial<V>(g, place, axial_bias, shared_axial != 0 ? dynamic : nullptr);
+    axial_row = real ? axial.start + own_row * axial.stride : nullptr;
+  }
+  const float* bias_row = real && bias != nullptr ? query_bias_row(g, place, bias, query) : nullptr;
+  float own[V::kDims];
+  float sum_out[V::kDims];
+  load_own<V>(q + (place.sample * g.queries + query) * g.q_stride + place.head * g.dim, real, g.dim, g.scale,
+              lane, own);
+  clear<V>(sum_out);
+  float largest = -INFINITY;
+  float sum = 0.0f;
+  for (int64_t first = 0; first < g.keys; first += V::kTile) {
+    enter_keys<V>(g, place, k, v, key_mask, first, keys, reinterpret_cast<float*>(k_rows),
+                  reinterpret_cast<float*>(v_rows));
+    for (int group = 0; group < V::kTile; group += kGroup) {
+      float scores[kGroup];
+      float top = largest;
+      VESAL_UNROLL
+      for (int j = 0; j < kGroup; ++j) {
+        const TileKey key = keys[group + j];
+        const float dot = dot_row<V>(own, k_rows[group + j], lane);
+        scores[j] =
+            real && key.visible != 0 ? biased(dot, axial_row, key, bias_row, first + group + j) : -INFINITY;
+        top = fmaxf(top, scores[j]);
+      }
+      // Nothing seen yet: any finite reference gives zeros.
+      const float reference = top == -INFINITY ? 0.0f : top;
+      const float factor = expf(largest - reference);
+      largest = top;
+      sum *= factor;
+      VESAL_UNROLL
+      for (int i = 0; i < V::kDims; ++i) {
+        sum_out[i] *= factor;
+      }
+      VESAL_UNROLL
+      for (int j = 0; j < kGroup; ++j) {
+        const float e = expf(scores[j] - reference);
+        sum += e;
+        add_row<V>(sum_out, e, v_rows[group + j], lane);
+      }
+    }
+  }
+  if (!real) {
+    return;
+  }
+  const bool attended = largest != -INFINITY;
+  store_own<V>(sum_out, attended ? 1.0f / sum : 0.0f, g.dim, lane, out + row * g.dim);
+  if (lse != nullptr && lane == 0) {
+    lse[row] = attended ? largest + logf(sum) : 0.0f;
+  }
+}
+
+// Block (sample x query tile, head): dq, delta and daxial_bias of kRows queries.
+template <class V>
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
+    query_gradients_kernel(Geometry g, const float* VESAL_RESTRICT q, const float* VESAL_RESTRICT k,
+                           const float* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
+                           const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
+                           const float* VESAL_RESTRICT out, const float* VESAL_RESTRICT lse,
+                           const float* VESAL_RESTRICT dout, float* VESAL_RESTRICT dq,
+                           float* VESAL_RESTRICT delta, float* daxial_bias, int shared_axial) {
+  VESAL_SHARED(float4, k_rows, [V::kTile][V::kWidth / 4]);
+  VESAL_SHARED(float4, v_rows, [V::kTile][V::kWidth / 4]);
+  VESAL_SHARED(TileKey, keys, [V::kTile]);
+  VESAL_DYN_SHARED(float, dynamic);
+  const Place place = block_place<V>(g.queries);
+  const int lane = static_cast<int>(threadIdx.x) % V::kSplit;
+  const int own_row = static_cast<int>(threadIdx.x) / V::kSplit;
+  const int64_t query = place.first + own_row;
+  const bool real = query < g.queries;
+  const int64_t row = (place.sample * g.queries + query) * g.heads + place.head;
+  const float* axial_row = nullptr;
+  float* axial_sums = nullptr;  // of this row; only lane 0 adds to them
+  if (g.axial > 0) {
+    const AxialRows axial = enter_axial<V>(g, place, axial_bias, shared_axial != 0 ? dynamic : nullptr);
+    if (real) {
+      axial_row = axial.start + own_row * axial.stride;
+      axial_sums =
+          shared_axial != 0 ? dynamic + (V::kRows + own_row) * axial.stride : daxial_bias + row * g.axial;
+      for (int a = 0; a < g.axial && lane == 0; ++a) {
+        axial_sums[a] = 0.0f;
+      }
+    }
+  }
+  const float* bias_row = real && bias != nullptr ? query_bias_row(g, place, bias, query) : nullptr;
+  float own[V::kDims];
+  float drow[V::kDims];
+  float sum_dq[V::kDims];
+  load_own<V>(q + (place.sample * g.queries + query) * g.q_stride + place.head * g.dim, real, g.dim, g.scale,
+              lane, own);
+  load_own<V>(dout + row * g.dim, real, g.dim, 1.0f, lane, drow);
+  clear<V>(sum_dq);
+  float own_delta = 0.0f;
+  VESAL_UNROLL
+  for (int i = 0; i < V::kDims; ++i) {
+    const int c = dimension<V>(lane, i);
+    if (real && c < g.dim) {
+      own_delta = fmaf(drow[i], out[row * g.dim + c], own_delta);
+    }
+  }
+  VESAL_UNROLL
+  for (int distance = 1; distance < V::kSplit; distance *= 2) {
+    own_delta += __shfl_xor_sync(kFullWarp, own_delta, distance);
+  }
+  const float own_lse = real ? lse[row] : 0.0f;
+  if (real && lane == 0) {
+    delta[row] = own_delta;
+  }
+  for (int64_t first = 0; first < g.keys; first += V::kTile) {
+    enter_keys<V>(g, place, k, v, key_mask, first, keys, reinterpret_cast<float*>(k_rows),
+                  reinterpret_cast<float*>(v_rows));
+    for (int j = 0; j < V::kTile && first + j < g.keys; ++j) {
+      const TileKey key = keys[j];
+      const float dot = dot_row<V>(own, k_rows[j], lane);
+      const float dprobability = dot_row<V>(drow, v_rows[j], lane);
+      float dscore = 0.0f;
+      if (real && key.visible != 0) {
+        const float score = biased(dot, axial_row, key, bias_row, first + j);
+        dscore = expf(score - own_lse) * (dprobability - own_delta);
+        if (axial_sums != nullptr && lane == 0) {
+          axial_sums[key.axial[0]] += dscore;
+          axial_sums[key.axial[1]] += dscore;
+          axial_sums[key.axial[2]] += dscore;
+        }
+      }
+      add_row<V>(sum_dq, dscore, k_rows[j], lane);
+    }
+  }
+  if (real) {
+    store_own<V>(sum_dq, g.scale, g.dim, lane,
+                 dq + (place.sample * g.queries + query) * g.q_stride + place.head * g.dim);
+    if (shared_axial != 0 && lane == 0) {
+      for (int a = 0; a < g.axial; ++a) {
+        daxial_bias[row * g.axial + a] = axial_sums[a];
+      }
+    }
+  }
+}
+
+// Block (sample x key tile, head): dk and dv of kRows keys.
+template <class V>
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
+    key_gradients_kernel(Geometry g, const float* VESAL_RESTRICT q, const float* VESAL_RESTRICT k,
+                         const float* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
+                         const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
+                         const float* VESAL_RESTRICT lse, const float* VESAL_RESTRICT dout,
+                         const float* VESAL_RESTRICT delta, float* VESAL_RESTRICT dk,
+                         float* VESAL_RESTRICT dv) {
+  VESAL_SHARED(float4, q_rows, [V::kTile][V::kWidth / 4]);  // times scale
+  VESAL_SHARED(float4, dout_rows, [V::kTile][V::kWidth / 4]);
+  VESAL_SHARED(float, row_lse, [V::kTile]);
+  VESAL_SHARED(float, row_delta, [V::kTile]);
+  const Place place = block_place<V>(g.keys);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % V::kSplit;
+  const int64_t key_index = place.first + thread / V::kSplit;
+  const TileKey key = tile_key(g, key_mask, place.sample, key_index);
+  const bool visible = key.visible != 0;
+  const int64_t token = place.sample * g.keys + key_index;
+  float own_k[V::kDims];
+  float own_v[V::kDims];
+  float sum_dk[V::kDims];
+  float sum_dv[V::kDims];
+  load_own<V>(k + token * g.k_stride + place.head * g.dim, visible, g.dim, 1.0f, lane, own_k);
+  load_own<V>(v + token * g.v_stride + place.head * g.dim, visible, g.dim, 1.0f, lane, own_v);
+  clear<V>(sum_dk);
+  clear<V>(sum_dv);
+  for (int64_t first = 0; first < g.queries; first += V::kTile) {
+    __syncthreads();
+    for (int e = thread; e < V::kTile * V::kWidth; e += V::kThreads) {
+      const int c = e % V::kWidth;
+      const int64_t query = first + e / V::kWidth;
+      const bool read = query < g.queries && c < g.dim;
+      const int64_t query_token = place.sample * g.queries + query;
+      reinterpret_cast<float*>(q_rows)[e] =
+          read ? g.scale * q[query_token * g.q_stride + place.head * g.dim + c] : 0.0f;
+      reinterpret_cast<float*>(dout_rows)[e] =
+          read ? dout[(query_token * g.heads + place.head) * g.dim + c] : 0.0f;
+    }
+    if (thread < V::kTile && first + thread < g.queries) {
+      const int64_t row = (place.sample * g.queries + first + thread) * g.heads + place.head;
+      row_lse[thread] = lse[row];
+      row_delta[thread] = delta[row];
+    }
+    __syncthreads();
+    for (int i = 0; i < V::kTile && first + i < g.queries; ++i) {
+      const float dot = dot_row<V>(own_k, q_rows[i], lane);
+      const float dprobability = dot_row<V>(own_v, dout_rows[i], lane);
+      float probability = 0.0f;
+      if (visible) {
+        const int64_t row = (place.sample * g.queries + first + i) * g.heads + place.head;
+        const float* axial_row = g.axial > 0 ? axial_bias + row * g.axial : nullptr;
+        const float* bias_row = bias != nullptr ? query_bias_row(g, place, bias, first + i) : nullptr;
+        probability = expf(biased(dot, axial_row, key, bias_row, key_index) - row_lse[i]);
+      }
+      add_row<V>(sum_dv, probability, dout_rows[i], lane);
+      add_row<V>(sum_dk, probability * (dprobability - row_delta[i]), q_rows[i], lane);
+    }
+  }
+  if (key_index < g.keys) {
+    store_own<V>(sum_dk, 1.0f, g.dim, lane, dk + token * g.k_stride + place.head * g.dim);
+    store_own<V>(sum_dv, 1.0f, g.dim, lane, dv + token * g.v_stride + place.head * g.dim);
+  }
+}
+
+// Bytes of shared memory for `arrays` arrays of a block's axial bias; 0 where they would be too many.
+template <class V>
+int64_t shared_axial_bytes(const Geometry& g, int arrays) {
+  const int64_t bytes =
+      int64_t{arrays} * V::kRows * (int64_t{g.axial} | 1) * static_cast<int64_t>(sizeof(float));
+  return g.axial > 0 && bytes <= kSharedAxialBytes ? bytes : 0;
+}
+
+}  // namespace
+
+void attention_forward(Context& context, const AttentionParams& params, const AttentionInputs& inputs,
+                       Data out_, float* lse) {
+  const float* q = inputs.q.as<float>("attention_forward: q");
+  const float* k = inputs.k.as<float>("attention_forward: k");
+  const float* v = inputs.v.as<float>("attention_forward: v");
+  const float* bias = inputs.bias.as<float>("attention_forward: bias");
+  const float* axial_bias = inputs.axial_bias.as<float>("attention_forward: axial_bias");
+  float* out = out_.as<float>("attention_forward: out");
+  const Geometry g = geometry_of(params, axial_bias != nullptr);
+  with_variant(params.head_dim, [&](auto variant) {
+    using V = decltype(variant);
+    const int64_t shared = shared_axial_bytes<V>(g, 1);
+    launch(context.stream(),
+           {.grid = {params.n * ceil_div(params.queries, V::kRows), params.heads},
+            .block = V::kThreads,
+            .shared_bytes = shared},
+           forward_kernel<V>, g, q, k, v, inputs.key_mask, bias, axial_bias, out, lse, shared > 0 ? 1 : 0);
+  });
+}
+
+size_t attention_backward_workspace_bytes(Context&, const AttentionParams& params) {
+  return static_cast<size_t>(params.n * params.queries * params.heads) * sizeof(float);
+}
+
+void attention_backward(Context& context, const AttentionParams& params, const AttentionInputs& inputs,
+                        ConstData out_, const float* lse, ConstData dout_,
+                        const AttentionGradients& gradients, Workspace workspace) {
+  const float* q = inputs.q.as<float>("attention_backward: q");
+  const float* k = inputs.k.as<float>("attention_backward: k");
+  const float* v = inputs.v.as<float>("attention_backward: v");
+  const float* bias = inputs.bias.as<float>("attention_backward: bias");
+  const float* axial_bias = inputs.axial_bias.as<float>("attention_backward: axial_bias");
+  const float* out = out_.as<float>("attention_backward: out");
+  const float* dout = dout_.as<float>("attention_backward: dout");
+  float* dq = gradients.dq.as<float>("attention_backward: dq");
+  float* dk = gradients.dk.as<float>("attention_backward: dk");
+  float* dv = gradients.dv.as<float>("attention_backward: dv");
+  float* daxial_bias = gradients.daxial_bias.as<float>("attention_backward: daxial_bias");
+  float* delta = static_cast<float*>(workspace.data);
+  const Geometry g = geometry_of(params, axial_bias != nullptr);
+  with_variant(params.head_dim, [&](auto variant) {
+    using V = decltype(variant);
+    const int64_t shared = shared_axial_bytes<V>(g, 2);
+    launch(context.stream(),
+           {.grid = {params.n * ceil_div(params.queries, V::kRows), params.heads},
+            .block = V::kThreads,
+            .shared_bytes = shared},
+           query_gradients_kernel<V>, g, q, k, v, inputs.key_mask, bias, axial_bias, out, lse, dout, dq,
+           delta, daxial_bias, shared > 0 ? 1 : 0);
+    launch(context.stream(),
+           {.grid = {params.n * ceil_div(params.keys, V::kRows), params.heads}, .block = V::kThreads},
+           key_gradients_kernel<V>, g, q, k, v, inputs.key_mask, bias, axial_bias, lse, dout, delta, dk, dv);
+  });
+}
+
+}  // namespace VESAL_BACKEND
+}  // namespace vesal::kernels
