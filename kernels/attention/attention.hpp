@@ -6,7 +6,7 @@
 //   x_j] out_i       = sum over j of p_ij v_j,   p_ij = softmax over the j that the key mask admits
 // (z, y, x)_j is key j's place in the key grid D x H x W, x fastest. `axial` is a number for each query, head
 // and plane, row and column of keys: the decomposed relative position of ViTDet and SAM (Li et al. 2022,
-// section 3), which attention_relative_position_forward below computes from q and the tables.
+// section 3), which kernels/relative_position computes from q and tables.
 //
 // A query that has nothing to attend, because the mask hides all keys or bias is -infinity for all of them,
 // gives out = 0, lse = 0 and no gradients. What the mask hides is never read.

@@ -1,0 +1,44 @@
+// Shapes on which the decomposed relative position is verified on every device: all axes and some, equal
+// grids and multiples either way, head dimensions beside the GPU's 32 columns, more and fewer tokens than its
+// 8 warps.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/relative_position/relative_position.hpp"
+
+namespace vesal::kernels {
+
+struct RelativePositionCase {
+  std::string name;
+  RelativePositionParams params;
+  std::array<bool, 3> tables{true, true, true};
+};
+
+inline const std::vector<RelativePositionCase> kRelativePositionCases{
+    {"one of everything", {.head_dim = 1}},
+    {"SAM's window of 14x14",
+     {.n = 2, .heads = 2, .head_dim = 64, .query_grid = {1, 14, 14}, .key_grid = {1, 14, 14}},
+     {false, true, true}},
+    {"3D, batch", {.n = 3, .heads = 2, .head_dim = 12, .query_grid = {3, 4, 5}, .key_grid = {3, 4, 5}}},
+    {"3D, fused",
+     {.n = 2, .heads = 3, .head_dim = 31, .q_stride = 279, .query_grid = {2, 3, 4}, .key_grid = {2, 3, 4}}},
+    {"head dim 32, 7 tokens", {.head_dim = 32, .query_grid = {1, 1, 7}, .key_grid = {1, 1, 7}}},
+    {"head dim 33, 9 tokens",
+     {.head_dim = 33, .query_grid = {1, 9, 1}, .key_grid = {1, 9, 1}},
+     {false, true, false}},
+    {"8 tokens in depth, only its table",
+     {.heads = 2, .head_dim = 5, .query_grid = {8, 2, 3}, .key_grid = {8, 2, 3}},
+     {true, false, false}},
+    {"no tables",
+     {.heads = 2, .head_dim = 5, .query_grid = {2, 2, 3}, .key_grid = {2, 2, 3}},
+     {false, false, false}},
+    {"fewer queries than keys",
+     {.n = 2, .heads = 2, .head_dim = 9, .query_grid = {1, 3, 4}, .key_grid = {3, 6, 4}}},
+    {"more queries than keys",
+     {.n = 2, .heads = 2, .head_dim = 9, .query_grid = {4, 6, 9}, .key_grid = {2, 6, 3}}},
+    {"head dim 256", {.heads = 1, .head_dim = 256, .query_grid = {1, 5, 3}, .key_grid = {1, 5, 3}}},
+};
+
+}  // namespace vesal::kernels
