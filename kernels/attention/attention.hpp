@@ -2,8 +2,10 @@
 // with what the networks of the SAM family add to the scores.
 //
 // For sample s, head m, query i, key j, with q_i, k_j, v_j of head_dim numbers each:
-//   score[i, j] = scale * q_i . k_j + bias[s, m, i, j] + axial[i, z_j] + axial[i, D + y_j] + axial[i, D + H +
-//   x_j] out_i       = sum over j of p_ij v_j,   p_ij = softmax over the j that the key mask admits
+//   score[i, j] = scale * q_i . k_j + bias[s, m, i, j]
+//                 + axial[i, z_j] + axial[i, D + y_j] + axial[i, D + H + x_j]
+//   out_i = sum over j of p_ij v_j,   p_ij = softmax over the j that the key mask admits
+//
 // (z, y, x)_j is key j's place in the key grid D x H x W, x fastest. `axial` is a number for each query, head
 // and plane, row and column of keys: the decomposed relative position of ViTDet and SAM (Li et al. 2022,
 // section 3), which kernels/relative_position computes from q and tables.

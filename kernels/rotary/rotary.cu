@@ -1,0 +1,85 @@
+// The rotary embedding on a GPU, float32 arithmetic, in the portable dialect.
+//
+// What it computes: rotary.hpp: 2 numbers moved for each of x, 3 flops, and for each pair a sine and a cosine
+// of about
+// 20. What limits it: memory. How: a thread a pair; neighbouring threads read neighbouring pairs.
+// No GPU timing exists yet (see bench/results/README.md).
+#include "kernels/context/dispatch.hpp"
+#include "kernels/rotary/rotary.hpp"
+#include "kernels/rotary/rotary_angle.hpp"
+#include "kernels/simt/device.hpp"
+
+namespace vesal::kernels {
+
+VESAL_DECLARE_BACKENDS(rotary_forward)
+VESAL_DECLARE_BACKENDS(rotary_backward)
+
+namespace VESAL_BACKEND {
+namespace {
+
+constexpr int kBlock = 256;
+
+// Plain data, passed to kernels by value.
+struct Geometry {
+  int64_t tokens, all_tokens, turned_tokens, grid_size;
+  int heads, dim, axes, pairs;
+  int width, height;
+};
+
+// Thread (token, head, pair); the last pair of an odd head_dim is a single number.
+VESAL_KERNEL void turn_kernel(Geometry g, RotaryFrequencies frequencies, const float* x, int64_t x_stride,
+                              float* y, int64_t y_stride, float direction) {
+  const int row_pairs = (g.dim + 1) / 2;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x;
+  if (index >= g.all_tokens * g.heads * row_pairs) {
+    return;
+  }
+  const int pair = static_cast<int>(index % row_pairs);
+  const int64_t head = index / row_pairs % g.heads;
+  const int64_t token = index / row_pairs / g.heads;
+  const float* from = x + token * x_stride + head * g.dim + 2 * pair;
+  float* to = y + token * y_stride + head * g.dim + 2 * pair;
+  const bool whole = 2 * pair + 1 < g.dim;
+  const float first = from[0];
+  const float second = whole ? from[1] : 0.0f;
+  const int64_t l = token % g.tokens;
+  RotaryAngle angle{1.0f, 0.0f};
+  const int axis = pair / g.pairs;
+  if (l < g.turned_tokens && axis < g.axes) {
+    const int64_t on_grid = l % g.grid_size;
+    const int64_t line = on_grid / g.width;
+    const int64_t place = axis == 0 ? on_grid % g.width : axis == 1 ? line % g.height : line / g.height;
+    angle = rotary_angle(static_cast<int>(place), frequencies.turns[pair % g.pairs],
+                         frequencies.rest[pair % g.pairs]);
+    angle.sine *= direction;
+  }
+  to[0] = first * angle.cosine - second * angle.sine;
+  if (whole) {
+    to[1] = first * angle.sine + second * angle.cosine;
+  }
+}
+
+void turn(Context& context, const RotaryParams& p, const float* x, int64_t x_stride, float* y,
+          int64_t y_stride, float direction) {
+  const Geometry g{
+      p.tokens,  p.n * p.tokens, p.tokens - p.excluded, p.grid_size(), p.heads, p.head_dim, p.axes, p.pairs(),
+      p.grid[2], p.grid[1]};
+  launch(context.stream(),
+         {.grid = ceil_div(g.all_tokens * g.heads * ((g.dim + 1) / 2), kBlock), .block = kBlock}, turn_kernel,
+         g, rotary_frequencies(p), x, x_stride, y, y_stride, direction);
+}
+
+}  // namespace
+
+void rotary_forward(Context& context, const RotaryParams& p, ConstData x, Data y) {
+  turn(context, p, x.as<float>("rotary_forward: x"), p.x_stride, y.as<float>("rotary_forward: y"), p.y_stride,
+       1.0f);
+}
+
+void rotary_backward(Context& context, const RotaryParams& p, ConstData dy, Data dx) {
+  turn(context, p, dy.as<float>("rotary_backward: dy"), p.y_stride, dx.as<float>("rotary_backward: dx"),
+       p.x_stride, -1.0f);
+}
+
+}  // namespace VESAL_BACKEND
+}  // namespace vesal::kernels
