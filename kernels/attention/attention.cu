@@ -37,6 +37,8 @@ struct Variant {
   static constexpr int kDims = kDimsValue;
   static constexpr int kSplit = kSplitValue;
   static constexpr int kThreads = kThreadsValue;
+  // Blocks that share a multiprocessor, at least: leaves 128 registers a thread.
+  static constexpr int kBlocks = 512 / kThreads;
   static constexpr int kRows = kThreads / kSplit;  // queries, or keys, of a block
   static constexpr int kWidth = kDims * kSplit;    // head_dim padded
   static constexpr int kQuads = kDims / 4;
@@ -261,7 +263,7 @@ VESAL_DEVICE const float* query_bias_row(const Geometry& g, const Place& place, 
 
 // Block (sample x query tile, head): out and lse of kRows queries.
 template <class V>
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
     forward_kernel(Geometry g, const float* VESAL_RESTRICT q, const float* VESAL_RESTRICT k,
                    const float* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
                    const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
@@ -332,7 +334,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
 
 // Block (sample x query tile, head): dq, delta and daxial_bias of kRows queries.
 template <class V>
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
     query_gradients_kernel(Geometry g, const float* VESAL_RESTRICT q, const float* VESAL_RESTRICT k,
                            const float* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
                            const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
@@ -419,7 +421,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
 
 // Block (sample x key tile, head): dk and dv of kRows keys.
 template <class V>
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
     key_gradients_kernel(Geometry g, const float* VESAL_RESTRICT q, const float* VESAL_RESTRICT k,
                          const float* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
                          const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
