@@ -27,6 +27,7 @@
 #include "kernels/rearrange/rearrange_ref.hpp"
 #include "kernels/reduce/reduce.hpp"
 #include "kernels/reduce/reduce_ref.hpp"
+#include "kernels/region_pool/region_pool_ref.hpp"
 #include "kernels/resize/resize_ref.hpp"
 #include "kernels/shifted_patch/shifted_patch.hpp"
 #include "kernels/sobel/sobel.hpp"
@@ -503,22 +504,50 @@ void check_shifted_patch(Checker& c) {
   c.same(tdw, dweight);
 }
 
+// Labels of regions, and some of none.
+std::vector<int32_t> random_regions(Checker& c, int64_t voxels, int64_t regions) {
+  std::vector<int32_t> labels;
+  for (const uint8_t label : c.random_labels(voxels, regions)) {
+    labels.push_back(label % 4 == 3 ? -1 : label);
+  }
+  return labels;
+}
+
 void check_graph(Checker& c) {
-  GraphParams p{.n = 2, .d = 2, .h = 3, .w = 3, .neighbours = 3, .features = 5};
+  // Regions of 4 x 3 x 4 voxels, some of them empty, in four node sets, one of which is absent in the second
+  // sample.
+  GraphParams p{.n = 2,
+                .d = 4,
+                .h = 3,
+                .w = 4,
+                .neighbours = 3,
+                .features = 5,
+                .branches = 2,
+                .modalities = 2,
+                .regions = 12};
+  const std::vector<int32_t> labels = random_regions(c, p.n * p.d * p.h * p.w, p.regions);
+  const std::vector<uint8_t> mask = {1, 1, 1, 1, 1, 0, 1, 1};
   const Values features = c.random(p.nodes() * p.features);
-  const Values theta = c.random(kOneSetEdgeTypes);
+  const Values theta = c.random(p.type_count());
   const Values dy = c.random(p.nodes() * p.features);
   const std::vector<float> narrow(features.begin(), features.end());
-  const ref::HostGraph want = ref::graph_build(p, narrow.data());
+  const ref::HostGraph want = ref::graph_build(p, narrow.data(), labels.data(), mask);
   const size_t edges = static_cast<size_t>(want.edges());
 
   const Tensor tf = c.put(features), tt = c.put(theta), tdy = c.put(dy);
   const std::vector<int32_t> poison(static_cast<size_t>(p.edge_capacity()), -1);
   const Tensor rows = c.put(std::vector<int32_t>(static_cast<size_t>(p.nodes() + 1), -1));
   const Tensor columns = c.put(poison), transpose = c.put(poison), types = c.out_bytes(p.edge_capacity());
-  const Graph graph{p.nodes(), rows.data<int32_t>(), columns.data<int32_t>(), types.data<uint8_t>(),
-                    transpose.data<int32_t>()};
-  graph_build(c.k(), p, tf, nullptr, graph, c.scratch(graph_build_workspace_bytes(c.k(), p)));
+  const Tensor tlabels = c.put(labels), tmask = c.put(mask);
+  const Graph graph{p.nodes(),
+                    rows.data<int32_t>(),
+                    columns.data<int32_t>(),
+                    types.data<uint8_t>(),
+                    transpose.data<int32_t>(),
+                    p.type_count(),
+                    tmask.data<uint8_t>(),
+                    p.nodes_per_set()};
+  graph_build(c.k(), p, tf, tlabels.data<int32_t>(), graph, c.scratch(graph_build_workspace_bytes(c.k(), p)));
   c.identical(rows, want.row_offsets);
   c.identical(columns, want.columns);
   c.identical(types, want.types);
@@ -534,7 +563,7 @@ void check_graph(Checker& c) {
   ref::graph_symmetric_weights_backward(want, theta.data(), dvalues.data(), dtheta.data());
   const Tensor tw = c.out(p.edge_capacity()), ty = c.out(p.nodes() * p.features),
                tdv = c.out(p.edge_capacity());
-  const Tensor tdt = c.out(kOneSetEdgeTypes);
+  const Tensor tdt = c.out(p.type_count());
   graph_symmetric_weights_forward(c.k(), graph, tt, tw,
                                   c.scratch(graph_symmetric_weights_workspace_bytes(c.k(), graph)));
   graph_spmm(c.k(), graph, p.features, tw, tf, false, ty, GradMode::overwrite);
@@ -552,6 +581,36 @@ void check_graph(Checker& c) {
   const Tensor ts = c.put(scores), tsm = c.out(p.edge_capacity());
   graph_segment_softmax_forward(c.k(), graph, ts, tsm);
   c.same(tsm, softmax);
+}
+
+void check_region_pool(Checker& c) {
+  const RegionParams p{.n = 2, .voxels = 300, .regions = 12};
+  constexpr int64_t kChannels = 5;
+  const std::vector<int32_t> labels = random_regions(c, p.n * p.voxels, p.regions);
+  const Values x = c.random(p.n * p.voxels * kChannels);
+  const Values r = c.random(p.n * p.regions * kChannels);
+  const Tensor tlabels = c.put(labels), tx = c.put(x), tr = c.put(r);
+  const Tensor offsets = c.put(std::vector<int32_t>(static_cast<size_t>(p.index_offsets()), -1));
+  const Tensor voxels = c.put(std::vector<int32_t>(static_cast<size_t>(p.n * p.voxels), -1));
+  const RegionIndex index{offsets.data<int32_t>(), voxels.data<int32_t>()};
+  region_index(c.k(), p, tlabels.data<int32_t>(), index, c.scratch(region_index_workspace_bytes(c.k(), p)));
+
+  Values means(r.size()), dx(x.size()), y(x.size()), dr(r.size());
+  ref::region_mean_forward(p, kChannels, labels.data(), x.data(), means.data());
+  ref::region_mean_backward(p, kChannels, labels.data(), r.data(), dx.data());
+  ref::region_gather_forward(p, kChannels, labels.data(), r.data(), y.data());
+  ref::region_gather_backward(p, kChannels, labels.data(), x.data(), dr.data());
+  const int64_t region_values = p.n * p.regions * kChannels, voxel_values = p.n * p.voxels * kChannels;
+  const Tensor tmeans = c.out(region_values), tdx = c.out(voxel_values), ty = c.out(voxel_values),
+               tdr = c.out(region_values);
+  region_mean_forward(c.k(), p, kChannels, index, tx, tmeans);
+  region_mean_backward(c.k(), p, kChannels, tlabels.data<int32_t>(), index, tr, tdx);
+  region_gather_forward(c.k(), p, kChannels, tlabels.data<int32_t>(), tr, ty);
+  region_gather_backward(c.k(), p, kChannels, index, tx, tdr);
+  c.same(tmeans, means);
+  c.same(tdx, dx);
+  c.same(ty, y);
+  c.same(tdr, dr);
 }
 
 void check_sobel(Checker& c) {
@@ -920,6 +979,7 @@ std::vector<SelfCheckResult> self_check(DeviceContext& context) {
                                        {"window_attention", check_window_attention},
                                        {"shifted_patch", check_shifted_patch},
                                        {"graph", check_graph},
+                                       {"region_pool", check_region_pool},
                                        {"sobel", check_sobel},
                                        {"pooling", check_pooling},
                                        {"resize", check_resize},
