@@ -19,6 +19,14 @@ void check_arguments(const ResizeParams& p, ConstData input, ConstData output, c
                       p.w, " to ", p.out_d, " x ", p.out_h, " x ", p.out_w, ": extents are 1 to ",
                       kLargestResizeExtent);
   }
+  const bool smooth =
+      p.interpolation == Interpolation::trilinear || p.interpolation == Interpolation::tricubic;
+  check<ShapeError>(smooth || !p.align_corners, what, ": align_corners with a nearest interpolation");
+  for (const double scale : p.scale) {
+    check<ShapeError>(scale == 0 || (scale >= 1.0 / kLargestResizeExtent && scale <= kLargestResizeExtent),
+                      what, ": scale ", scale, ", expected 0 or 1/", kLargestResizeExtent, " to ",
+                      kLargestResizeExtent);
+  }
   const int64_t columns = checked_mul(p.n, p.c);
   checked_mul(columns, p.d * p.h * p.w);
   checked_mul(columns, p.out_d * p.out_h * p.out_w);

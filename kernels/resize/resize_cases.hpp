@@ -3,9 +3,11 @@
 // (CUDA).
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
+#include "base/philox.hpp"
 #include "kernels/context/work.hpp"
 #include "kernels/resize/resize.hpp"
 
@@ -13,7 +15,7 @@ namespace vesal::kernels {
 
 struct ResizeCase {
   std::string name;
-  ResizeParams params;  // tested with both interpolations
+  ResizeParams params;  // tested with each of kResizeConventions
   // Whether the trilinear weights are multiples of a small power of two: integers then stay exact.
   bool dyadic;
 };
@@ -58,6 +60,50 @@ inline const std::vector<ResizeCase> kResizeBenchmarkCases = {
 // Of either pass.
 inline Work resize_work(const ResizeParams& p) {
   return {.bytes = 4.0 * static_cast<double>(p.n * p.c * (p.d * p.h * p.w + p.out_d * p.out_h * p.out_w))};
+}
+
+// With scales that are not the ratio of the extents, and outputs that reach beyond the volume.
+inline const std::vector<ResizeCase> kScaledResizeCases = {
+    {"scaled_up", {2, 3, 5, 4, 6, 12, 9, 3, {}, false, {2.1, 2.5, 2.3}}, false},
+    {"scaled_down", {1, 9, 7, 8, 4, 5, 2, 5, {}, false, {0.5, 0.8, 0.3}}, false},
+    {"one_axis_scaled", {1, 3, 4, 5, 3, 6, 11, 4, {}, false, {0, 1.5, 2.2}}, false},
+    {"beyond_the_volume", {1, 2, 3, 4, 9, 7, 20, 2, {}, false, {2, 1.25, 3}}, false},
+    {"short_of_the_volume", {1, 6, 3, 40, 2, 2, 9, 2, {}, false, {1, 1.5, 0.7}}, false},
+    {"extreme_scales", {1, 2, 40, 3, 12, 2, 3, 2, {}, false, {1000, 1.0 / 32767, 32767}}, false},
+};
+
+struct ResizeConvention {
+  const char* name;
+  Interpolation interpolation;
+  bool align_corners;
+};
+
+inline const std::vector<ResizeConvention> kResizeConventions = {
+    {"trilinear", Interpolation::trilinear, false}, {"trilinear_corners", Interpolation::trilinear, true},
+    {"nearest", Interpolation::nearest, false},     {"nearest_exact", Interpolation::nearest_exact, false},
+    {"tricubic", Interpolation::tricubic, false},   {"tricubic_corners", Interpolation::tricubic, true},
+};
+
+inline ResizeParams with_convention(ResizeParams params, const ResizeConvention& convention) {
+  params.interpolation = convention.interpolation;
+  params.align_corners = convention.align_corners;
+  return params;
+}
+
+inline ResizeParams random_resize_params(RandomStream& random) {
+  ResizeParams p;
+  p.n = 1 + random.below(2);
+  p.c = 1 + random.below(random.below(4) == 0 ? 35 : 5);
+  int64_t* const extents[3][2] = {{&p.d, &p.out_d}, {&p.h, &p.out_h}, {&p.w, &p.out_w}};
+  for (size_t axis = 0; axis < 3; ++axis) {
+    *extents[axis][0] = 1 + random.below(7);
+    *extents[axis][1] = random.below(4) == 0 ? *extents[axis][0] : 1 + random.below(11);
+    if (random.below(4) == 0) {
+      p.scale[axis] = static_cast<double>(2 + random.below(31)) / 8;
+      *extents[axis][1] = std::max<int64_t>(1, resized_extent(*extents[axis][0], p.scale[axis]));
+    }
+  }
+  return with_convention(p, kResizeConventions[static_cast<size_t>(random.below(6))]);
 }
 
 }  // namespace vesal::kernels

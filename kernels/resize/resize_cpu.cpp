@@ -1,5 +1,5 @@
-// Resizing on the host. Limited by memory. An output row (fixed n, d, h) is made in two steps: the up to four
-// input rows that it lies between are blended into one row, contiguous over w and c, which is then
+// Resizing on the host. Limited by memory. An output row (fixed n, d, h) is made in two steps: the input rows
+// that it lies between (up to 4, cubic 16) are blended into one row, contiguous over w and c, which is then
 // interpolated along w. The backward pass does the same the other way round for each input row: a weighted
 // sum of the output rows that read it, then a sum along w. The tables and row buffers live in the context's
 // cache and keep their memory.
@@ -18,9 +18,31 @@ namespace {
 constexpr int64_t kGrainBytes = 1 << 15;  // the least a thread is started for
 constexpr int kRowsAtATime = 8;           // output rows whose weights are at hand
 
+using Axis = ResizeAxis<int64_t>;
+
+// The voxels that an output of an axis reads, without those of weight 0.
+struct Taps {
+  int count = 0;
+  int index[4];
+  float weight[4];
+};
+
+template <int kTaps>
+Taps taps_of(const Axis& axis, int64_t output) {
+  const ResizeTaps<kTaps> all = axis.taps<kTaps>(axis.at(static_cast<int>(output)));
+  Taps taps;
+  for (int k = 0; k < kTaps; ++k) {
+    if (all.weight[k] != 0.0f) {
+      taps.index[taps.count] = all.index[k];
+      taps.weight[taps.count++] = all.weight[k];
+    }
+  }
+  return taps;
+}
+
 struct ResizeScratch {
   std::vector<float> rows;
-  std::vector<ResizeAxis::Taps> taps;  // of each output of the w axis
+  std::vector<Taps> taps;  // of each output of the w axis
   struct Readers {
     int32_t begin, end;  // outputs
     int32_t offset;      // of the first one's weight
@@ -29,34 +51,24 @@ struct ResizeScratch {
   std::vector<float> weights;
 };
 
-struct Axes {
-  ResizeAxis d, h, w;
-
-  explicit Axes(const ResizeParams& p)
-      : d(axis(p, p.d, p.out_d)), h(axis(p, p.h, p.out_h)), w(axis(p, p.w, p.out_w)) {}
-
- private:
-  static ResizeAxis axis(const ResizeParams& p, int64_t in, int64_t out) {
-    return {static_cast<int>(in), static_cast<int>(out), p.interpolation == Interpolation::nearest};
-  }
-};
-
-void fill_taps(const ResizeAxis& axis, ResizeScratch& scratch) {
+template <int kTaps>
+void fill_taps(const Axis& axis, ResizeScratch& scratch) {
   scratch.taps.resize(static_cast<size_t>(axis.out));
   for (int o = 0; o < axis.out; ++o) {
-    scratch.taps[static_cast<size_t>(o)] = axis.taps(o);
+    scratch.taps[static_cast<size_t>(o)] = taps_of<kTaps>(axis, o);
   }
 }
 
-void fill_readers(const ResizeAxis& axis, ResizeScratch& scratch) {
+template <int kTaps>
+void fill_readers(const Axis& axis, ResizeScratch& scratch) {
   scratch.readers.resize(static_cast<size_t>(axis.in));
   scratch.weights.clear();
   for (int i = 0; i < axis.in; ++i) {
-    const ResizeAxis::Range range = axis.readers(i);
+    const Axis::Range range = axis.readers<kTaps>(i);
     scratch.readers[static_cast<size_t>(i)] = {range.begin, range.end,
                                                static_cast<int32_t>(scratch.weights.size())};
     for (int o = range.begin; o < range.end; ++o) {
-      scratch.weights.push_back(axis.weight(o, i));
+      scratch.weights.push_back(axis.weight<kTaps>(axis.at(o), i));
     }
   }
 }
@@ -97,10 +109,8 @@ void blend(int64_t count, const float* a, float wa, const float* b, float wb, co
   }
 }
 
-// out += the four rows of `stride` elements from `rows` on, weighted.
-void add_four(int64_t count, const float* rows, int64_t stride, const float* weights,
-              float* __restrict__ out) {
-  const float *a = rows, *b = a + stride, *c = b + stride, *d = c + stride;
+void add_four(int64_t count, const float* a, const float* b, const float* c, const float* d,
+              const float* weights, float* __restrict__ out) {
   const float wa = weights[0], wb = weights[1], wc = weights[2], wd = weights[3];
 #pragma omp simd
   for (int64_t e = 0; e < count; ++e) {
@@ -119,25 +129,49 @@ void add_one(int64_t count, const float* row, float weight, float* __restrict__ 
 void sum_rows(int64_t rows, int64_t count, const float* source, int64_t stride, const float* weights,
               float* out) {
   for (; rows >= 4; rows -= 4, source += 4 * stride, weights += 4) {
-    add_four(count, source, stride, weights, out);
+    add_four(count, source, source + stride, source + 2 * stride, source + 3 * stride, weights, out);
   }
   for (; rows > 0; --rows, source += stride, ++weights) {
     add_one(count, source, *weights, out);
   }
 }
 
+// The weighted sum of 1 to 16 rows: a single one itself (its weight is 1), else in `out`.
+const float* blend_rows(int rows, int64_t count, const float* const* source, const float* weights,
+                        float* out) {
+  if (rows == 1) {
+    return source[0];
+  }
+  int done = 2;
+  if (rows < 4) {
+    blend(count, source[0], weights[0], source[1], weights[1], out);
+  } else {
+    blend(count, source[0], weights[0], source[1], weights[1], source[2], weights[2], source[3], weights[3],
+          out);
+    done = 4;
+  }
+  for (; done + 4 <= rows; done += 4) {
+    add_four(count, source[done], source[done + 1], source[done + 2], source[done + 3], weights + done, out);
+  }
+  for (; done < rows; ++done) {
+    add_one(count, source[done], weights[done], out);
+  }
+  return out;
+}
+
 // The steps along w. kChannels is the number of channels where it is small, so that their loops disappear;
 // else 0.
 template <int kChannels>
-void interpolate_line(const float* line, int64_t channels_, const std::vector<ResizeAxis::Taps>& taps,
-                      float* target) {
+void interpolate_line(const float* line, int64_t channels_, const std::vector<Taps>& taps, float* target) {
   const int64_t channels = kChannels > 0 ? kChannels : channels_;
-  for (const ResizeAxis::Taps& tap : taps) {
-    const float* a = line + tap.first * channels;
-    if (tap.first == tap.second) {
-      std::copy_n(a, channels, target);
-    } else {
-      blend(channels, a, 1.0f - tap.fraction, line + tap.second * channels, tap.fraction, target);
+  for (const Taps& tap : taps) {
+    const float* source[4] = {};
+    for (int k = 0; k < tap.count; ++k) {
+      source[k] = line + tap.index[k] * channels;
+    }
+    const float* result = blend_rows(tap.count, channels, source, tap.weight, target);
+    if (result != target) {
+      std::copy_n(result, channels, target);
     }
     target += channels;
   }
@@ -182,74 +216,56 @@ void with_channels(int64_t channels, Body&& body) {
   }
 }
 
-}  // namespace
-
-void resize_forward(Context& context, const ResizeParams& p, ConstData x_, Data y_) {
-  const float* x = x_.as<float>("resize_forward: x");
-  float* y = y_.as<float>("resize_forward: y");
-  auto& scratch = context.cache<ResizeScratch>();
-  const Axes axes(p);
-  fill_taps(axes.w, scratch);
+template <int kTaps>
+void forward(const ResizeParams& p, const float* x, float* y, ResizeScratch& scratch) {
+  const auto axes = resize_axes<int64_t>(p);
+  fill_taps<kTaps>(axes.w, scratch);
   const int64_t row_elements = p.w * p.c;
   const int64_t channels = p.c;
-  for_each_row(
-      p.n * p.out_d * p.out_h, p.out_w * p.c, row_elements, scratch, [&](int64_t row, float* buffer) {
-        const ResizeAxis::Taps h = axes.h.taps(static_cast<int>(row % p.out_h));
-        const ResizeAxis::Taps d = axes.d.taps(static_cast<int>(row / p.out_h % p.out_d));
-        const float* sample = x + row / p.out_h / p.out_d * p.d * p.h * row_elements;
-        const auto source = [&](int depth, int height) {
-          return sample + (depth * p.h + height) * row_elements;
-        };
-        const float* line = buffer;
-        if (d.first == d.second && h.first == h.second) {
-          line = source(d.first, h.first);
-        } else if (d.first == d.second) {
-          blend(row_elements, source(d.first, h.first), 1.0f - h.fraction, source(d.first, h.second),
-                h.fraction, buffer);
-        } else if (h.first == h.second) {
-          blend(row_elements, source(d.first, h.first), 1.0f - d.fraction, source(d.second, h.first),
-                d.fraction, buffer);
-        } else {
-          const float low = 1.0f - d.fraction;
-          blend(row_elements, source(d.first, h.first), low * (1.0f - h.fraction), source(d.first, h.second),
-                low * h.fraction, source(d.second, h.first), d.fraction * (1.0f - h.fraction),
-                source(d.second, h.second), d.fraction * h.fraction, buffer);
-        }
-        float* target = y + row * p.out_w * channels;
-        if (p.w == p.out_w) {
-          std::copy_n(line, row_elements, target);
-        } else {
-          with_channels(channels, [&]<int kChannels>() {
-            interpolate_line<kChannels>(line, channels, scratch.taps, target);
-          });
-        }
-      });
+  for_each_row(p.n * p.out_d * p.out_h, p.out_w * p.c, row_elements, scratch,
+               [&](int64_t row, float* buffer) {
+                 const Taps h = taps_of<kTaps>(axes.h, row % p.out_h);
+                 const Taps d = taps_of<kTaps>(axes.d, row / p.out_h % p.out_d);
+                 const float* sample = x + row / p.out_h / p.out_d * p.d * p.h * row_elements;
+                 const float* rows[kTaps * kTaps] = {};
+                 float weights[kTaps * kTaps] = {};
+                 int count = 0;
+                 for (int a = 0; a < d.count; ++a) {
+                   for (int b = 0; b < h.count; ++b, ++count) {
+                     rows[count] = sample + (d.index[a] * p.h + h.index[b]) * row_elements;
+                     weights[count] = d.weight[a] * h.weight[b];
+                   }
+                 }
+                 const float* line = blend_rows(count, row_elements, rows, weights, buffer);
+                 float* target = y + row * p.out_w * channels;
+                 with_channels(channels, [&]<int kChannels>() {
+                   interpolate_line<kChannels>(line, channels, scratch.taps, target);
+                 });
+               });
 }
 
-void resize_backward(Context& context, const ResizeParams& p, ConstData dy_, Data dx_) {
-  const float* dy = dy_.as<float>("resize_backward: dy");
-  float* dx = dx_.as<float>("resize_backward: dx");
-  auto& scratch = context.cache<ResizeScratch>();
-  const Axes axes(p);
+template <int kTaps>
+void backward(const ResizeParams& p, const float* dy, float* dx, ResizeScratch& scratch) {
+  const auto axes = resize_axes<int64_t>(p);
   const int64_t row_elements = p.out_w * p.c;
   const int64_t channels = p.c;
-  fill_readers(axes.w, scratch);
-  // Each output row is read by up to four input rows.
-  const int64_t work = ceil_div(4 * p.out_d * p.out_h, p.d * p.h) * row_elements;
+  fill_readers<kTaps>(axes.w, scratch);
+  // Each output row is read by up to kTaps^2 input rows.
+  const int64_t work = ceil_div(kTaps * kTaps * p.out_d * p.out_h, p.d * p.h) * row_elements;
   for_each_row(p.n * p.d * p.h, work, row_elements, scratch, [&](int64_t row, float* buffer) {
     const auto h = static_cast<int>(row % p.h);
     const auto d = static_cast<int>(row / p.h % p.d);
     const float* sample = dy + row / p.h / p.d * p.out_d * p.out_h * row_elements;
-    const ResizeAxis::Range over_d = axes.d.readers(d);
-    const ResizeAxis::Range over_h = axes.h.readers(h);
+    const Axis::Range over_d = axes.d.readers<kTaps>(d);
+    const Axis::Range over_h = axes.h.readers<kTaps>(h);
     std::memset(buffer, 0, static_cast<size_t>(row_elements) * sizeof(float));
     for (int od = over_d.begin; od < over_d.end; ++od) {
-      const float weight_d = axes.d.weight(od, d);
+      const float weight_d = axes.d.weight<kTaps>(axes.d.at(od), d);
       for (int oh = over_h.begin; oh < over_h.end; oh += kRowsAtATime) {
         const int count = std::min(kRowsAtATime, over_h.end - oh);
         float weights[kRowsAtATime];
         for (int i = 0; i < count; ++i) {
-          weights[i] = weight_d * axes.h.weight(oh + i, h);
+          weights[i] = weight_d * axes.h.weight<kTaps>(axes.h.at(oh + i), h);
         }
         sum_rows(count, row_elements, sample + (od * p.out_h + oh) * row_elements, row_elements, weights,
                  buffer);
@@ -259,6 +275,22 @@ void resize_backward(Context& context, const ResizeParams& p, ConstData dy_, Dat
     with_channels(channels,
                   [&]<int kChannels>() { gather_line<kChannels>(buffer, channels, scratch, target); });
   });
+}
+
+}  // namespace
+
+void resize_forward(Context& context, const ResizeParams& params, ConstData x_, Data y_) {
+  const float* x = x_.as<float>("resize_forward: x");
+  float* y = y_.as<float>("resize_forward: y");
+  auto& scratch = context.cache<ResizeScratch>();
+  with_resize_taps(params.interpolation, [&]<int kTaps>() { forward<kTaps>(params, x, y, scratch); });
+}
+
+void resize_backward(Context& context, const ResizeParams& params, ConstData dy_, Data dx_) {
+  const float* dy = dy_.as<float>("resize_backward: dy");
+  float* dx = dx_.as<float>("resize_backward: dx");
+  auto& scratch = context.cache<ResizeScratch>();
+  with_resize_taps(params.interpolation, [&]<int kTaps>() { backward<kTaps>(params, dy, dx, scratch); });
 }
 
 }  // namespace vesal::kernels::cpu
