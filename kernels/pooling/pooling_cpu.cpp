@@ -9,6 +9,7 @@
 
 #include "base/parallel.hpp"
 #include "base/size.hpp"
+#include "kernels/pooling/pool_axis.hpp"
 #include "kernels/pooling/pooling.hpp"
 
 namespace vesal::kernels::cpu {
@@ -16,47 +17,62 @@ namespace {
 
 constexpr int64_t kChannels = 64;         // channels held in registers and on the stack at a time
 constexpr int64_t kGrainBytes = 1 << 15;  // the least a thread is started for
-constexpr int kMostVoxels = 255;
+
+using Axes = PoolAxes<int64_t>;
 
 int64_t grain(int64_t elements_per_item) {
   return std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, elements_per_item * 4));
 }
 
-// The window of one output voxel: pointers to its voxels (without the channels that follow) and their
-// numbers.
+// The voxels under the window of one output.
 struct Window {
-  const float* voxel[kMostVoxels];
-  int32_t number[kMostVoxels];
-  int count = 0;
+  const float* sample;  // x of this sample
+  int64_t height, row;  // h of the volume, elements of a row of voxels
+  int64_t channels;
+  int64_t d0, d1, h0, h1, w0, w1;
+  int64_t begin_d, begin_h, begin_w, extent_h, extent_w;  // with the padding
+  int64_t divisor;                                        // of an average
+
+  int64_t count() const { return (d1 - d0) * (h1 - h0) * (w1 - w0); }
+  // line(x of the first voxel, its number) for every row of voxels.
+  template <class Line>
+  void for_each_line(Line&& line) const {
+    for (int64_t d = d0; d < d1; ++d) {
+      for (int64_t h = h0; h < h1; ++h) {
+        line(sample + (d * height + h) * row + w0 * channels,
+             ((d - begin_d) * extent_h + h - begin_h) * extent_w + w0 - begin_w);
+      }
+    }
+  }
 };
 
 // Calls body(output voxel, window) for all output voxels, in parallel over output rows.
 template <class Body>
 void for_each_window(const PoolParams& p, const float* x, Body&& body) {
-  const int64_t rows = p.n * p.out_d() * p.out_h();
-  const int64_t row_elements = p.kernel[0] * p.kernel[1] * p.w * p.c;
+  const Axes axes = pool_axes<int64_t>(p);
+  const int64_t out_d = axes.d.out, out_h = axes.h.out, out_w = axes.w.out;
+  const int64_t rows = p.n * out_d * out_h;
+  const int64_t row_elements =
+      rows > 0 ? axes.d.extent(0) * axes.h.extent(0) * p.w * p.c : 0;  // about what an output row reads
   parallel_for(rows, grain(row_elements), [&](int64_t begin, int64_t end) {
     Window window;
+    window.height = p.h;
+    window.row = p.w * p.c;
+    window.channels = p.c;
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t oh = row % p.out_h();
-      const int64_t od = row / p.out_h() % p.out_d();
-      const int64_t n = row / p.out_h() / p.out_d();
-      const int64_t d0 = od * p.stride[0], d1 = std::min(d0 + p.kernel[0], p.d);
-      const int64_t h0 = oh * p.stride[1], h1 = std::min(h0 + p.kernel[1], p.h);
-      for (int64_t ow = 0; ow < p.out_w(); ++ow) {
-        const int64_t w0 = ow * p.stride[2], w1 = std::min(w0 + p.kernel[2], p.w);
-        window.count = 0;
-        for (int64_t d = d0; d < d1; ++d) {
-          for (int64_t h = h0; h < h1; ++h) {
-            for (int64_t w = w0; w < w1; ++w) {
-              window.voxel[window.count] = x + (((n * p.d + d) * p.h + h) * p.w + w) * p.c;
-              window.number[window.count] =
-                  static_cast<int32_t>(((d - d0) * p.kernel[1] + h - h0) * p.kernel[2] + w - w0);
-              ++window.count;
-            }
-          }
-        }
-        body(row * p.out_w() + ow, window);
+      const int64_t oh = row % out_h;
+      const int64_t od = row / out_h % out_d;
+      window.sample = x + row / out_h / out_d * p.d * p.h * window.row;
+      window.d0 = axes.d.first(od), window.d1 = axes.d.last(od), window.begin_d = axes.d.begin(od);
+      window.h0 = axes.h.first(oh), window.h1 = axes.h.last(oh), window.begin_h = axes.h.begin(oh);
+      window.extent_h = axes.h.extent(oh);
+      const int64_t divisor =
+          axes.d.divisor(od, p.count_include_pad) * axes.h.divisor(oh, p.count_include_pad);
+      for (int64_t ow = 0; ow < out_w; ++ow) {
+        window.w0 = axes.w.first(ow), window.w1 = axes.w.last(ow), window.begin_w = axes.w.begin(ow);
+        window.extent_w = axes.w.extent(ow);
+        window.divisor = divisor * axes.w.divisor(ow, p.count_include_pad);
+        body(row * out_w + ow, window);
       }
     }
   });
@@ -97,11 +113,14 @@ void max_lanes(const float* const* voxel, int64_t c, float* y, uint8_t* index) {
   }
 }
 
-// kCount voxels whose numbers are 0 .. kCount - 1, unrolled.
-template <int kCount>
-void max_full_window(const Window& window, int64_t channels, float* y, uint8_t* index) {
+// The eight voxels of a whole window of 2 x 2 x 2, unrolled.
+void max_of_eight(const Window& window, int64_t channels, float* y, uint8_t* index) {
+  constexpr int kCount = 8;
   const float* voxel[kCount];
-  std::copy_n(window.voxel, kCount, voxel);
+  window.for_each_line([&](const float* line, int64_t number) {
+    voxel[number] = line;
+    voxel[number + 1] = line + channels;
+  });
   int64_t c = 0;
   for (; c + 16 <= channels; c += 16) {
     max_lanes<16, kCount>(voxel, c, y, index);
@@ -163,47 +182,55 @@ void add_won_lanes(const float* dy, const uint8_t* winner, int32_t number, float
   std::memcpy(dx, &target, sizeof(target));
 }
 
-void max_any_window(const Window& window, int64_t channels, float* y, uint8_t* index) {
+template <class Number>
+void max_any_window(const Window& window, int64_t channels, float* y, Number* index) {
   for (int64_t first = 0; first < channels; first += kChannels) {
     const int64_t count = std::min(kChannels, channels - first);
-    float best[kChannels];
+    float best[kChannels] = {};
     int32_t winner[kChannels];
-    for (int64_t c = 0; c < count; ++c) {
-      best[c] = window.voxel[0][first + c];
-      winner[c] = window.number[0];
-    }
-    for (int k = 1; k < window.count; ++k) {
-      const float* voxel = window.voxel[k] + first;
-      const int32_t number = window.number[k];
+    std::fill_n(winner, kChannels, -1);
+    window.for_each_line([&](const float* line, int64_t line_number) {
+      for (int64_t w = 0; w < window.w1 - window.w0; ++w) {
+        const float* voxel = line + w * channels + first;
+        const auto number = static_cast<int32_t>(line_number + w);
 #pragma omp simd
-      for (int64_t c = 0; c < count; ++c) {
-        const bool wins = beats(voxel[c], best[c]);
-        best[c] = wins ? voxel[c] : best[c];
-        winner[c] = wins ? number : winner[c];
+        for (int64_t c = 0; c < count; ++c) {
+          const bool wins = winner[c] < 0 || beats(voxel[c], best[c]);
+          best[c] = wins ? voxel[c] : best[c];
+          winner[c] = wins ? number : winner[c];
+        }
       }
-    }
+    });
     std::copy_n(best, count, y + first);
     if (index != nullptr) {
       for (int64_t c = 0; c < count; ++c) {
-        index[first + c] = static_cast<uint8_t>(winner[c]);
+        index[first + c] = static_cast<Number>(winner[c]);
       }
     }
   }
 }
 
+// Rows of voxels are summed by themselves: large windows round less.
 void average_window(const Window& window, int64_t channels, float* y) {
-  const float scale = 1.0f / static_cast<float>(window.count);
+  const float scale = 1.0f / static_cast<float>(window.divisor);
   for (int64_t first = 0; first < channels; first += kChannels) {
     const int64_t count = std::min(kChannels, channels - first);
-    float sum[kChannels];
-    std::copy_n(window.voxel[0] + first, count, sum);
-    for (int k = 1; k < window.count; ++k) {
-      const float* voxel = window.voxel[k] + first;
+    float sum[kChannels] = {};
+    window.for_each_line([&](const float* line, int64_t) {
+      float line_sum[kChannels];
+      std::copy_n(line + first, count, line_sum);
+      for (int64_t w = 1; w < window.w1 - window.w0; ++w) {
+        const float* voxel = line + w * channels + first;
+#pragma omp simd
+        for (int64_t c = 0; c < count; ++c) {
+          line_sum[c] += voxel[c];
+        }
+      }
 #pragma omp simd
       for (int64_t c = 0; c < count; ++c) {
-        sum[c] += voxel[c];
+        sum[c] += line_sum[c];
       }
-    }
+    });
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) {
       y[first + c] = sum[c] * scale;
@@ -211,40 +238,30 @@ void average_window(const Window& window, int64_t channels, float* y) {
   }
 }
 
-// The windows that cover a position of an axis: [begin, end).
-struct Cover {
-  int64_t begin, end;
-};
-
-Cover windows_over(int64_t position, int64_t kernel, int64_t stride, int64_t out) {
-  const int64_t begin = position < kernel ? 0 : (position - kernel) / stride + 1;
-  return {begin, std::min(position / stride + 1, out)};
-}
-
-// Calls body(dx of the voxel, output voxel, number of the voxel in that window, voxels of that window) for
-// the windows over each input voxel, after zeroing it; in parallel over input rows.
+// Calls body(dx of the voxel, output voxel, number of the voxel in that window, what that window's average
+// divides by) for the windows over each input voxel, after zeroing it; in parallel over input rows.
 template <class Body>
 void for_each_cover(const PoolParams& p, float* dx, Body&& body) {
-  const int64_t out_h = p.out_h(), out_w = p.out_w(), out_d = p.out_d();
+  const Axes axes = pool_axes<int64_t>(p);
+  const bool include = p.count_include_pad;
   parallel_for(p.n * p.d * p.h, grain(p.w * p.c), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t h = row % p.h, d = row / p.h % p.d, n = row / p.h / p.d;
-      const Cover over_d = windows_over(d, p.kernel[0], p.stride[0], out_d);
-      const Cover over_h = windows_over(h, p.kernel[1], p.stride[1], out_h);
+      const auto over_d = axes.d.windows_over(d);
+      const auto over_h = axes.h.windows_over(h);
       float* target = dx + row * p.w * p.c;
       std::memset(target, 0, static_cast<size_t>(p.w * p.c) * sizeof(float));
       for (int64_t od = over_d.begin; od < over_d.end; ++od) {
-        const int64_t covered_d = std::min<int64_t>(p.kernel[0], p.d - od * p.stride[0]);
         for (int64_t oh = over_h.begin; oh < over_h.end; ++oh) {
-          const int64_t covered_h = std::min<int64_t>(p.kernel[1], p.h - oh * p.stride[1]);
-          const int64_t line = ((d - od * p.stride[0]) * p.kernel[1] + h - oh * p.stride[1]) * p.kernel[2];
-          const int64_t out_row = ((n * out_d + od) * out_h + oh) * out_w;
-          for (int64_t ow = 0; ow < out_w; ++ow) {
-            const int64_t w0 = ow * p.stride[2];
-            const int64_t covered_w = std::min<int64_t>(p.kernel[2], p.w - w0);
-            for (int64_t b = 0; b < covered_w; ++b) {
-              body(target + (w0 + b) * p.c, out_row + ow, static_cast<int32_t>(line + b),
-                   covered_d * covered_h * covered_w);
+          const int64_t divisor = axes.d.divisor(od, include) * axes.h.divisor(oh, include);
+          const int64_t line = (d - axes.d.begin(od)) * axes.h.extent(oh) + h - axes.h.begin(oh);
+          const int64_t out_row = ((n * axes.d.out + od) * axes.h.out + oh) * axes.w.out;
+          for (int64_t ow = 0; ow < axes.w.out; ++ow) {
+            const int64_t line_divisor = divisor * axes.w.divisor(ow, include);
+            const int64_t number = line * axes.w.extent(ow) - axes.w.begin(ow);
+            const int64_t last = axes.w.last(ow);
+            for (int64_t w = axes.w.first(ow); w < last; ++w) {
+              body(target + w * p.c, out_row + ow, static_cast<int32_t>(number + w), line_divisor);
             }
           }
         }
@@ -255,24 +272,45 @@ void for_each_cover(const PoolParams& p, float* dx, Body&& body) {
 
 }  // namespace
 
-void max_pool3d_forward(Context&, const PoolParams& p, ConstData x_, Data y_, uint8_t* index) {
+void max_pool3d_forward(Context&, const PoolParams& p, ConstData x_, Data y_, Data index_) {
   const float* x = x_.as<float>("max_pool3d_forward: x");
   float* y = y_.as<float>("max_pool3d_forward: y");
+  if (p.index_type() == DType::i32) {
+    auto* index = index_.as<int32_t>("max_pool3d_forward: index");
+    for_each_window(p, x, [&](int64_t out, const Window& window) {
+      max_any_window(window, p.c, y + out * p.c, index == nullptr ? nullptr : index + out * p.c);
+    });
+    return;
+  }
+  auto* index = index_.as<uint8_t>("max_pool3d_forward: index");
   const bool eight = p.kernel[0] == 2 && p.kernel[1] == 2 && p.kernel[2] == 2;
   for_each_window(p, x, [&](int64_t out, const Window& window) {
     float* target = y + out * p.c;
     uint8_t* winner = index == nullptr ? nullptr : index + out * p.c;
-    if (eight && window.count == 8) {
-      max_full_window<8>(window, p.c, target, winner);
+    if (eight && window.count() == 8) {
+      max_of_eight(window, p.c, target, winner);
     } else {
       max_any_window(window, p.c, target, winner);
     }
   });
 }
 
-void max_pool3d_backward(Context&, const PoolParams& p, ConstData dy_, const uint8_t* index, Data dx_) {
+void max_pool3d_backward(Context&, const PoolParams& p, ConstData dy_, ConstData index_, Data dx_) {
   const float* dy = dy_.as<float>("max_pool3d_backward: dy");
   float* dx = dx_.as<float>("max_pool3d_backward: dx");
+  if (p.index_type() == DType::i32) {
+    const auto* index = index_.as<int32_t>("max_pool3d_backward: index");
+    for_each_cover(p, dx, [&](float* target, int64_t out, int32_t number, int64_t) {
+      const float* source = dy + out * p.c;
+      const int32_t* winner = index + out * p.c;
+#pragma omp simd
+      for (int64_t c = 0; c < p.c; ++c) {
+        target[c] += winner[c] == number ? source[c] : 0.0f;
+      }
+    });
+    return;
+  }
+  const auto* index = index_.as<uint8_t>("max_pool3d_backward: index");
   for_each_cover(p, dx, [&](float* target, int64_t out, int32_t number, int64_t) {
     const float* source = dy + out * p.c;
     const uint8_t* winner = index + out * p.c;
@@ -299,9 +337,9 @@ void avg_pool3d_forward(Context&, const PoolParams& p, ConstData x_, Data y_) {
 void avg_pool3d_backward(Context&, const PoolParams& p, ConstData dy_, Data dx_) {
   const float* dy = dy_.as<float>("avg_pool3d_backward: dy");
   float* dx = dx_.as<float>("avg_pool3d_backward: dx");
-  for_each_cover(p, dx, [&](float* target, int64_t out, int32_t, int64_t covered) {
+  for_each_cover(p, dx, [&](float* target, int64_t out, int32_t, int64_t divisor) {
     const float* source = dy + out * p.c;
-    const float scale = 1.0f / static_cast<float>(covered);
+    const float scale = 1.0f / static_cast<float>(divisor);
 #pragma omp simd
     for (int64_t c = 0; c < p.c; ++c) {
       target[c] += source[c] * scale;

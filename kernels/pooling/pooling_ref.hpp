@@ -9,8 +9,27 @@
 
 namespace vesal::kernels::reference {
 
-// Calls body(output element, input element, number in the window, voxels of the window) for every element of
-// every window, in the order of the outputs and of the window.
+// What one window covers along an axis, padding included.
+struct PoolWindow {
+  int64_t begin, end;
+  int64_t counted;  // what an average divides by along this axis
+};
+
+inline PoolWindow pool_window(const PoolParams& p, size_t axis, int64_t in, int64_t o) {
+  if (p.is_adaptive()) {
+    const int64_t out = p.adaptive[axis];
+    const int64_t begin = o * in / out;
+    const int64_t end = begin + ((o + 1) * in - begin * out + out - 1) / out;
+    return {begin, end, end - begin};
+  }
+  const int64_t begin = o * p.stride[axis] - p.padding[axis];
+  const int64_t end = begin + p.kernel[axis];
+  const int64_t inside = std::min(end, in) - std::max<int64_t>(begin, 0);
+  return {begin, end, p.count_include_pad ? std::min(end, in + p.padding[axis]) - begin : inside};
+}
+
+// Calls body(output element, input element, number in the window, what its average divides by) for every
+// element of every window, in the order of the outputs and of the window.
 template <class Body>
 void for_each_pooled(const PoolParams& p, Body&& body) {
   for (int64_t n = 0; n < p.n; ++n)
@@ -19,41 +38,36 @@ void for_each_pooled(const PoolParams& p, Body&& body) {
         for (int64_t ow = 0; ow < p.out_w(); ++ow)
           for (int64_t c = 0; c < p.c; ++c) {
             const int64_t out = (((n * p.out_d() + od) * p.out_h() + oh) * p.out_w() + ow) * p.c + c;
-            int64_t covered = 0;
-            for (const bool counting : {true, false})
-              for (int64_t a = 0; a < p.kernel[0]; ++a)
-                for (int64_t b = 0; b < p.kernel[1]; ++b)
-                  for (int64_t e = 0; e < p.kernel[2]; ++e) {
-                    const int64_t d = od * p.stride[0] + a, h = oh * p.stride[1] + b,
-                                  w = ow * p.stride[2] + e;
-                    if (d >= p.d || h >= p.h || w >= p.w) {
-                      continue;
-                    }
-                    if (counting) {
-                      ++covered;
-                    } else {
-                      body(out, (((n * p.d + d) * p.h + h) * p.w + w) * p.c + c,
-                           (a * p.kernel[1] + b) * p.kernel[2] + e, covered);
-                    }
+            const PoolWindow in_d = pool_window(p, 0, p.d, od), in_h = pool_window(p, 1, p.h, oh),
+                             in_w = pool_window(p, 2, p.w, ow);
+            const int64_t divisor = in_d.counted * in_h.counted * in_w.counted;
+            int64_t number = -1;
+            for (int64_t d = in_d.begin; d < in_d.end; ++d)
+              for (int64_t h = in_h.begin; h < in_h.end; ++h)
+                for (int64_t w = in_w.begin; w < in_w.end; ++w) {
+                  ++number;
+                  if (d >= 0 && h >= 0 && w >= 0 && d < p.d && h < p.h && w < p.w) {
+                    body(out, (((n * p.d + d) * p.h + h) * p.w + w) * p.c + c, number, divisor);
                   }
+                }
           }
 }
 
-template <class T>
-void max_pool3d_forward(const PoolParams& p, const T* x, T* y, uint8_t* index) {
+template <class T, class Number>
+void max_pool3d_forward(const PoolParams& p, const T* x, T* y, Number* index) {
   int64_t last = -1;
   for_each_pooled(p, [&](int64_t out, int64_t in, int64_t number, int64_t) {
     const bool first = out != last;
     last = out;
     if (first || x[in] > y[out] || (std::isnan(x[in]) && !std::isnan(y[out]))) {
       y[out] = x[in];
-      index[out] = static_cast<uint8_t>(number);
+      index[out] = static_cast<Number>(number);
     }
   });
 }
 
-template <class T>
-void max_pool3d_backward(const PoolParams& p, const T* dy, const uint8_t* index, T* dx) {
+template <class T, class Number>
+void max_pool3d_backward(const PoolParams& p, const T* dy, const Number* index, T* dx) {
   std::fill(dx, dx + p.n * p.d * p.h * p.w * p.c, T(0));
   for_each_pooled(p, [&](int64_t out, int64_t in, int64_t number, int64_t) {
     if (index[out] == number) {
@@ -66,14 +80,14 @@ template <class T>
 void avg_pool3d_forward(const PoolParams& p, const T* x, T* y) {
   std::fill(y, y + p.n * p.out_d() * p.out_h() * p.out_w() * p.c, T(0));
   for_each_pooled(p,
-                  [&](int64_t out, int64_t in, int64_t, int64_t covered) { y[out] += x[in] / T(covered); });
+                  [&](int64_t out, int64_t in, int64_t, int64_t divisor) { y[out] += x[in] / T(divisor); });
 }
 
 template <class T>
 void avg_pool3d_backward(const PoolParams& p, const T* dy, T* dx) {
   std::fill(dx, dx + p.n * p.d * p.h * p.w * p.c, T(0));
   for_each_pooled(p,
-                  [&](int64_t out, int64_t in, int64_t, int64_t covered) { dx[in] += dy[out] / T(covered); });
+                  [&](int64_t out, int64_t in, int64_t, int64_t divisor) { dx[in] += dy[out] / T(divisor); });
 }
 
 }  // namespace vesal::kernels::reference

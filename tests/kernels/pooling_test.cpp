@@ -1,12 +1,16 @@
 // Pooling against its references, on every device.
 #include "kernels/pooling/pooling.hpp"
 
+#include <cstdlib>
+#include <fstream>
 #include <limits>
 #include <numeric>
 
 #include "kernels/pooling/pooling_cases.hpp"
 #include "kernels/pooling/pooling_ref.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/oracle_vectors.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -41,20 +45,67 @@ TEST(PoolParams, CountsWindowsAsPyTorchDoes) {
   }
 }
 
+// Winners on a device, in the type that the parameters ask for.
+class IndexArray {
+ public:
+  IndexArray(Device device, const PoolParams& p, int64_t count)
+      : bytes_(device, p.index_type() == DType::u8 ? count : 0),
+        words_(device, p.index_type() == DType::u8 ? 0 : count),
+        type_(p.index_type()) {}
+  IndexArray(Device device, const PoolParams& p, const std::vector<int32_t>& values)
+      : bytes_(device, p.index_type() == DType::u8 ? std::vector<uint8_t>(values.begin(), values.end())
+                                                   : std::vector<uint8_t>()),
+        words_(device, p.index_type() == DType::u8 ? std::vector<int32_t>() : values),
+        type_(p.index_type()) {}
+  Data data() const { return type_ == DType::u8 ? Data(bytes_.get()) : Data(words_.get()); }
+  std::vector<int32_t> host() const {
+    const std::vector<uint8_t> bytes = bytes_.host();
+    return type_ == DType::u8 ? std::vector<int32_t>(bytes.begin(), bytes.end()) : words_.host();
+  }
+
+ private:
+  DeviceArray<uint8_t> bytes_;
+  DeviceArray<int32_t> words_;
+  DType type_;
+};
+
 struct MaxResult {
   std::vector<float> y;
-  std::vector<uint8_t> index;
+  std::vector<int32_t> index;
 };
 
 MaxResult max_forward_on(Device device, const PoolParams& p, const std::vector<float>& x) {
   Context context(device);
   const DeviceArray<float> in(device, x), y(device, output_count(p));
-  const DeviceArray<uint8_t> index(device, output_count(p));
-  max_pool3d_forward(context, p, in.get(), y.get(), index.get());
+  const IndexArray index(device, p, output_count(p));
+  max_pool3d_forward(context, p, in.get(), y.get(), index.data());
   const DeviceArray<float> without(device, output_count(p));
   max_pool3d_forward(context, p, in.get(), without.get(), nullptr);
   expect_equal("maximum without index", without.host(), y.host());
   return {y.host(), index.host()};
+}
+
+std::vector<float> max_backward_on(Device device, const PoolParams& p, const std::vector<float>& dy,
+                                   const std::vector<int32_t>& index) {
+  Context context(device);
+  const DeviceArray<float> gradient(device, dy), dx(device, input_count(p));
+  const IndexArray winners(device, p, index);
+  max_pool3d_backward(context, p, gradient.get(), winners.data(), dx.get());
+  return dx.host();
+}
+
+struct AverageResult {
+  std::vector<float> y, dx;
+};
+
+AverageResult average_on(Device device, const PoolParams& p, const std::vector<float>& x,
+                         const std::vector<float>& dy) {
+  Context context(device);
+  const DeviceArray<float> in(device, x), gradient(device, dy), y(device, output_count(p)),
+      dx(device, input_count(p));
+  avg_pool3d_forward(context, p, in.get(), y.get());
+  avg_pool3d_backward(context, p, gradient.get(), dx.get());
+  return {y.host(), dx.host()};
 }
 
 TEST(MaxPool, ForwardIsExact) {
@@ -65,7 +116,7 @@ TEST(MaxPool, ForwardIsExact) {
     for (const std::vector<float>& x :
          {random_normal(input_count(p), 1), random_integers(input_count(p), 2, -1, 1)}) {
       std::vector<float> y(static_cast<size_t>(output_count(p)));
-      std::vector<uint8_t> index(y.size());
+      std::vector<int32_t> index(y.size());
       reference::max_pool3d_forward(p, x.data(), y.data(), index.data());
       for (const Device device : test_devices()) {
         SCOPED_TRACE(on(device, c.name));
@@ -88,7 +139,7 @@ TEST(MaxPool, TheFirstNanWins) {
       x[i] = -std::numeric_limits<float>::infinity();
     }
     std::vector<float> y(static_cast<size_t>(output_count(p)));
-    std::vector<uint8_t> index(y.size());
+    std::vector<int32_t> index(y.size());
     reference::max_pool3d_forward(p, x.data(), y.data(), index.data());
     for (const Device device : test_devices()) {
       SCOPED_TRACE(on(device, c.name));
@@ -107,7 +158,7 @@ TEST(MaxPool, AllMinusInfinityHasAWinner) {
   for (const Device device : test_devices()) {
     const MaxResult actual = max_forward_on(device, p, std::vector<float>(160, low));
     EXPECT_EQ(actual.y, std::vector<float>(20, low));
-    EXPECT_EQ(actual.index, std::vector<uint8_t>(20, 0));
+    EXPECT_EQ(actual.index, std::vector<int32_t>(20, 0));
   }
 }
 
@@ -116,7 +167,7 @@ TEST(MaxPool, BackwardMatchesReference) {
     const PoolParams& p = c.params;
     const std::vector<float> x = random_normal(input_count(p), 4);
     std::vector<float> y(static_cast<size_t>(output_count(p)));
-    std::vector<uint8_t> index(y.size());
+    std::vector<int32_t> index(y.size());
     reference::max_pool3d_forward(p, x.data(), y.data(), index.data());
     for (const bool integers : {true, false}) {
       const std::vector<float> dy =
@@ -127,13 +178,8 @@ TEST(MaxPool, BackwardMatchesReference) {
       reference::max_pool3d_backward(p, wide.data(), index.data(), exact.data());
       reference::max_pool3d_backward(p, dy.data(), index.data(), naive.data());
       for (const Device device : test_devices()) {
-        Context context(device);
-        const DeviceArray<float> gradient(device, dy);
-        const DeviceArray<uint8_t> winners(device, index);
         expect_same_bits(on(device, c.name), device, [&] {
-          const DeviceArray<float> dx(device, input_count(p));
-          max_pool3d_backward(context, p, gradient.get(), winners.get(), dx.get());
-          const std::vector<float> actual = dx.host();
+          const std::vector<float> actual = max_backward_on(device, p, dy, index);
           if (integers) {
             expect_equal("dx, " + on(device, c.name), actual, exact);
           } else {
@@ -146,34 +192,78 @@ TEST(MaxPool, BackwardMatchesReference) {
   }
 }
 
+struct AverageReference {
+  std::vector<double> y, dx;
+  std::vector<float> naive_y, naive_dx;
+};
+
+AverageReference average_reference(const PoolParams& p, const std::vector<float>& x,
+                                   const std::vector<float>& dy) {
+  const std::vector<double> wide_x = widen(x), wide_dy = widen(dy);
+  AverageReference r{std::vector<double>(dy.size()), std::vector<double>(x.size()),
+                     std::vector<float>(dy.size()), std::vector<float>(x.size())};
+  reference::avg_pool3d_forward(p, wide_x.data(), r.y.data());
+  reference::avg_pool3d_forward(p, x.data(), r.naive_y.data());
+  reference::avg_pool3d_backward(p, wide_dy.data(), r.dx.data());
+  reference::avg_pool3d_backward(p, dy.data(), r.naive_dx.data());
+  return r;
+}
+
 TEST(AvgPool, MatchesReference) {
   for (const PoolCase& c : kPoolCases) {
     const PoolParams& p = c.params;
     const std::vector<float> x = random_normal(input_count(p), 7), dy = random_normal(output_count(p), 8);
-    const std::vector<double> wide_x = widen(x), wide_dy = widen(dy);
-    std::vector<double> exact_y(dy.size()), exact_dx(x.size());
-    std::vector<float> naive_y(dy.size()), naive_dx(x.size());
-    reference::avg_pool3d_forward(p, wide_x.data(), exact_y.data());
-    reference::avg_pool3d_forward(p, x.data(), naive_y.data());
-    reference::avg_pool3d_backward(p, wide_dy.data(), exact_dx.data());
-    reference::avg_pool3d_backward(p, dy.data(), naive_dx.data());
+    const AverageReference exact = average_reference(p, x, dy);
     for (const Device device : test_devices()) {
       const std::string what = on(device, c.name);
-      Context context(device);
-      const DeviceArray<float> in(device, x), gradient(device, dy);
       expect_same_bits(what, device, [&] {
-        const DeviceArray<float> y(device, output_count(p)), dx(device, input_count(p));
-        avg_pool3d_forward(context, p, in.get(), y.get());
-        avg_pool3d_backward(context, p, gradient.get(), dx.get());
-        std::vector<float> all = y.host();
-        expect_close("y, " + what, all, exact_y, naive_y);
-        const std::vector<float> second = dx.host();
-        expect_close("dx, " + what, second, exact_dx, naive_dx);
-        all.insert(all.end(), second.begin(), second.end());
-        return all;
+        AverageResult found = average_on(device, p, x, dy);
+        expect_close("y, " + what, found.y, exact.y, exact.naive_y);
+        expect_close("dx, " + what, found.dx, exact.dx, exact.naive_dx);
+        found.y.insert(found.y.end(), found.dx.begin(), found.dx.end());
+        return found.y;
       });
     }
   }
+}
+
+TEST(Pooling, RandomCases) {
+  for_each_random_case([](RandomStream& random) {
+    const PoolParams p = random_pool_params(random);
+    SCOPED_TRACE(describe(p));
+    ASSERT_GT(output_count(p), 0);
+    const auto seed = static_cast<uint64_t>(random.below(1 << 20));
+    // Few different values: most windows have several equal maxima.
+    const std::vector<float> x = random.bernoulli(0.5f) ? random_integers(input_count(p), seed, -1, 1)
+                                                        : random_normal(input_count(p), seed);
+    const std::vector<float> dy = random_normal(output_count(p), seed + 1);
+    std::vector<float> y(dy.size());
+    std::vector<int32_t> index(dy.size());
+    reference::max_pool3d_forward(p, x.data(), y.data(), index.data());
+    std::vector<double> max_dx(x.size());
+    std::vector<float> naive_max_dx(x.size());
+    const std::vector<double> wide_dy = widen(dy);
+    reference::max_pool3d_backward(p, wide_dy.data(), index.data(), max_dx.data());
+    reference::max_pool3d_backward(p, dy.data(), index.data(), naive_max_dx.data());
+    AverageReference exact = average_reference(p, x, dy);
+    // A handful of elements: a single float32 evaluation may be exact by luck.
+    for (int trial = 0; trial < 4; ++trial) {
+      const AverageReference moved =
+          average_reference(p, moved_by_one_ulp(x, random), moved_by_one_ulp(dy, random));
+      keep_worse(exact.naive_y, moved.naive_y, exact.y);
+      keep_worse(exact.naive_dx, moved.naive_dx, exact.dx);
+    }
+    for (const Device device : test_devices()) {
+      const MaxResult largest = max_forward_on(device, p, x);
+      expect_equal("maximum, " + to_string(device), largest.y, y);
+      EXPECT_EQ(largest.index, index) << to_string(device);
+      expect_close("dx of the maximum, " + to_string(device), max_backward_on(device, p, dy, index), max_dx,
+                   naive_max_dx);
+      const AverageResult average = average_on(device, p, x, dy);
+      expect_close("average, " + to_string(device), average.y, exact.y, exact.naive_y);
+      expect_close("dx of the average, " + to_string(device), average.dx, exact.dx, exact.naive_dx);
+    }
+  });
 }
 
 // Windows of 2, 4 or 8 voxels divide integers without rounding.
@@ -196,25 +286,28 @@ TEST(AvgPool, IsExactForIntegersInWindowsOfEight) {
 }
 
 TEST(Pooling, GradientsAreNumeric) {
-  const PoolParams p{1, 3, 4, 5, 2, {2, 3, 2}, {1, 2, 2}, true};
-  const std::vector<double> x = widen(random_normal(input_count(p), 11)),
-                            dy = widen(random_normal(output_count(p), 12));
-  std::vector<double> y(dy.size()), dmax(x.size()), davg(x.size());
-  std::vector<uint8_t> index(dy.size());
-  reference::max_pool3d_forward(p, x.data(), y.data(), index.data());
-  reference::max_pool3d_backward(p, dy.data(), index.data(), dmax.data());
-  reference::avg_pool3d_backward(p, dy.data(), davg.data());
-  expect_gradient("max", x, dmax, [&](const std::vector<double>& at) {
-    std::vector<double> out(dy.size());
-    std::vector<uint8_t> winners(dy.size());
-    reference::max_pool3d_forward(p, at.data(), out.data(), winners.data());
-    return std::inner_product(out.begin(), out.end(), dy.begin(), 0.0);
-  });
-  expect_gradient("avg", x, davg, [&](const std::vector<double>& at) {
-    std::vector<double> out(dy.size());
-    reference::avg_pool3d_forward(p, at.data(), out.data());
-    return std::inner_product(out.begin(), out.end(), dy.begin(), 0.0);
-  });
+  for (const PoolParams& p : {PoolParams{1, 3, 4, 5, 2, {2, 3, 2}, {1, 2, 2}, true},
+                              PoolParams{1, 3, 4, 5, 2, {2, 3, 5}, {1, 2, 2}, true, {1, 1, 2}, true},
+                              PoolParams{1, 3, 4, 5, 2, {}, {}, false, {}, false, {2, 3, 7}}}) {
+    const std::vector<double> x = widen(random_normal(input_count(p), 11)),
+                              dy = widen(random_normal(output_count(p), 12));
+    std::vector<double> y(dy.size()), dmax(x.size()), davg(x.size());
+    std::vector<int32_t> index(dy.size());
+    reference::max_pool3d_forward(p, x.data(), y.data(), index.data());
+    reference::max_pool3d_backward(p, dy.data(), index.data(), dmax.data());
+    reference::avg_pool3d_backward(p, dy.data(), davg.data());
+    expect_gradient("max", x, dmax, [&](const std::vector<double>& at) {
+      std::vector<double> out(dy.size());
+      std::vector<int32_t> winners(dy.size());
+      reference::max_pool3d_forward(p, at.data(), out.data(), winners.data());
+      return std::inner_product(out.begin(), out.end(), dy.begin(), 0.0);
+    });
+    expect_gradient("avg", x, davg, [&](const std::vector<double>& at) {
+      std::vector<double> out(dy.size());
+      reference::avg_pool3d_forward(p, at.data(), out.data());
+      return std::inner_product(out.begin(), out.end(), dy.begin(), 0.0);
+    });
+  }
 }
 
 // A volume smaller than the window has no outputs, and nothing flows back to it.
@@ -238,6 +331,26 @@ TEST(Pooling, NoWindowFits) {
   }
 }
 
+// No samples or no channels, and volumes of one voxel.
+TEST(Pooling, NothingOrOneVoxel) {
+  for (const Device device : test_devices()) {
+    for (PoolParams p : {PoolParams{0, 4, 4, 4, 3}, PoolParams{2, 4, 4, 4, 0}, PoolParams{2, 0, 4, 4, 3},
+                         PoolParams{0, 4, 4, 4, 3, {7, 7, 7}, {1, 1, 1}, false, {3, 3, 3}, true}}) {
+      for (const bool adaptive : {false, true}) {
+        p.adaptive = adaptive ? std::array<int64_t, 3>{2, 2, 2} : std::array<int64_t, 3>{};
+        ASSERT_EQ(output_count(p), 0);
+        EXPECT_TRUE(max_forward_on(device, p, {}).y.empty());
+        EXPECT_TRUE(max_backward_on(device, p, {}, {}).empty());
+        EXPECT_TRUE(average_on(device, p, {}, {}).dx.empty());
+      }
+    }
+    const PoolParams one{1, 1, 1, 1, 1, {3, 3, 3}, {1, 1, 1}, false, {1, 1, 1}, true};
+    EXPECT_EQ(max_forward_on(device, one, {-5}).y, std::vector<float>{-5});
+    EXPECT_EQ(average_on(device, one, {54}, {27}).y, std::vector<float>{2});
+    EXPECT_EQ(average_on(device, one, {54}, {27}).dx, std::vector<float>{1});
+  }
+}
+
 TEST(Pooling, WrongArgumentsThrow) {
   Context context({DeviceType::cpu, 0});
   std::vector<float> x(64), y(8);
@@ -250,10 +363,45 @@ TEST(Pooling, WrongArgumentsThrow) {
   p.stride[1] = 0;
   EXPECT_THROW(avg_pool3d_forward(context, p, x.data(), y.data()), ShapeError);
   p.stride[1] = 2;
-  p.kernel = {4, 8, 8};
-  EXPECT_THROW(max_pool3d_forward(context, p, x.data(), y.data(), index.data()), ShapeError);  // 256 voxels
+  p.kernel = {4, 8, 8};  // 256 voxels, whose numbers a byte does not hold
+  EXPECT_THROW(max_pool3d_forward(context, p, x.data(), y.data(), index.data()), ShapeError);
+  p.kernel = {2, 2, 2};
+  p.padding = {1, 2, 1};
+  EXPECT_THROW(avg_pool3d_forward(context, p, x.data(), y.data()), ShapeError);
+  p.padding = {};
+  p.adaptive = {1, 0, 1};
+  EXPECT_THROW(avg_pool3d_forward(context, p, x.data(), y.data()), ShapeError);
+  p.adaptive = {};
   p.n = -1;
   EXPECT_THROW(avg_pool3d_backward(context, p, y.data(), x.data()), ShapeError);
+}
+
+// For tests/oracle/resampling.py.
+TEST(Pooling, WritesVectorsForTheOracle) {
+  const char* folder = std::getenv("VESAL_ORACLE_FOLDER");
+  if (folder == nullptr) {
+    GTEST_SKIP() << "VESAL_ORACLE_FOLDER is not set";
+  }
+  std::ofstream index(std::string(folder) + "/pooling.txt");
+  int number = 0;
+  for (const PoolCase& c : kPoolCases) {
+    const PoolParams& p = c.params;
+    const std::vector<float> x = random_normal(input_count(p), 14), dy = random_normal(output_count(p), 15);
+    const Device device{DeviceType::cpu, 0};
+    const MaxResult largest = max_forward_on(device, p, x);
+    const std::vector<float> max_dx = max_backward_on(device, p, dy, largest.index);
+    const AverageResult average = average_on(device, p, x, dy);
+    for (const int64_t field : {p.n, p.d, p.h, p.w, p.c, p.out_d(), p.out_h(), p.out_w()}) {
+      index << field << ' ';
+    }
+    for (const auto& triple : {p.kernel, p.stride, p.padding}) {
+      index << triple[0] << ' ' << triple[1] << ' ' << triple[2] << ' ';
+    }
+    index << p.ceil_mode << ' ' << p.count_include_pad << ' ' << p.is_adaptive() << ' ' << c.name << '\n';
+    write_arrays(concat(folder, "/pooling", number++, ".f32"),
+                 {&x, &dy, &largest.y, &max_dx, &average.y, &average.dx});
+  }
+  ASSERT_TRUE(index.good());
 }
 
 }  // namespace

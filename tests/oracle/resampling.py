@@ -1,12 +1,13 @@
-"""Resizing once more, by PyTorch itself in double precision, with autograd for the gradients.
+"""Resizing and pooling once more, by PyTorch itself in double precision, with autograd for the gradients.
 
-Reads the vectors that resize_test wrote (VESAL_ORACLE_FOLDER) and compares output and gradient of every case. Exits with
-1 on a difference.
+Reads the vectors that resize_test or pooling_test wrote (VESAL_ORACLE_FOLDER) and compares output and gradient of every
+case. Exits with 1 on a difference.
 
     resampling.py FOLDER
 """
 
 import math
+import os
 import sys
 
 import numpy as np
@@ -83,9 +84,40 @@ def check_resize(folder, result):
         assert file.done(), name
 
 
+def check_pooling(folder, result):
+    for number, line in enumerate(open(f"{folder}/pooling.txt")):
+        *fields, name = line.split()
+        n, d, h, w, c, *rest = map(int, fields)
+        out, kernel, stride, padding = (tuple(rest[i : i + 3]) for i in range(0, 12, 3))
+        ceil_mode, count_include_pad, adaptive = map(bool, rest[12:])
+        file = Reader(f"{folder}/pooling{number}.f32")
+        x = file.take(n, d, h, w, c).requires_grad_()
+        dy = file.take(n, *out, c)
+        volume = x.permute(0, 4, 1, 2, 3)
+        pooled = {}
+        if adaptive:
+            pooled["max"] = F.adaptive_max_pool3d(volume, out)
+            pooled["average"] = F.adaptive_avg_pool3d(volume, out)
+        else:
+            pooled["max"] = F.max_pool3d(volume, kernel, stride, padding, ceil_mode=ceil_mode)
+            if all(extent >= size for extent, size in zip((d, h, w), kernel)):  # it refuses others
+                pooled["average"] = F.avg_pool3d(volume, kernel, stride, padding, ceil_mode, count_include_pad)
+        for kind in ("max", "average"):
+            actual, actual_dx = file.take(n, *out, c), file.take(n, d, h, w, c)
+            if kind not in pooled:
+                continue
+            y = pooled[kind].permute(0, 2, 3, 4, 1)
+            (dx,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+            result.compare(f"{kind} pooling {name} y", actual, y)
+            result.compare(f"{kind} pooling {name} dx", actual_dx, dx)
+        assert file.done(), name
+
+
 def main(folder):
     result = Comparison()
-    check_resize(folder, result)
+    for check, vectors in ((check_resize, "resize.txt"), (check_pooling, "pooling.txt")):
+        if os.path.exists(f"{folder}/{vectors}"):
+            check(folder, result)
     print(f"resampling: {result.count} tensors compared, {result.failures} differ")
     return 1 if result.failures or result.count == 0 else 0
 
