@@ -184,11 +184,12 @@ Variable linear(DeviceContext& context, const Variable& x, Parameter* weight, Pa
       });
 }
 
-Variable layer_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta, float eps) {
+Variable layer_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta, float eps,
+                    kernels::Activation activation) {
   VESAL_RANGE("layer_norm");
   const int64_t channels = x.size(-1);
   require_shape(gamma->value, {channels}, "layer_norm: gamma");
-  const kernels::LayerNormParams params{x.value().count() / channels, channels, eps};
+  const kernels::LayerNormParams params{x.value().count() / channels, channels, eps, activation};
   Tensor y = x.value().empty_like(context);
   Tensor mean = Tensor::empty(context, {params.rows});
   Tensor rstd = Tensor::empty(context, {params.rows});
@@ -202,7 +203,7 @@ Variable layer_norm(DeviceContext& context, const Variable& x, Parameter* gamma,
       [params, gamma, beta, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
         kernels::Context& kc = ctx.kernels();
         Tensor dx = saved[0].empty_like(ctx);
-        kernels::layer_norm_backward(kc, params, saved[0], gamma->value, saved[1].data<float>(),
+        kernels::layer_norm_backward(kc, params, saved[0], gamma->value, beta->value, saved[1].data<float>(),
                                      saved[2].data<float>(), dy, dx, gamma->gradient, beta->gradient,
                                      shared_mode(ctx, {gamma, beta}),
                                      ctx.scratch(kernels::layer_norm_backward_workspace_bytes(kc, params)));

@@ -37,7 +37,8 @@ Variable conv_transpose3d(DeviceContext& context, const Variable& x, Parameter* 
 Variable linear(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
                 kernels::Activation activation = kernels::Activation::none);
 
-Variable layer_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta, float eps = 1e-5f);
+Variable layer_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta, float eps = 1e-5f,
+                    kernels::Activation activation = kernels::Activation::none);
 // gamma, beta [C]; both null for no affine map. activation none, relu or leaky_relu (slope 0.01).
 Variable instance_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
                        kernels::Activation activation = kernels::Activation::none, float eps = 1e-5f);

@@ -253,7 +253,7 @@ void check_linear(Checker& c) {
 }
 
 void check_layer_norm(Checker& c) {
-  LayerNormParams p{.rows = 33, .channels = 21};
+  LayerNormParams p{.rows = 33, .channels = 21, .activation = Activation::gelu};
   const int64_t count = p.rows * p.channels;
   const Values x = c.random(count);
   const Values gamma = c.random(p.channels);
@@ -266,13 +266,13 @@ void check_layer_norm(Checker& c) {
   Values dgamma(gamma.size());
   Values dbeta(beta.size());
   ref::layer_norm_forward(p, x.data(), gamma.data(), beta.data(), y.data(), mean.data(), rstd.data());
-  ref::layer_norm_backward(p, x.data(), gamma.data(), mean.data(), rstd.data(), dy.data(), dx.data(),
-                           dgamma.data(), dbeta.data());
+  ref::layer_norm_backward(p, x.data(), gamma.data(), beta.data(), mean.data(), rstd.data(), dy.data(),
+                           dx.data(), dgamma.data(), dbeta.data());
   const Tensor tx = c.put(x), tg = c.put(gamma), tb = c.put(beta), tdy = c.put(dy);
   const Tensor ty = c.out(count), tm = c.out(p.rows), tr = c.out(p.rows), tdx = c.out(count);
   const Tensor tdg = c.out(p.channels), tdb = c.out(p.channels);
   layer_norm_forward(c.k(), p, tx, tg, tb, ty, tm.data<float>(), tr.data<float>());
-  layer_norm_backward(c.k(), p, tx, tg, tm.data<float>(), tr.data<float>(), tdy, tdx, tdg, tdb,
+  layer_norm_backward(c.k(), p, tx, tg, tb, tm.data<float>(), tr.data<float>(), tdy, tdx, tdg, tdb,
                       GradMode::overwrite, c.scratch(layer_norm_backward_workspace_bytes(c.k(), p)));
   c.same(ty, y);
   c.same(tdx, dx);

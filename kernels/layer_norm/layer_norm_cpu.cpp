@@ -2,8 +2,11 @@
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
+#include <vector>
 
 #include "base/parallel.hpp"
+#include "kernels/context/activations.hpp"
+#include "kernels/context/activations_cpu.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/slabs.hpp"
 #include "kernels/layer_norm/layer_norm.hpp"
@@ -13,11 +16,12 @@ namespace {
 
 // kChannels is the number of channels where it is known while compiling, so that the loops over a row unroll;
 // else 0.
-template <int64_t kChannels>
-void forward_rows(int64_t begin, int64_t end, int64_t runtime_channels, float eps, const float* __restrict x,
+template <int64_t kChannels, Activation kActivation>
+void forward_rows(int64_t begin, int64_t end, const LayerNormParams& p, const float* __restrict x,
                   const float* __restrict gamma, const float* __restrict beta, float* __restrict y,
                   float* mean, float* rstd) {
-  const int64_t channels = kChannels > 0 ? kChannels : runtime_channels;
+  const int64_t channels = kChannels > 0 ? kChannels : p.channels;
+  const float slope = p.negative_slope;
   const float inverse = 1.0f / static_cast<float>(channels);
   // A few rows at a time: step by step for all of them, so that no row waits for another's sums, root or
   // quotient.
@@ -48,7 +52,7 @@ void forward_rows(int64_t begin, int64_t end, int64_t runtime_channels, float ep
     }
 #pragma omp simd
     for (int64_t r = 0; r < kRows; ++r) {
-      scale[r] = 1.0f / std::sqrt(scale[r] * inverse + eps);
+      scale[r] = 1.0f / std::sqrt(scale[r] * inverse + p.eps);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const float* __restrict in = x + (first + r) * channels;
@@ -57,7 +61,7 @@ void forward_rows(int64_t begin, int64_t end, int64_t runtime_channels, float ep
       const float s = scale[r];
 #pragma omp simd
       for (int64_t c = 0; c < channels; ++c) {
-        out[c] = __builtin_fmaf((in[c] - m) * s, gamma[c], beta[c]);
+        out[c] = activated<kActivation>(__builtin_fmaf((in[c] - m) * s, gamma[c], beta[c]), slope);
       }
     }
     if (mean != nullptr) {
@@ -68,11 +72,13 @@ void forward_rows(int64_t begin, int64_t end, int64_t runtime_channels, float ep
 }
 
 // sums [2, channels] = the rows' dgamma and dbeta, float32.
-template <int64_t kChannels>
-void backward_rows(int64_t begin, int64_t end, int64_t runtime_channels, const float* __restrict x,
-                   const float* __restrict gamma, const float* mean, const float* rstd,
-                   const float* __restrict dy, float* __restrict dx, float* __restrict sums) {
-  const int64_t channels = kChannels > 0 ? kChannels : runtime_channels;
+template <int64_t kChannels, Activation kActivation>
+void backward_rows(int64_t begin, int64_t end, const LayerNormParams& p, const float* __restrict x,
+                   const float* __restrict gamma, const float* __restrict beta, const float* mean,
+                   const float* rstd, const float* __restrict dy, float* __restrict dx,
+                   float* __restrict sums) {
+  const int64_t channels = kChannels > 0 ? kChannels : p.channels;
+  const float slope = p.negative_slope;
   const float inverse = 1.0f / static_cast<float>(channels);
   float* __restrict dgamma = sums;
   float* __restrict dbeta = sums + channels;
@@ -88,78 +94,101 @@ void backward_rows(int64_t begin, int64_t end, int64_t runtime_channels, const f
 #pragma omp simd reduction(+ : sum_g, sum_gx)
     for (int64_t c = 0; c < channels; ++c) {
       const float xhat = (in[c] - centre) * scale;
-      const float g = d[c] * gamma[c];
+      const float z = __builtin_fmaf(xhat, gamma[c], beta[c]);
+      const float dz = activation_gradient<kActivation>(z, d[c], slope);
+      const float g = dz * gamma[c];
       sum_g += g;
       sum_gx += g * xhat;
-      dgamma[c] += d[c] * xhat;
-      dbeta[c] += d[c];
+      dgamma[c] += dz * xhat;
+      dbeta[c] += dz;
     }
     sum_g *= inverse;
     sum_gx *= inverse;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
       const float xhat = (in[c] - centre) * scale;
-      out[c] = scale * (d[c] * gamma[c] - sum_g - xhat * sum_gx);
+      const float z = __builtin_fmaf(xhat, gamma[c], beta[c]);
+      const float dz = activation_gradient<kActivation>(z, d[c], slope);
+      out[c] = scale * (dz * gamma[c] - sum_g - xhat * sum_gx);
     }
   }
 }
 
-// use(std::integral_constant<int64_t, channels>) for the widths of the networks' token stages, else 0.
+// use(channels, activation), both as constants: the number of channels for the widths of the networks' token
+// stages, else 0, and 0 with an activation.
 template <class Use>
-void with_channels(int64_t channels, Use use) {
-  switch (channels) {
+void with_constants(const LayerNormParams& p, Use use) {
+  constexpr std::integral_constant<int64_t, 0> any;
+  if (p.activation != Activation::none) {
+    return NormActivations::choose(p.activation, [&](auto activation) { use(any, activation); });
+  }
+  constexpr std::integral_constant<Activation, Activation::none> none;
+  switch (p.channels) {
     case 16:
-      return use(std::integral_constant<int64_t, 16>{});
+      return use(std::integral_constant<int64_t, 16>{}, none);
     case 24:
-      return use(std::integral_constant<int64_t, 24>{});
+      return use(std::integral_constant<int64_t, 24>{}, none);
     case 32:
-      return use(std::integral_constant<int64_t, 32>{});
+      return use(std::integral_constant<int64_t, 32>{}, none);
     case 48:
-      return use(std::integral_constant<int64_t, 48>{});
+      return use(std::integral_constant<int64_t, 48>{}, none);
     default:
-      return use(std::integral_constant<int64_t, 0>{});
+      return use(any, none);
   }
 }
 
+// gamma and beta, or ones and zeros where there is no affine map.
+struct Affine {
+  std::vector<float> ones, zeros;
+  const float* gamma;
+  const float* beta;
+  Affine(int64_t channels, const float* given_gamma, const float* given_beta)
+      : ones(given_gamma == nullptr ? static_cast<size_t>(channels) : 0, 1.0f),
+        zeros(ones.size(), 0.0f),
+        gamma(given_gamma == nullptr ? ones.data() : given_gamma),
+        beta(given_gamma == nullptr ? zeros.data() : given_beta) {}
+};
+
 }  // namespace
 
-void layer_norm_forward(Context&, const LayerNormParams& params, ConstData x_, ConstData gamma_,
-                        ConstData beta_, Data y_, float* mean, float* rstd) {
+void layer_norm_forward(Context&, const LayerNormParams& params, ConstData x_, ConstData gamma,
+                        ConstData beta, Data y_, float* mean, float* rstd) {
   const float* x = x_.as<float>("layer_norm_forward: x");
-  const float* gamma = gamma_.as<float>("layer_norm_forward: gamma");
-  const float* beta = beta_.as<float>("layer_norm_forward: beta");
   float* y = y_.as<float>("layer_norm_forward: y");
-  with_channels(params.channels, [&](auto known) {
+  const Affine affine(params.channels, gamma.as<float>("layer_norm_forward: gamma"),
+                      beta.as<float>("layer_norm_forward: beta"));
+  with_constants(params, [&](auto channels, auto activation) {
     parallel_for(params.rows, ceil_div(8192, params.channels), [&](int64_t begin, int64_t end) {
-      forward_rows<decltype(known)::value>(begin, end, params.channels, params.eps, x, gamma, beta, y, mean,
-                                           rstd);
+      forward_rows<decltype(channels)::value, decltype(activation)::value>(
+          begin, end, params, x, affine.gamma, affine.beta, y, mean, rstd);
     });
   });
 }
 
-void layer_norm_backward(Context&, const LayerNormParams& params, ConstData x_, ConstData gamma_,
-                         const float* mean, const float* rstd, ConstData dy_, Data dx_, Data dgamma_,
-                         Data dbeta_, GradMode mode, Workspace workspace) {
+void layer_norm_backward(Context&, const LayerNormParams& params, ConstData x_, ConstData gamma,
+                         ConstData beta, const float* mean, const float* rstd, ConstData dy_, Data dx_,
+                         Data dgamma_, Data dbeta_, GradMode mode, Workspace workspace) {
   const float* x = x_.as<float>("layer_norm_backward: x");
-  const float* gamma = gamma_.as<float>("layer_norm_backward: gamma");
   const float* dy = dy_.as<float>("layer_norm_backward: dy");
   float* dx = dx_.as<float>("layer_norm_backward: dx");
   float* dgamma = dgamma_.as<float>("layer_norm_backward: dgamma");
   float* dbeta = dbeta_.as<float>("layer_norm_backward: dbeta");
   const int64_t channels = params.channels;
+  const Affine affine(channels, gamma.as<float>("layer_norm_backward: gamma"),
+                      beta.as<float>("layer_norm_backward: beta"));
   const int64_t slabs = slab_count(params.rows);
   auto* partials = static_cast<float*>(workspace.data);  // [slabs, 2, channels]
-  with_channels(channels, [&](auto known) {
+  with_constants(params, [&](auto known, auto activation) {
     const int64_t slab_elements = std::max<int64_t>(params.rows / slabs * channels, 1);
     parallel_for(slabs, ceil_div(8192, slab_elements), [&](int64_t first, int64_t last) {
       for (int64_t slab = first; slab < last; ++slab) {
-        backward_rows<decltype(known)::value>(slab_begin(params.rows, slabs, slab),
-                                              slab_begin(params.rows, slabs, slab + 1), channels, x, gamma,
-                                              mean, rstd, dy, dx, partials + slab * 2 * channels);
+        backward_rows<decltype(known)::value, decltype(activation)::value>(
+            slab_begin(params.rows, slabs, slab), slab_begin(params.rows, slabs, slab + 1), params, x,
+            affine.gamma, affine.beta, mean, rstd, dy, dx, partials + slab * 2 * channels);
       }
     });
   });
-  for (int64_t c = 0; c < channels; ++c) {
+  for (int64_t c = 0; dgamma != nullptr && c < channels; ++c) {
     double sum_gamma = mode == GradMode::accumulate ? dgamma[c] : 0.0;
     double sum_beta = mode == GradMode::accumulate ? dbeta[c] : 0.0;
     for (int64_t slab = 0; slab < slabs; ++slab) {

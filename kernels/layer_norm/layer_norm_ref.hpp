@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/context/activations_ref.hpp"
 #include "kernels/layer_norm/layer_norm.hpp"
 
 namespace vesal::kernels::reference {
@@ -24,36 +25,47 @@ void layer_norm_forward(const LayerNormParams& p, const T* x, const T* gamma, co
     }
     rstd[row] = T(1) / std::sqrt(squares / T(p.channels) + T(p.eps));
     for (int64_t c = 0; c < p.channels; ++c) {
-      y[row * p.channels + c] = (in[c] - mean[row]) * rstd[row] * gamma[c] + beta[c];
+      const T z = (in[c] - mean[row]) * rstd[row] * (gamma ? gamma[c] : T(1)) + (beta ? beta[c] : T(0));
+      y[row * p.channels + c] = activation_value(p.activation, z, T(p.negative_slope));
     }
   }
 }
 
-// With xhat = (x - mean) rstd and g = dy gamma: dx = rstd (g - mean(g) - xhat mean(g xhat)).
+// With xhat = (x - mean) rstd, z = xhat gamma + beta and g = gamma dy activation'(z):
+// dx = rstd (g - mean(g) - xhat mean(g xhat)).
 template <class T>
-void layer_norm_backward(const LayerNormParams& p, const T* x, const T* gamma, const T* mean, const T* rstd,
-                         const T* dy, T* dx, T* dgamma, T* dbeta) {
+void layer_norm_backward(const LayerNormParams& p, const T* x, const T* gamma, const T* beta, const T* mean,
+                         const T* rstd, const T* dy, T* dx, T* dgamma, T* dbeta) {
   const int64_t channels = p.channels;
-  for (int64_t c = 0; c < channels; ++c) {
+  for (int64_t c = 0; dgamma && c < channels; ++c) {
     dgamma[c] = T(0);
     dbeta[c] = T(0);
   }
   for (int64_t row = 0; row < p.rows; ++row) {
+    // use(i, c, xhat, dz): the gradient before the activation, gamma not yet applied.
+    const auto each = [&](auto use) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t i = row * channels + c;
+        const T xhat = (x[i] - mean[row]) * rstd[row];
+        const T z = xhat * (gamma ? gamma[c] : T(1)) + (beta ? beta[c] : T(0));
+        use(i, c, xhat, dy[i] * activation_derivative(p.activation, z, T(p.negative_slope)));
+      }
+    };
     T sum_g = 0;
     T sum_gx = 0;
-    for (int64_t c = 0; c < channels; ++c) {
-      const T xhat = (x[row * channels + c] - mean[row]) * rstd[row];
-      const T d = dy[row * channels + c];
-      dgamma[c] += d * xhat;
-      dbeta[c] += d;
-      sum_g += d * gamma[c];
-      sum_gx += d * gamma[c] * xhat;
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      const T xhat = (x[row * channels + c] - mean[row]) * rstd[row];
-      dx[row * channels + c] =
-          rstd[row] * (dy[row * channels + c] * gamma[c] - sum_g / T(channels) - xhat * sum_gx / T(channels));
-    }
+    each([&](int64_t, int64_t c, T xhat, T dz) {
+      if (dgamma) {
+        dgamma[c] += dz * xhat;
+        dbeta[c] += dz;
+      }
+      const T g = dz * (gamma ? gamma[c] : T(1));
+      sum_g += g;
+      sum_gx += g * xhat;
+    });
+    each([&](int64_t i, int64_t c, T xhat, T dz) {
+      const T g = dz * (gamma ? gamma[c] : T(1));
+      dx[i] = rstd[row] * (g - sum_g / T(channels) - xhat * sum_gx / T(channels));
+    });
   }
 }
 

@@ -1,7 +1,7 @@
-"""Batch and group normalisation and the activations once more, by PyTorch itself in double precision, with
+"""Batch, group and layer normalisation and the activations once more, by PyTorch itself in double precision, with
 autograd for the gradients.
 
-Reads the vectors that batch_norm_test, group_norm_test and elementwise_test wrote
+Reads the vectors that batch_norm_test, group_norm_test, layer_norm_test and elementwise_test wrote
 (VESAL_ORACLE_FOLDER) and compares outputs, gradients and running statistics of every case. Exits with 1 on a
 difference.
 
@@ -117,6 +117,27 @@ def check_group(folder, result):
         assert file.done(), name
 
 
+def check_layer(folder, result):
+    for number, line in enumerate(open(f"{folder}/layer.txt")):
+        fields = line.split()
+        rows, channels, activation, affine = map(int, fields[:4])
+        name = "layer " + fields[4]
+        file = Reader(f"{folder}/layer{number}.f32")
+        x = file.take(rows, channels).requires_grad_()
+        gamma, beta = (file.take(channels).requires_grad_() for _ in range(2))
+        dy = file.take(rows, channels)
+        given = (gamma, beta) if affine else (None, None)
+        y = ACTIVATIONS[activation](F.layer_norm(x, (channels,), *given), 0.01)
+        y.backward(dy)
+        result.compare(name + " y", file.take(rows, channels), y)
+        result.compare(name + " dx", file.take(rows, channels), x.grad)
+        dgamma, dbeta = file.take(channels), file.take(channels)
+        if affine:
+            result.compare(name + " dgamma", dgamma, gamma.grad)
+            result.compare(name + " dbeta", dbeta, beta.grad)
+        assert file.done(), name
+
+
 def check_activations(folder, result):
     slope = float(np.float32(0.1))
     for kind in range(1, len(ACTIVATIONS)):
@@ -137,6 +158,7 @@ def main(folder):
     result = Comparison()
     check_batch(folder, result)
     check_group(folder, result)
+    check_layer(folder, result)
     check_activations(folder, result)
     print(f"norms and activations: {result.count} tensors compared, {result.failures} differ")
     return 1 if result.failures or result.count == 0 else 0
