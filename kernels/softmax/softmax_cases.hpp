@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "base/error.hpp"
+#include "base/philox.hpp"
 #include "kernels/context/work.hpp"
 
 namespace vesal::kernels {
@@ -18,9 +20,9 @@ struct SoftmaxCase {
 // A warp has 32 lanes, a block takes 8 rows or more; the CPU handles fewer than 16 channels in blocks of 64
 // rows.
 inline const std::vector<SoftmaxCase> kSoftmaxCases = {
-    {"one", 1, 1},        {"pair", 5, 2},           {"classes", 65, 4}, {"row_block_minus_one", 63, 3},
-    {"row_block", 64, 7}, {"narrow_most", 66, 15},  {"vector", 9, 16},  {"warp_minus_one", 7, 31},
-    {"warp", 8, 32},      {"warp_plus_one", 9, 33}, {"wide", 3, 300},
+    {"one", 1, 1},        {"pair", 5, 2},          {"classes", 65, 4},       {"row_block_minus_one", 63, 3},
+    {"row_block", 64, 7}, {"narrow_most", 66, 15}, {"vector", 9, 16},        {"warp_minus_one", 7, 31},
+    {"no_rows", 0, 4},    {"warp", 8, 32},         {"warp_plus_one", 9, 33}, {"wide", 3, 300},
 };
 
 // For benchmarks: four classes at 64^3 and 128^3, attention in windows of 4^3 and 7^3.
@@ -33,6 +35,14 @@ inline const std::vector<SoftmaxCase> kSoftmaxBenchmarkCases = {
 
 inline Work softmax_work(const SoftmaxCase& c, bool backward) {
   return {.bytes = 4.0 * static_cast<double>(c.rows * c.channels) * (backward ? 3 : 2)};
+}
+
+inline SoftmaxCase random_softmax_case(RandomStream& random) {
+  SoftmaxCase c;
+  c.rows = 1 + random.below(random.below(4) == 0 ? 150 : 20);
+  c.channels = 1 + random.below(random.below(4) == 0 ? 100 : 20);
+  c.name = concat("[", c.rows, ", ", c.channels, "]");
+  return c;
 }
 
 }  // namespace vesal::kernels

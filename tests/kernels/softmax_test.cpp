@@ -7,62 +7,88 @@
 #include "kernels/softmax/softmax_cases.hpp"
 #include "kernels/softmax/softmax_ref.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/naive_error.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
+
+// Forward, forward in place and backward of one case on a device, against the reference.
+void check_softmax(Device device, const SoftmaxCase& c, const std::vector<float>& x,
+                   const std::vector<float>& dy, const std::vector<double>& y_exact,
+                   const std::vector<float>& y_naive) {
+  const std::string what = to_string(device) + " " + c.name;
+  const int64_t count = c.rows * c.channels;
+  Context context(device);
+  const DeviceArray<float> in(device, x), d(device, dy);
+  const auto forward = [&] {
+    const DeviceArray<float> y(device, count);
+    softmax_forward(context, c.rows, c.channels, in.get(), y.get());
+    return y.host();
+  };
+  const std::vector<float> y = forward();
+  expect_close(what + " y", y, y_exact, y_naive);
+  const DeviceArray<float> in_place(device, x);
+  softmax_forward(context, c.rows, c.channels, in_place.get(), in_place.get());
+  expect_equal(what + " in place", in_place.host(), y);
+  std::vector<double> dx_exact(x.size());
+  reference::softmax_backward<double>(c.rows, c.channels, widen(y).data(), widen(dy).data(), dx_exact.data());
+  const DeviceArray<float> y_device(device, y);
+  const auto backward = [&] {
+    const DeviceArray<float> dx(device, count);
+    softmax_backward(context, c.rows, c.channels, y_device.get(), d.get(), dx.get());
+    return dx.host();
+  };
+  // A sum over the row of terms near 1 cancels: its rounding is that of one unit, also where dx is
+  // tiny.
+  const std::vector<float> dx = backward();
+  double largest_dy = 0;
+  for (const float value : dy) {
+    largest_dy = std::max(largest_dy, std::abs(static_cast<double>(value)));
+  }
+  for (size_t i = 0; i < dx.size(); ++i) {
+    EXPECT_LE(std::abs(dx[i] - dx_exact[i]), 8 * 0x1p-24 * largest_dy) << what << " dx " << i;
+  }
+  expect_same_bits(what, device, [&] {
+    std::vector<float> all = forward();
+    const std::vector<float> gradient = backward();
+    all.insert(all.end(), gradient.begin(), gradient.end());
+    return all;
+  });
+}
 
 TEST(Softmax, MatchesTheReference) {
   for (const Device device : test_devices()) {
     for (const SoftmaxCase& c : kSoftmaxCases) {
       for (const float scale : {1.0f, 60.0f}) {
-        const std::string what = concat(to_string(device), " ", c.name, " scale ", scale);
-        const int64_t count = c.rows * c.channels;
-        const std::vector<float> x = random_normal(count, 1, scale);
-        const std::vector<float> dy = random_normal(count, 2);
-        std::vector<double> y_exact(x.size()), dx_exact(x.size());
-        std::vector<float> y_naive(x.size()), dx_naive(x.size());
+        const std::vector<float> x = random_normal(c.rows * c.channels, 1, scale);
+        std::vector<double> y_exact(x.size());
+        std::vector<float> y_naive(x.size());
         reference::softmax_forward<double>(c.rows, c.channels, widen(x).data(), y_exact.data());
         reference::softmax_forward<float>(c.rows, c.channels, x.data(), y_naive.data());
-        Context context(device);
-        const DeviceArray<float> in(device, x), d(device, dy);
-        const auto forward = [&] {
-          const DeviceArray<float> y(device, count);
-          softmax_forward(context, c.rows, c.channels, in.get(), y.get());
-          return y.host();
-        };
-        const std::vector<float> y = forward();
-        expect_close(what + " y", y, y_exact, y_naive);
-        const DeviceArray<float> in_place(device, x);
-        softmax_forward(context, c.rows, c.channels, in_place.get(), in_place.get());
-        expect_equal(what + " in place", in_place.host(), y);
-        reference::softmax_backward<double>(c.rows, c.channels, widen(y).data(), widen(dy).data(),
-                                            dx_exact.data());
-        reference::softmax_backward<float>(c.rows, c.channels, y.data(), dy.data(), dx_naive.data());
-        const DeviceArray<float> dy_device(device, y);
-        const auto backward = [&] {
-          const DeviceArray<float> dx(device, count);
-          softmax_backward(context, c.rows, c.channels, dy_device.get(), d.get(), dx.get());
-          return dx.host();
-        };
-        // A sum over the row of terms near 1 cancels: its rounding is that of one unit, also where dx is
-        // tiny.
-        const std::vector<float> dx = backward();
-        double largest_dy = 0;
-        for (const float value : dy) {
-          largest_dy = std::max(largest_dy, std::abs(static_cast<double>(value)));
-        }
-        for (size_t i = 0; i < dx.size(); ++i) {
-          EXPECT_LE(std::abs(dx[i] - dx_exact[i]), 8 * 0x1p-24 * largest_dy) << what << " dx " << i;
-        }
-        expect_same_bits(what, device, [&] {
-          std::vector<float> all = forward();
-          const std::vector<float> gradient = backward();
-          all.insert(all.end(), gradient.begin(), gradient.end());
-          return all;
-        });
+        check_softmax(device, c, x, random_normal(c.rows * c.channels, 2), y_exact, y_naive);
       }
     }
   }
+}
+
+TEST(Softmax, RandomCases) {
+  for_each_random_case([](RandomStream& random) {
+    const SoftmaxCase c = random_softmax_case(random);
+    const int64_t count = c.rows * c.channels;
+    const auto seed = static_cast<uint64_t>(random.below(1 << 20));
+    const std::vector<float> x = random_normal(count, seed, random.uniform(0.1f, 30.0f));
+    std::vector<double> y_exact(x.size());
+    std::vector<float> y_naive(x.size()), other(x.size());
+    reference::softmax_forward<double>(c.rows, c.channels, widen(x).data(), y_exact.data());
+    reference::softmax_forward<float>(c.rows, c.channels, x.data(), y_naive.data());
+    for (int trial = 0; trial < 4; ++trial) {
+      reference::softmax_forward<float>(c.rows, c.channels, moved_by_one_ulp(x, random).data(), other.data());
+      keep_worse(y_naive, other, y_exact);
+    }
+    for (const Device device : test_devices()) {
+      check_softmax(device, c, x, random_normal(count, seed + 1), y_exact, y_naive);
+    }
+  });
 }
 
 TEST(Softmax, ReferenceGradient) {
