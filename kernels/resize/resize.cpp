@@ -37,11 +37,17 @@ void check_arguments(const ResizeParams& p, ConstData input, ConstData output, c
 
 void resize_forward(Context& context, const ResizeParams& params, ConstData x, Data y) {
   check_arguments(params, x, y, "resize_forward");
+  if (params.n == 0 || params.c == 0) {
+    return;
+  }
   VESAL_DISPATCH(context, resize_forward(context, params, x, y));
 }
 
 void resize_backward(Context& context, const ResizeParams& params, ConstData dy, Data dx) {
   check_arguments(params, dx, dy, "resize_backward");
+  if (params.n == 0 || params.c == 0) {
+    return;
+  }
   VESAL_DISPATCH(context, resize_backward(context, params, dy, dx));
 }
 
