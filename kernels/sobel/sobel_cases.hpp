@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/philox.hpp"
 #include "kernels/sobel/sobel.hpp"
 
 namespace vesal::kernels {
@@ -28,6 +29,10 @@ inline const std::vector<SobelCase> kSobelCases = {
     {"stretch", {1, 1, 2, 256}},
     {"stretch_plus_one", {1, 2, 2, 257}},
     {"two_stretches_plus_one", {1, 1, 2, 513}},
+    {"no_samples", {0, 3, 4, 5}},
+    {"no_planes", {2, 0, 4, 5}},
+    {"no_rows", {2, 3, 0, 5}},
+    {"no_columns", {2, 3, 4, 0}},
 };
 
 struct EdgeGateCase {
@@ -39,6 +44,20 @@ inline const std::vector<EdgeGateCase> kEdgeGateCases = {
     {"one", {1, 1}},           {"channels_2", {63, 2}},   {"channels_3", {64, 3}},   {"channels_4", {65, 4}},
     {"channels_1", {257, 1}},  {"channels_15", {9, 15}},  {"channels_16", {8, 16}},  {"channels_17", {7, 17}},
     {"channels_31", {33, 31}}, {"channels_32", {32, 32}}, {"channels_33", {31, 33}}, {"channels_65", {5, 65}},
+    {"no_voxels", {0, 3}},
 };
+
+inline SobelParams random_sobel_params(RandomStream& random) {
+  SobelParams p{1 + random.below(2), 1 + random.below(6), 1 + random.below(10),
+                1 + random.below(random.below(4) == 0 ? 70 : 10)};
+  if (random.bernoulli(0.5f)) {
+    p.spacing = {random.uniform(0.5f, 4.0f), random.uniform(0.5f, 4.0f), random.uniform(0.5f, 4.0f)};
+  }
+  return p;
+}
+
+inline EdgeGateParams random_edge_gate_params(RandomStream& random) {
+  return {1 + random.below(random.below(4) == 0 ? 300 : 30), 1 + random.below(random.below(4) == 0 ? 70 : 8)};
+}
 
 }  // namespace vesal::kernels

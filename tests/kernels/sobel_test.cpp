@@ -7,6 +7,7 @@
 #include "kernels/sobel/sobel_cases.hpp"
 #include "kernels/sobel/sobel_ref.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/naive_error.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -190,6 +191,119 @@ TEST(EdgeGate, LimitsAreExact) {
     EXPECT_EQ(dx.host(), (std::vector<float>{1, -2, 3, 1, 2, 3}));
     EXPECT_EQ(dgradient.host(), (std::vector<float>{0, 0, 0, 0, 0, 0}));
   }
+}
+
+struct SobelInputs {
+  std::vector<float> x, dgradient, dmagnitude;
+};
+
+template <class T>
+struct SobelResult {
+  std::vector<T> gradient, gradient_dx, magnitude, magnitude_dx;
+};
+
+template <class T>
+SobelResult<T> sobel_reference(const SobelParams& p, const SobelInputs& in) {
+  const std::vector<T> x(in.x.begin(), in.x.end()), dg(in.dgradient.begin(), in.dgradient.end()),
+      dm(in.dmagnitude.begin(), in.dmagnitude.end());
+  SobelResult<T> r{std::vector<T>(dg.size()), std::vector<T>(x.size()), std::vector<T>(x.size()),
+                   std::vector<T>(x.size())};
+  reference::sobel_gradient_forward(p, x.data(), r.gradient.data());
+  reference::sobel_gradient_backward(p, dg.data(), r.gradient_dx.data());
+  reference::sobel_magnitude_forward(p, x.data(), r.magnitude.data());
+  reference::sobel_magnitude_backward(p, x.data(), dm.data(), r.magnitude_dx.data());
+  return r;
+}
+
+TEST(Sobel, RandomCases) {
+  for_each_random_case([](RandomStream& random) {
+    const SobelParams p = random_sobel_params(random);
+    SCOPED_TRACE(concat("[", p.n, ", ", p.d, ", ", p.h, ", ", p.w, "], spacing ", p.spacing[0], " ",
+                        p.spacing[1], " ", p.spacing[2]));
+    const int64_t count = voxel_count(p);
+    const auto seed = static_cast<uint64_t>(random.below(1 << 20));
+    const SobelInputs in{random_normal(count, seed), random_normal(3 * count, seed + 1),
+                         random_normal(count, seed + 2)};
+    const SobelResult<double> exact = sobel_reference<double>(p, in);
+    SobelResult<float> naive = sobel_reference<float>(p, in);
+    // A handful of voxels: a single float32 evaluation may be exact by luck.
+    for (int trial = 0; trial < 4; ++trial) {
+      const SobelResult<float> other =
+          sobel_reference<float>(p, {moved_by_one_ulp(in.x, random), moved_by_one_ulp(in.dgradient, random),
+                                     moved_by_one_ulp(in.dmagnitude, random)});
+      keep_worse(naive.gradient, other.gradient, exact.gradient);
+      keep_worse(naive.gradient_dx, other.gradient_dx, exact.gradient_dx);
+      keep_worse(naive.magnitude, other.magnitude, exact.magnitude);
+      keep_worse(naive.magnitude_dx, other.magnitude_dx, exact.magnitude_dx);
+    }
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const DeviceArray<float> x(device, in.x), dgradient(device, in.dgradient),
+          dmagnitude(device, in.dmagnitude), gradient(device, 3 * count), gradient_dx(device, count),
+          magnitude(device, count), magnitude_dx(device, count);
+      const DeviceWorkspace workspace(device, sobel_magnitude_workspace_bytes(context, p));
+      sobel_gradient_forward(context, p, x.get(), gradient.get());
+      sobel_gradient_backward(context, p, dgradient.get(), gradient_dx.get());
+      sobel_magnitude_forward(context, p, x.get(), magnitude.get());
+      sobel_magnitude_backward(context, p, x.get(), dmagnitude.get(), magnitude_dx.get(), workspace);
+      const std::string where = to_string(device);
+      expect_close("gradient, " + where, gradient.host(), exact.gradient, naive.gradient);
+      expect_close("dx of the gradient, " + where, gradient_dx.host(), exact.gradient_dx, naive.gradient_dx);
+      expect_close("magnitude, " + where, magnitude.host(), exact.magnitude, naive.magnitude);
+      expect_close("dx of the magnitude, " + where, magnitude_dx.host(), exact.magnitude_dx,
+                   naive.magnitude_dx);
+    }
+  });
+}
+
+struct GateInputs {
+  std::vector<float> gradient, x, dy;
+};
+
+template <class T>
+struct GateResult {
+  std::vector<T> y, dgradient, dx;
+};
+
+template <class T>
+GateResult<T> gate_reference(const EdgeGateParams& p, const GateInputs& in) {
+  const std::vector<T> g(in.gradient.begin(), in.gradient.end()), x(in.x.begin(), in.x.end()),
+      dy(in.dy.begin(), in.dy.end());
+  GateResult<T> r{std::vector<T>(x.size()), std::vector<T>(g.size()), std::vector<T>(x.size())};
+  reference::edge_gate_forward(p, g.data(), x.data(), r.y.data());
+  reference::edge_gate_backward(p, g.data(), x.data(), dy.data(), r.dgradient.data(), r.dx.data());
+  return r;
+}
+
+TEST(EdgeGate, RandomCases) {
+  for_each_random_case([](RandomStream& random) {
+    const EdgeGateParams p = random_edge_gate_params(random);
+    SCOPED_TRACE(concat("[", p.voxels, ", ", p.channels, "]"));
+    const int64_t count = p.voxels * p.channels;
+    const auto seed = static_cast<uint64_t>(random.below(1 << 20));
+    const GateInputs in{random_normal(3 * p.voxels, seed, 2.0f), random_normal(count, seed + 1),
+                        random_normal(count, seed + 2)};
+    const GateResult<double> exact = gate_reference<double>(p, in);
+    GateResult<float> naive = gate_reference<float>(p, in);
+    for (int trial = 0; trial < 4; ++trial) {
+      const GateResult<float> other =
+          gate_reference<float>(p, {moved_by_one_ulp(in.gradient, random), moved_by_one_ulp(in.x, random),
+                                    moved_by_one_ulp(in.dy, random)});
+      keep_worse(naive.y, other.y, exact.y);
+      keep_worse(naive.dgradient, other.dgradient, exact.dgradient);
+      keep_worse(naive.dx, other.dx, exact.dx);
+    }
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const DeviceArray<float> gradient(device, in.gradient), x(device, in.x), dy(device, in.dy),
+          y(device, count), dgradient(device, 3 * p.voxels), dx(device, count);
+      edge_gate_forward(context, p, gradient.get(), x.get(), y.get());
+      edge_gate_backward(context, p, gradient.get(), x.get(), dy.get(), dgradient.get(), dx.get());
+      expect_close("y, " + to_string(device), y.host(), exact.y, naive.y);
+      expect_close("dgradient, " + to_string(device), dgradient.host(), exact.dgradient, naive.dgradient);
+      expect_close("dx, " + to_string(device), dx.host(), exact.dx, naive.dx);
+    }
+  });
 }
 
 TEST(Sobel, GradientsAreNumeric) {
