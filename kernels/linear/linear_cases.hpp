@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/philox.hpp"
 #include "kernels/context/work.hpp"
 #include "kernels/linear/linear.hpp"
 
@@ -47,6 +48,14 @@ inline const std::vector<LinearCase> kLinearBenchmarkCases = {
 inline Work linear_work(const LinearParams& p) {
   return {.flops = 2.0 * static_cast<double>(p.rows * p.in * p.out),
           .bytes = 4.0 * static_cast<double>(p.rows * (p.in + p.out) + p.in * p.out)};
+}
+
+inline LinearParams random_linear_params(RandomStream& random) {
+  constexpr Activation kChoices[] = {Activation::none, Activation::relu, Activation::gelu};
+  return {.rows = 1 + random.below(random.below(4) == 0 ? 200 : 30),
+          .in = 1 + random.below(random.below(4) == 0 ? 100 : 20),
+          .out = 1 + random.below(random.below(4) == 0 ? 80 : 20),
+          .activation = kChoices[random.below(3)]};
 }
 
 }  // namespace vesal::kernels

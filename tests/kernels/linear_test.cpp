@@ -4,6 +4,7 @@
 #include "kernels/linear/linear_cases.hpp"
 #include "kernels/linear/linear_ref.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/naive_error.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -12,9 +13,9 @@ struct Inputs {
   std::vector<float> x, weight, bias, dy;
 };
 
-Inputs random_inputs(const LinearParams& p) {
-  return {random_normal(p.rows * p.in, 1), random_normal(p.out * p.in, 2, 0.3f), random_normal(p.out, 3),
-          random_normal(p.rows * p.out, 4)};
+Inputs random_inputs(const LinearParams& p, uint64_t seed = 1) {
+  return {random_normal(p.rows * p.in, seed), random_normal(p.out * p.in, seed + 1, 0.3f),
+          random_normal(p.out, seed + 2), random_normal(p.rows * p.out, seed + 3)};
 }
 
 Inputs integer_inputs(const LinearParams& p) {
@@ -86,6 +87,44 @@ TEST(Linear, MatchesTheReference) {
       expect_close(where + "dbias", out.dbias, exact.dbias, naive.dbias);
     }
   }
+}
+
+TEST(Linear, RandomCases) {
+  for_each_random_case([](RandomStream& random) {
+    const LinearParams p = random_linear_params(random);
+    const bool with_bias = random.below(3) != 0;
+    SCOPED_TRACE(concat("[", p.rows, ", ", p.in, "] to ", p.out, ", activation ",
+                        static_cast<int>(p.activation), with_bias ? ", bias" : ""));
+    const Inputs in = random_inputs(p, static_cast<uint64_t>(random.below(1 << 20)));
+    const Expected<double> exact = reference_run<double>(p, in, with_bias);
+    Expected<float> naive = reference_run<float>(p, in, with_bias);
+    // A handful of elements: a single float32 evaluation may be exact by luck.
+    for (int trial = 0; trial < 4; ++trial) {
+      Inputs moved = in;
+      moved.x = moved_by_one_ulp(in.x, random);
+      moved.weight = moved_by_one_ulp(in.weight, random);
+      moved.dy = moved_by_one_ulp(in.dy, random);
+      const Expected<float> other = reference_run<float>(p, moved, with_bias);
+      keep_worse(naive.y, other.y, exact.y);
+      keep_worse(naive.pre_activation, other.pre_activation, exact.pre_activation);
+      keep_worse(naive.dx, other.dx, exact.dx);
+      keep_worse(naive.dweight, other.dweight, exact.dweight);
+      keep_worse(naive.dbias, other.dbias, exact.dbias);
+    }
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const std::string where = to_string(device) + ": ";
+      const Outputs out = run(context, p, in, with_bias);
+      expect_close(where + "y", out.y, exact.y, naive.y);
+      expect_close(where + "dx", out.dx, exact.dx, naive.dx);
+      expect_close(where + "dweight", out.dweight, exact.dweight, naive.dweight);
+      if (with_bias) {
+        expect_close(where + "pre_activation", out.pre_activation, exact.pre_activation,
+                     naive.pre_activation);
+        expect_close(where + "dbias", out.dbias, exact.dbias, naive.dbias);
+      }
+    }
+  });
 }
 
 // Large enough for the blocked forward pass on the CPU (several blocks a thread, a ragged last one).
