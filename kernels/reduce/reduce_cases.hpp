@@ -5,6 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "base/error.hpp"
+#include "base/philox.hpp"
+
 namespace vesal::kernels {
 
 struct ReduceCase {
@@ -28,6 +31,17 @@ inline const std::vector<ReduceCase> kReduceCases = {
     {"long", 1, 5000, 1},
     {"two_slabs", 2, 512, 24},
     {"wide_row_tail", 1, 300, 5},
+    {"no_samples", 0, 7, 3},
+    {"no_rows", 2, 0, 5},
 };
+
+inline ReduceCase random_reduce_case(RandomStream& random) {
+  ReduceCase c;
+  c.n = 1 + random.below(4);
+  c.spatial = 1 + random.below(random.below(4) == 0 ? 600 : 30);
+  c.channels = 1 + random.below(random.below(4) == 0 ? 70 : 6);
+  c.name = concat("[", c.n, ", ", c.spatial, ", ", c.channels, "]");
+  return c;
+}
 
 }  // namespace vesal::kernels
