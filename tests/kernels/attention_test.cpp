@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <fstream>
 #include <limits>
 #include <numeric>
 
@@ -14,6 +15,7 @@
 #include "kernels/attention/attention_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/oracle_vectors.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -454,6 +456,54 @@ TEST(Attention, RejectsWrongArguments) {
   EXPECT_THROW(attention_backward(context, p, {x, x, x}, x, x, x, {x, nullptr, x}, workspace), ShapeError);
   EXPECT_THROW(attention_backward(context, p, {x, x, x, nullptr, nullptr, x}, x, x, x, {x, x, x}, workspace),
                ShapeError);
+}
+
+// The tokens of a strided array one after another.
+std::vector<float> packed(const std::vector<float>& values, int64_t offset, int64_t stride,
+                          int64_t channels) {
+  std::vector<float> result;
+  for (auto token = values.begin() + offset; values.end() - token >= channels; token += stride) {
+    result.insert(result.end(), token, token + channels);
+    if (values.end() - token < stride) {
+      break;
+    }
+  }
+  return result;
+}
+
+// Writes every case's inputs and the CPU's results where tests/oracle/attention.py asks for them.
+TEST(Attention, WritesVectorsForTheOracle) {
+  const char* folder = std::getenv("VESAL_ORACLE_FOLDER");
+  if (folder == nullptr) {
+    GTEST_SKIP() << "VESAL_ORACLE_FOLDER is not set";
+  }
+  std::ofstream index(std::string(folder) + "/attention.txt");
+  int number = 0;
+  for (const AttentionCase& c : kAttentionCases) {
+    const AttentionParams p = laid_out(c.params, c.layout);
+    const Inputs<float> in = make_inputs(c, 4000 + static_cast<uint64_t>(number));
+    const Outputs<float> r = run_device(Device{DeviceType::cpu, 0}, c, in);
+    const bool fused = c.layout == AttentionLayout::fused;
+    const auto part = [&](const std::vector<float>& own, const std::vector<float>& qkv, int which,
+                          int64_t stride) {
+      return packed(fused ? qkv : own, fused ? which * p.channels() : 0, stride_or_packed(p, stride),
+                    p.channels());
+    };
+    const std::vector<float> q = part(in.q, in.q, 0, p.q_stride), k = part(in.k, in.q, 1, p.k_stride),
+                             v = part(in.v, in.q, 2, p.v_stride), dq = part(r.dq, r.dq, 0, p.q_stride),
+                             dk = part(r.dk, r.dq, 1, p.k_stride), dv = part(r.dv, r.dq, 2, p.v_stride),
+                             key_mask(in.key_mask.begin(), in.key_mask.end());
+    index << p.n << ' ' << p.queries << ' ' << p.keys << ' ' << p.heads << ' ' << p.head_dim << ' '
+          << c.key_mask << ' ' << (c.bias ? p.bias_samples : 0) << ' ' << p.bias_heads;
+    for (const int extent : p.key_grid) {
+      index << ' ' << (c.axial ? extent : 0);
+    }
+    index << ' ' << p.scale << ' ' << c.name << '\n';
+    write_arrays(
+        concat(folder, "/attention", number++, ".f32"),
+        {&q, &k, &v, &key_mask, &in.bias, &in.axial_bias, &in.dout, &r.out, &dq, &dk, &dv, &r.daxial_bias});
+  }
+  ASSERT_TRUE(index.good());
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 // numeric differences.
 #include "kernels/relative_position/relative_position.hpp"
 
+#include <cstdlib>
+#include <fstream>
 #include <memory>
 #include <numeric>
 
@@ -10,6 +12,7 @@
 #include "kernels/relative_position/relative_position_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/oracle_vectors.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -264,6 +267,33 @@ TEST(RelativePosition, RejectsWrongArguments) {
   EXPECT_THROW(relative_position_backward(context, {}, x, {x, x, nullptr}, x, x, GradMode::overwrite,
                                           {x, x, x}, GradMode::overwrite),
                ShapeError);
+}
+
+// Writes the cases with packed queries and the CPU's results where tests/oracle/attention.py asks for them.
+TEST(RelativePosition, WritesVectorsForTheOracle) {
+  const char* folder = std::getenv("VESAL_ORACLE_FOLDER");
+  if (folder == nullptr) {
+    GTEST_SKIP() << "VESAL_ORACLE_FOLDER is not set";
+  }
+  std::ofstream index(std::string(folder) + "/relative.txt");
+  int number = 0;
+  for (const RelativePositionCase& c : kRelativePositionCases) {
+    const RelativePositionParams& p = c.params;
+    if (stride_of(p) != p.channels()) {
+      continue;
+    }
+    const Inputs<float> in = make_inputs(c, 4000 + static_cast<uint64_t>(number));
+    const Outputs<float> r = run_device(Device{DeviceType::cpu, 0}, c, in, GradMode::overwrite);
+    index << p.n << ' ' << p.heads << ' ' << p.head_dim;
+    for (size_t axis = 0; axis < 3; ++axis) {
+      index << ' ' << p.query_grid[axis] << ' ' << p.key_grid[axis] << ' ' << c.tables[axis];
+    }
+    index << ' ' << c.name << '\n';
+    write_arrays(concat(folder, "/relative", number++, ".f32"),
+                 {&in.q, &in.tables[0], &in.tables[1], &in.tables[2], &in.daxial_bias, &r.axial_bias, &r.dq,
+                  &r.dtables[0], &r.dtables[1], &r.dtables[2]});
+  }
+  ASSERT_TRUE(index.good());
 }
 
 }  // namespace
