@@ -2,6 +2,8 @@
 #include "kernels/simt/race_access.hpp"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -114,10 +116,10 @@ void write_report() {
     text += concat("\t", each.kernel, "\n");
   }
   const char* path = std::getenv("VESAL_ACCESS_REPORT");
-  FILE* const file = std::fopen(path, "a");
   // One write: programs that run at the same time add to the same file.
-  if (file == nullptr || std::setvbuf(file, nullptr, _IOFBF, text.size() + 1) != 0 ||
-      std::fwrite(text.data(), 1, text.size(), file) != text.size() || std::fclose(file) != 0) {
+  const int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (file < 0 || write(file, text.data(), text.size()) != static_cast<ssize_t>(text.size()) ||
+      close(file) != 0) {
     std::fprintf(stderr, "VESAL_ACCESS_REPORT: %s: cannot be written\n", path);
     std::_Exit(1);
   }
