@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "base/philox.hpp"
 #include "kernels/rearrange/rearrange.hpp"
 
 namespace vesal::kernels {
@@ -43,6 +44,11 @@ inline const std::vector<PadCropCase> kPadCropCases = {
       .c = 1,
       .low = {0, 0, 9},
       .value = 7.0f}},
+    {"no_samples", {.n = 0, .d = 2, .h = 3, .w = 4, .out_d = 3, .out_h = 2, .out_w = 4, .c = 2}},
+    {"from_nothing",
+     {.n = 2, .d = 2, .h = 0, .w = 4, .out_d = 3, .out_h = 2, .out_w = 4, .c = 2, .value = 3}},
+    {"to_nothing", {.n = 2, .d = 2, .h = 3, .w = 4, .out_d = 3, .out_h = 2, .out_w = 0, .c = 2}},
+    {"one_voxel", {.n = 1, .d = 1, .h = 1, .w = 1, .out_d = 1, .out_h = 1, .out_w = 1, .c = 1}},
     {"row_minus_one",
      {.n = 1, .d = 1, .h = 2, .w = 83, .out_d = 1, .out_h = 2, .out_w = 85, .c = 3, .low = {0, 0, 1}}},
     {"row",
@@ -80,6 +86,8 @@ inline const std::vector<CopyChannelsCase> kCopyChannelsCases = {
      {.rows = 5, .source_channels = 31, .target_channels = 40, .target_offset = 9, .count = 31}},
     {"tile", {.rows = 5, .source_channels = 32, .target_channels = 64, .target_offset = 32, .count = 32}},
     {"none", {.rows = 5, .source_channels = 4, .target_channels = 4, .count = 0}},
+    {"no_rows", {.rows = 0, .source_channels = 4, .target_channels = 4, .count = 2}},
+    {"one", {.rows = 1, .source_channels = 1, .target_channels = 1, .count = 1}},
 };
 
 struct RouteChannelsCase {
@@ -92,6 +100,51 @@ inline const std::vector<RouteChannelsCase> kRouteChannelsCases = {
     {"edge_inputs", 3, 65, 4, 2, {3, 1, 2, 0, -1, 1}},
     {"repeat", 1, 255, 2, 3, {1, 1, 0}},
     {"all_absent", 2, 257, 4, 1, {-1, -1}},
+    {"no_samples", 0, 7, 3, 2, {}},
+    {"no_voxels", 1, 0, 3, 2, {0, 2}},
+    {"one", 1, 1, 1, 1, {0}},
 };
+
+inline PadCropCase random_pad_crop_case(RandomStream& random) {
+  PadCropCase c;
+  PadCropParams& p = c.params;
+  p.n = 1 + random.below(2);
+  p.c = 1 + random.below(random.below(4) == 0 ? 40 : 4);
+  p.d = 1 + random.below(6), p.h = 1 + random.below(6), p.w = 1 + random.below(9);
+  p.out_d = 1 + random.below(7), p.out_h = 1 + random.below(7), p.out_w = 1 + random.below(10);
+  p.low = {random.below(9) - 4, random.below(9) - 4, random.below(9) - 4};
+  p.value = random.normal();
+  c.name = concat("[", p.n, ", ", p.d, ", ", p.h, ", ", p.w, ", ", p.c, "] to ", p.out_d, " x ", p.out_h,
+                  " x ", p.out_w, ", low ", p.low[0], " ", p.low[1], " ", p.low[2]);
+  return c;
+}
+
+inline CopyChannelsCase random_copy_channels_case(RandomStream& random) {
+  CopyChannelsCase c;
+  CopyChannelsParams& p = c.params;
+  p.rows = 1 + random.below(random.below(4) == 0 ? 300 : 20);
+  p.count = 1 + random.below(random.below(4) == 0 ? 60 : 8);
+  p.source_offset = random.below(5);
+  p.target_offset = random.below(5);
+  p.source_channels = p.source_offset + p.count + random.below(5);
+  p.target_channels = p.target_offset + p.count + random.below(5);
+  c.name = concat(p.rows, " rows, ", p.count, " channels, ", p.source_offset, " of ", p.source_channels,
+                  " to ", p.target_offset, " of ", p.target_channels);
+  return c;
+}
+
+inline RouteChannelsCase random_route_channels_case(RandomStream& random) {
+  RouteChannelsCase c{"",
+                      1 + random.below(3),
+                      1 + random.below(random.below(4) == 0 ? 300 : 20),
+                      1 + random.below(6),
+                      1 + random.below(5),
+                      {}};
+  for (int64_t i = 0; i < c.n * c.out; ++i) {
+    c.source.push_back(static_cast<int32_t>(random.below(c.channels + 1)) - 1);
+  }
+  c.name = concat("[", c.n, ", ", c.voxels, ", ", c.channels, "] to ", c.out);
+  return c;
+}
 
 }  // namespace vesal::kernels

@@ -10,35 +10,39 @@
 namespace vesal::kernels::testing {
 namespace {
 
+void check_pad_crop(Device device, const PadCropCase& c) {
+  const std::string what = to_string(device) + " " + c.name;
+  const PadCropParams& p = c.params;
+  const int64_t in_count = p.n * p.d * p.h * p.w * p.c;
+  const int64_t out_count = p.n * p.out_d * p.out_h * p.out_w * p.c;
+  const std::vector<float> x = random_normal(in_count, 1);
+  const std::vector<float> dy = random_normal(out_count, 2);
+  std::vector<float> y_expected(static_cast<size_t>(out_count));
+  std::vector<float> dx_expected(static_cast<size_t>(in_count));
+  reference::pad_crop_forward(p, x.data(), y_expected.data());
+  reference::pad_crop_backward(p, dy.data(), dx_expected.data());
+  Context context(device);
+  const DeviceArray<float> in(device, x), d(device, dy);
+  const auto forward = [&] {
+    const DeviceArray<float> y(device, out_count);
+    pad_crop_forward(context, p, in.get(), y.get());
+    return y.host();
+  };
+  const auto backward = [&] {
+    const DeviceArray<float> dx(device, in_count);
+    pad_crop_backward(context, p, d.get(), dx.get());
+    return dx.host();
+  };
+  expect_equal(what + " y", forward(), y_expected);
+  expect_equal(what + " dx", backward(), dx_expected);
+  expect_same_bits(what, device, forward);
+  expect_same_bits(what, device, backward);
+}
+
 TEST(PadCrop, ForwardAndBackward) {
   for (const Device device : test_devices()) {
     for (const PadCropCase& c : kPadCropCases) {
-      const std::string what = to_string(device) + " " + c.name;
-      const PadCropParams& p = c.params;
-      const int64_t in_count = p.n * p.d * p.h * p.w * p.c;
-      const int64_t out_count = p.n * p.out_d * p.out_h * p.out_w * p.c;
-      const std::vector<float> x = random_normal(in_count, 1);
-      const std::vector<float> dy = random_normal(out_count, 2);
-      std::vector<float> y_expected(static_cast<size_t>(out_count));
-      std::vector<float> dx_expected(static_cast<size_t>(in_count));
-      reference::pad_crop_forward(p, x.data(), y_expected.data());
-      reference::pad_crop_backward(p, dy.data(), dx_expected.data());
-      Context context(device);
-      const DeviceArray<float> in(device, x), d(device, dy);
-      const auto forward = [&] {
-        const DeviceArray<float> y(device, out_count);
-        pad_crop_forward(context, p, in.get(), y.get());
-        return y.host();
-      };
-      const auto backward = [&] {
-        const DeviceArray<float> dx(device, in_count);
-        pad_crop_backward(context, p, d.get(), dx.get());
-        return dx.host();
-      };
-      expect_equal(what + " y", forward(), y_expected);
-      expect_equal(what + " dx", backward(), dx_expected);
-      expect_same_bits(what, device, forward);
-      expect_same_bits(what, device, backward);
+      check_pad_crop(device, c);
     }
   }
 }
@@ -60,27 +64,31 @@ TEST(PadCrop, ReferenceGradient) {
   });
 }
 
+void check_copy_channels(Device device, const CopyChannelsCase& c) {
+  for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
+    const std::string what =
+        concat(to_string(device), " ", c.name, mode == GradMode::accumulate ? " accumulate" : "");
+    const CopyChannelsParams& p = c.params;
+    const std::vector<float> source = random_integers(p.rows * p.source_channels, 1);
+    const std::vector<float> start = random_integers(p.rows * p.target_channels, 2);
+    std::vector<float> expected = start;
+    reference::copy_channels(p, source.data(), expected.data(), mode);
+    Context context(device);
+    const DeviceArray<float> from(device, source);
+    const auto run = [&] {
+      const DeviceArray<float> to(device, start);
+      copy_channels(context, p, from.get(), to.get(), mode);
+      return to.host();
+    };
+    expect_equal(what, run(), expected);
+    expect_same_bits(what, device, run);
+  }
+}
+
 TEST(CopyChannels, CopiesAndAccumulates) {
   for (const Device device : test_devices()) {
     for (const CopyChannelsCase& c : kCopyChannelsCases) {
-      for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
-        const std::string what =
-            concat(to_string(device), " ", c.name, mode == GradMode::accumulate ? " accumulate" : "");
-        const CopyChannelsParams& p = c.params;
-        const std::vector<float> source = random_integers(p.rows * p.source_channels, 1);
-        const std::vector<float> start = random_integers(p.rows * p.target_channels, 2);
-        std::vector<float> expected = start;
-        reference::copy_channels(p, source.data(), expected.data(), mode);
-        Context context(device);
-        const DeviceArray<float> from(device, source);
-        const auto run = [&] {
-          const DeviceArray<float> to(device, start);
-          copy_channels(context, p, from.get(), to.get(), mode);
-          return to.host();
-        };
-        expect_equal(what, run(), expected);
-        expect_same_bits(what, device, run);
-      }
+      check_copy_channels(device, c);
     }
   }
 }
@@ -96,38 +104,55 @@ TEST(CopyChannels, OverwriteDoesNotReadTheTarget) {
   }
 }
 
+void check_route_channels(Device device, const RouteChannelsCase& c) {
+  const std::string what = to_string(device) + " " + c.name;
+  std::vector<float> x = random_normal(c.n * c.voxels * c.channels, 1);
+  std::vector<float> expected(static_cast<size_t>(c.n * c.voxels * c.out));
+  for (int64_t s = 0; s < c.n; ++s) {
+    for (int64_t channel = 0; channel < c.channels; ++channel) {
+      const auto* row = c.source.data() + s * c.out;
+      if (std::find(row, row + c.out, channel) == row + c.out) {
+        for (int64_t v = 0; v < c.voxels; ++v) {
+          x[static_cast<size_t>((s * c.voxels + v) * c.channels + channel)] = NAN;
+        }
+      }
+    }
+  }
+  reference::route_channels(c.n, c.voxels, c.channels, c.out, x.data(), c.source.data(), expected.data());
+  for (const float value : expected) {
+    ASSERT_FALSE(std::isnan(value)) << what;
+  }
+  Context context(device);
+  const DeviceArray<float> in(device, x);
+  const DeviceArray<int32_t> source(device, c.source);
+  const auto run = [&] {
+    const DeviceArray<float> y(device, c.n * c.voxels * c.out);
+    route_channels(context, c.n, c.voxels, c.channels, c.out, in.get(), source, y.get());
+    return y.host();
+  };
+  expect_equal(what, run(), expected);
+  expect_same_bits(what, device, run);
+}
+
 TEST(RouteChannels, RoutesAndNeverReadsUnnamedChannels) {
   for (const Device device : test_devices()) {
     for (const RouteChannelsCase& c : kRouteChannelsCases) {
-      const std::string what = to_string(device) + " " + c.name;
-      std::vector<float> x = random_normal(c.n * c.voxels * c.channels, 1);
-      std::vector<float> expected(static_cast<size_t>(c.n * c.voxels * c.out));
-      for (int64_t s = 0; s < c.n; ++s) {
-        for (int64_t channel = 0; channel < c.channels; ++channel) {
-          const auto* row = c.source.data() + s * c.out;
-          if (std::find(row, row + c.out, channel) == row + c.out) {
-            for (int64_t v = 0; v < c.voxels; ++v) {
-              x[static_cast<size_t>((s * c.voxels + v) * c.channels + channel)] = NAN;
-            }
-          }
-        }
-      }
-      reference::route_channels(c.n, c.voxels, c.channels, c.out, x.data(), c.source.data(), expected.data());
-      for (const float value : expected) {
-        ASSERT_FALSE(std::isnan(value)) << what;
-      }
-      Context context(device);
-      const DeviceArray<float> in(device, x);
-      const DeviceArray<int32_t> source(device, c.source);
-      const auto run = [&] {
-        const DeviceArray<float> y(device, c.n * c.voxels * c.out);
-        route_channels(context, c.n, c.voxels, c.channels, c.out, in.get(), source, y.get());
-        return y.host();
-      };
-      expect_equal(what, run(), expected);
-      expect_same_bits(what, device, run);
+      check_route_channels(device, c);
     }
   }
+}
+
+TEST(Rearrange, RandomCases) {
+  for_each_random_case([](RandomStream& random) {
+    const PadCropCase pad_crop = random_pad_crop_case(random);
+    const CopyChannelsCase copy = random_copy_channels_case(random);
+    const RouteChannelsCase route = random_route_channels_case(random);
+    for (const Device device : test_devices()) {
+      check_pad_crop(device, pad_crop);
+      check_copy_channels(device, copy);
+      check_route_channels(device, route);
+    }
+  });
 }
 
 TEST(Rearrange, WrongArgumentsThrow) {
