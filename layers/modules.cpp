@@ -97,11 +97,13 @@ Variable GroupNorm::operator()(DeviceContext& context, const Variable& x) const 
 }
 
 ShiftedPatch::ShiftedPatch(const ParameterBuilder& builder, int64_t groups, int64_t channels, int64_t out,
-                           kernels::ShiftSet shifts, bool masked)
-    : groups_(groups), shifts_(shifts) {
+                           kernels::ShiftSet shifts, bool masked, std::array<int, 3> patch,
+                           std::array<int, 3> shift)
+    : groups_(groups), shifts_(shifts), patch_(patch), shift_(shift) {
   kernels::ShiftedPatchParams shape;
   shape.channels = channels;
   shape.shifts = shifts;
+  shape.patch = patch;
   const int64_t features = shape.features();
   const float bound = default_bound(features);
   parameters_.gamma = builder.constant("norm.weight", {groups, features}, 1.0f);
@@ -114,7 +116,7 @@ ShiftedPatch::ShiftedPatch(const ParameterBuilder& builder, int64_t groups, int6
 }
 
 Variable ShiftedPatch::operator()(DeviceContext& context, const Variable& x, const Tensor& mask) const {
-  return shifted_patch(context, x, mask, parameters_, groups_, shifts_);
+  return shifted_patch(context, x, mask, parameters_, groups_, shifts_, patch_, shift_);
 }
 
 ConvNormRelu::ConvNormRelu(const ParameterBuilder& builder, std::string_view conv_name, std::string_view norm_name,

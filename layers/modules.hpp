@@ -96,17 +96,19 @@ class GroupNorm {
   Parameter* beta_;
 };
 
-// Shifted patch tokenization with patch 2 and shift 1; `groups` > 1 gives the masked per-modality form.
+// Shifted patch tokenization; `groups` > 1 gives the masked per-modality form. Triples are D, H, W.
 class ShiftedPatch {
  public:
   ShiftedPatch(const ParameterBuilder& builder, int64_t groups, int64_t channels, int64_t out,
-               kernels::ShiftSet shifts, bool masked);
+               kernels::ShiftSet shifts, bool masked, std::array<int, 3> patch = {2, 2, 2},
+               std::array<int, 3> shift = {1, 1, 1});
   // mask [N, groups] u8 on the device, undefined for the plain form.
   Variable operator()(DeviceContext& context, const Variable& x, const Tensor& mask = {}) const;
 
  private:
   int64_t groups_;
   kernels::ShiftSet shifts_;
+  std::array<int, 3> patch_, shift_;
   ShiftedPatchParameters parameters_;
 };
 

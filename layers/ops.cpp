@@ -348,6 +348,7 @@ Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter
   params.window = settings.window;
   params.shift = settings.shift;
   params.padding = settings.padding;
+  params.bias_window = settings.bias_window;
   params.scale = 1.0f / std::sqrt(static_cast<float>(params.head_dim));
   require_shape(bias_table->value, {params.bias_rows(), settings.heads}, "window_attention: bias table");
   Tensor out = Tensor::empty(context, {e.n, e.d, e.h, e.w, channels});
@@ -377,13 +378,16 @@ Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter
 }
 
 Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& mask,
-                       const ShiftedPatchParameters& parameters, int64_t groups, kernels::ShiftSet shifts) {
+                       const ShiftedPatchParameters& parameters, int64_t groups, kernels::ShiftSet shifts,
+                       std::array<int, 3> patch, std::array<int, 3> shift) {
   VESAL_RANGE("shifted_patch");
   const Extent5 e = extent5(x, "shifted_patch");
   kernels::ShiftedPatchParams params{.n = e.n, .d = e.d, .h = e.h, .w = e.w, .groups = groups};
   params.channels = e.c / groups;
   params.out = parameters.weight->value.size(1);
   params.shifts = shifts;
+  params.patch = patch;
+  params.shift = shift;
   check<ShapeError>(params.channels * groups == e.c, "shifted_patch: ", e.c, " channels in ", groups, " groups");
   require_shape(parameters.weight->value, {groups, params.out, params.features()}, "shifted_patch: weight");
   Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), params.out});

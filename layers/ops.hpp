@@ -66,6 +66,7 @@ struct WindowAttentionSettings {
   std::array<int, 3> window{4, 4, 4};
   std::array<int, 3> shift{0, 0, 0};
   kernels::PaddingMode padding = kernels::PaddingMode::masked;
+  std::array<int, 3> bias_window{0, 0, 0};  // the window of the bias table; zeros: `window`
 };
 // qkv [N, D, H, W, 3 * C]; qkv_bias [3 * C] the bias of the projection that made it; bias_table [rows, heads].
 // The result is [N, D, H, W, C].
@@ -82,7 +83,8 @@ struct ShiftedPatchParameters {
 };
 // x [N, D, H, W, groups * channels]; mask [N, groups] u8 on the device, undefined for the plain form.
 Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& mask,
-                       const ShiftedPatchParameters& parameters, int64_t groups, kernels::ShiftSet shifts);
+                       const ShiftedPatchParameters& parameters, int64_t groups, kernels::ShiftSet shifts,
+                       std::array<int, 3> patch = {2, 2, 2}, std::array<int, 3> shift = {1, 1, 1});
 
 // x[n, ..., source[n, k]] as channel k, 0 where the source is -1; channels that are not named are never read. source
 // [N, out] i32 on the device. A constant: no gradient flows to x.

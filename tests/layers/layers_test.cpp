@@ -331,6 +331,24 @@ TEST_P(Layers, ShiftedPatchPlainAndMasked) {
     const Tensor mask = Tensor::from_host(context, std::vector<uint8_t>{1, 0, 1, 1, 0, 1, 0, 1}, {2, 4});
     check_gradients([&](const auto& x) { return embed(context, x[0], mask); }, {random_tensor({2, 4, 4, 4, 4}, 1)});
   }
+  store = ParameterStore();
+  {
+    const ShiftedPatch image(builder, 1, 3, 4, kernels::ShiftSet::diagonal4, false, {1, 2, 2}, {0, 1, 1});
+    check_gradients([&](const auto& x) { return image(context, x[0]); }, {random_tensor({2, 1, 4, 5, 3}, 1)});
+  }
+}
+
+TEST_P(Layers, WindowAttentionWithTheTableOfTheUnclippedWindow) {
+  const std::array<int, 3> window{3, 3, 3};
+  const kernels::ClippedWindow clipped = kernels::clip_window(window, {1, 1, 1}, {2, 4, 3});
+  Parameter* bias = builder.uniform("qkv.bias", {12}, 0.5f, false);
+  Parameter* table = builder.truncated_normal("relative_position_bias_table", {125, 1}, 0.5f);
+  const WindowAttentionSettings settings{.window = clipped.window,
+                                         .shift = clipped.shift,
+                                         .padding = kernels::PaddingMode::attend,
+                                         .bias_window = window};
+  check_gradients([&](const auto& x) { return window_attention(context, x[0], bias, table, settings); },
+                  {random_tensor({1, 2, 4, 3, 12}, 1)});
 }
 
 TEST_P(Layers, SwinStageShiftedPaddedAndSharedBias) {
