@@ -100,6 +100,8 @@ Loader::Loader(const std::vector<imaging::PreparedCase>& cases, LoaderSettings s
     for (int i = 0; i < settings_.threads; ++i) {
       threads_.emplace_back([this] { work(); });
     }
+    const std::lock_guard lock(mutex_);
+    started_ = true;
   } catch (const std::system_error& error) {
     const size_t started = threads_.size();
     close();
@@ -109,6 +111,7 @@ Loader::Loader(const std::vector<imaging::PreparedCase>& cases, LoaderSettings s
     close();
     throw;
   }
+  changed_.notify_all();
 }
 
 Loader::~Loader() { close(); }
@@ -128,7 +131,8 @@ void Loader::work() {
   const ThreadLimit one(1);  // the other processors are busy with the network
   std::unique_lock lock(mutex_);
   while (true) {
-    changed_.wait(lock, [this] { return closing_ || claimed_ < consumed_ + settings_.ahead; });
+    changed_.wait(lock,
+                  [this] { return closing_ || (started_ && claimed_ < consumed_ + settings_.ahead); });
     if (closing_) {
       return;
     }

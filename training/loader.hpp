@@ -80,6 +80,7 @@ class Loader {
   const LoaderSettings settings_;
   std::mutex mutex_;
   std::condition_variable changed_;
+  bool started_ = false;  // all threads are there; none makes a batch before
   bool closing_ = false;
   int64_t claimed_;          // next step that a thread will make
   int64_t consumed_;         // next step that next() will hand out
