@@ -28,7 +28,6 @@ namespace VESAL_BACKEND {
 namespace {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
-constexpr int kGroup = 8;                         // keys whose scores a thread holds at once
 constexpr int64_t kSharedAxialBytes = 64 * 1024;  // larger ones are read from and added to global memory
 
 // How a head dimension is laid over threads: kDims numbers each in kSplit neighbouring threads.
@@ -42,6 +41,8 @@ struct Variant {
   static constexpr int kRows = kThreads / kSplit;  // queries, or keys, of a block
   static constexpr int kWidth = kDims * kSplit;    // head_dim padded
   static constexpr int kQuads = kDims / 4;
+  // Keys whose scores a thread holds at once: beside a whole row of 16 numbers there is room for four.
+  static constexpr int kGroup = kDims == 16 && kSplit == 1 ? 4 : 8;
   static constexpr int kTile = kWidth > 128 ? 16 : 32;  // tokens of a tile in shared memory
 };
 
@@ -73,8 +74,9 @@ struct Geometry {
       bias_head;  // numbers from one sample's or head's bias to the next; 0 where they share it
   int heads, dim;
   float scale;
-  int grid[3];  // of the keys
-  int axial;    // grid[0] + grid[1] + grid[2]; 0 without an axial bias
+  int grid[3];           // of the keys
+  int axial;             // grid[0] + grid[1] + grid[2]; 0 without an axial bias
+  int64_t axial_stride;  // numbers from one query's axial bias to the next one's
 };
 
 Geometry geometry_of(const AttentionParams& p, bool axial) {
@@ -93,20 +95,21 @@ Geometry geometry_of(const AttentionParams& p, bool axial) {
     g.grid[axis] = p.key_grid[static_cast<size_t>(axis)];
     g.axial += g.grid[axis];
   }
+  g.axial_stride = int64_t{g.heads} * g.axial;
   return g;
 }
 
 // Which sample and which rows of queries or keys a block owns.
 struct Place {
-  int64_t sample;
   int64_t first;
+  int sample;
   int head;
 };
 
 template <class V>
 VESAL_DEVICE Place block_place(int64_t length) {
   const int64_t tiles = (length + V::kRows - 1) / V::kRows;
-  return {blockIdx.x / tiles, blockIdx.x % tiles * V::kRows, static_cast<int>(blockIdx.y)};
+  return {blockIdx.x % tiles * V::kRows, static_cast<int>(blockIdx.x / tiles), static_cast<int>(blockIdx.y)};
 }
 
 // The dimension of element e of quad t: quads of the kSplit threads interleave, so that they read different
@@ -243,14 +246,13 @@ template <class V>
 VESAL_DEVICE AxialRows enter_axial(const Geometry& g, const Place& place,
                                    const float* VESAL_RESTRICT axial_bias, float* shared) {
   const int64_t begin = ((place.sample * g.queries + place.first) * g.heads + place.head) * g.axial;
-  const int64_t stride = static_cast<int64_t>(g.heads) * g.axial;
   if (shared == nullptr) {
-    return {axial_bias + begin, stride};
+    return {axial_bias + begin, g.axial_stride};
   }
   const int own_stride = shared_axial_stride(g.axial);
   for (int row = static_cast<int>(threadIdx.x) / 32; row < V::kRows; row += V::kThreads / 32) {
     for (int a = static_cast<int>(threadIdx.x) % 32; a < g.axial && place.first + row < g.queries; a += 32) {
-      shared[row * own_stride + a] = axial_bias[begin + row * stride + a];
+      shared[row * own_stride + a] = axial_bias[begin + row * g.axial_stride + a];
     }
   }
   return {shared, own_stride};
@@ -294,15 +296,18 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   for (int64_t first = 0; first < g.keys; first += V::kTile) {
     enter_keys<V>(g, place, k, v, key_mask, first, keys, reinterpret_cast<float*>(k_rows),
                   reinterpret_cast<float*>(v_rows));
-    for (int group = 0; group < V::kTile; group += kGroup) {
-      float scores[kGroup];
+    for (int group = 0; group < V::kTile; group += V::kGroup) {
+      float scores[V::kGroup];
       float top = largest;
       VESAL_UNROLL
-      for (int j = 0; j < kGroup; ++j) {
+      for (int j = 0; j < V::kGroup; ++j) {
+        scores[j] = dot_row<V>(own, k_rows[group + j], lane);
+      }
+      // A loop of its own: the keys' places need not lie in registers beside their vectors.
+      VESAL_UNROLL
+      for (int j = 0; j < V::kGroup; ++j) {
         const TileKey key = keys[group + j];
-        const float dot = dot_row<V>(own, k_rows[group + j], lane);
-        scores[j] =
-            real && key.visible != 0 ? biased(dot, axial_row, key, bias_row, first + group + j) : -INFINITY;
+        scores[j] = key.visible != 0 ? biased(scores[j], axial_row, key, bias_row, group + j) : -INFINITY;
         top = fmaxf(top, scores[j]);
       }
       // Nothing seen yet: any finite reference gives zeros.
@@ -315,11 +320,14 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
         sum_out[i] *= factor;
       }
       VESAL_UNROLL
-      for (int j = 0; j < kGroup; ++j) {
+      for (int j = 0; j < V::kGroup; ++j) {
         const float e = expf(scores[j] - reference);
         sum += e;
         add_row<V>(sum_out, e, v_rows[group + j], lane);
       }
+    }
+    if (bias_row != nullptr) {
+      bias_row += V::kTile;
     }
   }
   if (!real) {
@@ -438,7 +446,13 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   const int64_t key_index = place.first + thread / V::kSplit;
   const TileKey key = tile_key(g, key_mask, place.sample, key_index);
   const bool visible = key.visible != 0;
+  const bool real = key_index < g.keys;
   const int64_t token = place.sample * g.keys + key_index;
+  // What is added to this key's score, of the query at hand: pointers that step from query to query, since
+  // registers are short.
+  const float* axial_row =
+      g.axial > 0 ? axial_bias + (place.sample * g.queries * g.heads + place.head) * g.axial : nullptr;
+  const float* bias_entry = bias != nullptr ? query_bias_row(g, place, bias, 0) + key_index : nullptr;
   float own_k[V::kDims];
   float own_v[V::kDims];
   float sum_dk[V::kDims];
@@ -459,27 +473,30 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
       reinterpret_cast<float*>(dout_rows)[e] =
           read ? dout[(query_token * g.heads + place.head) * g.dim + c] : 0.0f;
     }
-    if (thread < V::kTile && first + thread < g.queries) {
+    const int count = static_cast<int>(g.queries - first < V::kTile ? g.queries - first : V::kTile);
+    if (thread < count) {
       const int64_t row = (place.sample * g.queries + first + thread) * g.heads + place.head;
       row_lse[thread] = lse[row];
       row_delta[thread] = delta[row];
     }
     __syncthreads();
-    for (int i = 0; i < V::kTile && first + i < g.queries; ++i) {
+    for (int i = 0; i < count; ++i) {
       const float dot = dot_row<V>(own_k, q_rows[i], lane);
-      const float dprobability = dot_row<V>(own_v, dout_rows[i], lane);
-      float probability = 0.0f;
-      if (visible) {
-        const int64_t row = (place.sample * g.queries + first + i) * g.heads + place.head;
-        const float* axial_row = g.axial > 0 ? axial_bias + row * g.axial : nullptr;
-        const float* bias_row = bias != nullptr ? query_bias_row(g, place, bias, first + i) : nullptr;
-        probability = expf(biased(dot, axial_row, key, bias_row, key_index) - row_lse[i]);
+      const float probability =
+          visible ? expf(biased(dot, axial_row, key, bias_entry, 0) - row_lse[i]) : 0.0f;
+      if (axial_row != nullptr) {
+        axial_row += g.axial_stride;
+      }
+      if (bias_entry != nullptr) {
+        bias_entry += g.keys;
       }
       add_row<V>(sum_dv, probability, dout_rows[i], lane);
+      // Only now: one more number beside the score's reads would not fit in the registers.
+      const float dprobability = dot_row<V>(own_v, dout_rows[i], lane);
       add_row<V>(sum_dk, probability * (dprobability - row_delta[i]), q_rows[i], lane);
     }
   }
-  if (key_index < g.keys) {
+  if (real) {
     store_own<V>(sum_dk, 1.0f, g.dim, lane, dk + token * g.k_stride + place.head * g.dim);
     store_own<V>(sum_dv, 1.0f, g.dim, lane, dv + token * g.v_stride + place.head * g.dim);
   }
