@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "base/philox.hpp"
+#include "kernels/attention/attention_ref.hpp"
 #include "kernels/batch_norm/batch_norm_ref.hpp"
 #include "kernels/conv3d/conv3d_ref.hpp"
 #include "kernels/conv_transpose3d/conv_transpose3d.hpp"
@@ -28,7 +29,9 @@
 #include "kernels/reduce/reduce.hpp"
 #include "kernels/reduce/reduce_ref.hpp"
 #include "kernels/region_pool/region_pool_ref.hpp"
+#include "kernels/relative_position/relative_position_ref.hpp"
 #include "kernels/resize/resize_ref.hpp"
+#include "kernels/rotary/rotary_ref.hpp"
 #include "kernels/shifted_patch/shifted_patch.hpp"
 #include "kernels/sobel/sobel.hpp"
 #include "kernels/softmax/softmax.hpp"
@@ -377,6 +380,73 @@ void check_group_norm(Checker& c) {
   c.same(tdx, dx);
   c.same(tdg, dgamma);
   c.same(tdb, dbeta);
+}
+
+void check_attention(Checker& c) {
+  const AttentionParams p{
+      .n = 2, .queries = 5, .keys = 12, .heads = 2, .head_dim = 7, .scale = 0.4f, .key_grid = {2, 2, 3}};
+  const int64_t queries = p.n * p.queries * p.channels();
+  const int64_t keys = p.n * p.keys * p.channels();
+  const int64_t rows = p.n * p.queries * p.heads;
+  const Values q = c.random(queries), k = c.random(keys), v = c.random(keys), dout = c.random(queries);
+  const Values axial = c.random(rows * p.axial_size());
+  Values out(q.size()), lse(static_cast<size_t>(rows)), dq(q.size()), dk(k.size()), dv(v.size()),
+      daxial(axial.size());
+  const ref::Attention<double> a{p, q.data(), k.data(), v.data(), nullptr, nullptr, axial.data()};
+  ref::attention_forward(a, out.data(), lse.data());
+  ref::attention_backward(a, out.data(), lse.data(), dout.data(), dq.data(), dk.data(), dv.data(),
+                          daxial.data());
+  const Tensor tq = c.put(q), tk = c.put(k), tv = c.put(v), taxial = c.put(axial), tdout = c.put(dout);
+  const Tensor tout = c.out(queries), tlse = c.out(rows), tdq = c.out(queries), tdk = c.out(keys),
+               tdv = c.out(keys);
+  const Tensor tdaxial = c.out(rows * p.axial_size());
+  const AttentionInputs inputs{tq, tk, tv, nullptr, nullptr, taxial};
+  attention_forward(c.k(), p, inputs, tout, tlse.data<float>());
+  attention_backward(c.k(), p, inputs, tout, tlse.data<float>(), tdout, {tdq, tdk, tdv, tdaxial},
+                     c.scratch(attention_backward_workspace_bytes(c.k(), p)));
+  c.same(tout, out);
+  c.same(tdq, dq);
+  c.same(tdk, dk);
+  c.same(tdv, dv);
+  c.same(tdaxial, daxial);
+}
+
+void check_relative_position(Checker& c) {
+  const RelativePositionParams p{
+      .n = 2, .heads = 2, .head_dim = 5, .query_grid = {1, 3, 4}, .key_grid = {1, 3, 2}};
+  const int64_t queries = p.n * p.queries() * p.channels();
+  const int64_t bias = p.n * p.queries() * p.heads * p.axial_size();
+  const Values q = c.random(queries), h = c.random(p.table_rows(1) * p.head_dim),
+               w = c.random(p.table_rows(2) * p.head_dim), daxial = c.random(bias);
+  Values axial(daxial.size()), dq(q.size()), dh(h.size()), dw(w.size());
+  ref::relative_position_forward<double>(p, q.data(), {nullptr, h.data(), w.data()}, axial.data());
+  ref::relative_position_backward<double>(p, q.data(), {nullptr, h.data(), w.data()}, daxial.data(),
+                                          dq.data(), {nullptr, dh.data(), dw.data()});
+  const Tensor tq = c.put(q), th = c.put(h), tw = c.put(w), tdaxial = c.put(daxial);
+  const Tensor taxial = c.out(bias), tdq = c.out(queries), tdh = c.out(p.table_rows(1) * p.head_dim),
+               tdw = c.out(p.table_rows(2) * p.head_dim);
+  relative_position_forward(c.k(), p, tq, {ConstData(), th, tw}, taxial);
+  relative_position_backward(c.k(), p, tq, {ConstData(), th, tw}, tdaxial, tdq, GradMode::overwrite,
+                             {Data(), tdh, tdw}, GradMode::overwrite);
+  c.same(taxial, axial);
+  c.same(tdq, dq);
+  c.same(tdh, dh);
+  c.same(tdw, dw);
+}
+
+void check_rotary(Checker& c) {
+  const RotaryParams p{
+      .n = 2, .tokens = 13, .heads = 2, .head_dim = 14, .axes = 3, .grid = {1, 2, 3}, .excluded = 1};
+  const int64_t count = p.n * p.tokens * p.channels();
+  const Values x = c.random(count), dy = c.random(count);
+  Values y(x.size()), dx(x.size());
+  ref::rotary(p, x.data(), y.data(), 1);
+  ref::rotary(p, dy.data(), dx.data(), -1);
+  const Tensor tx = c.put(x), tdy = c.put(dy), ty = c.out(count), tdx = c.out(count);
+  rotary_forward(c.k(), p, tx, ty);
+  rotary_backward(c.k(), p, tdy, tdx);
+  c.same(ty, y);
+  c.same(tdx, dx);
 }
 
 void check_window_attention(Checker& c) {
@@ -977,6 +1047,9 @@ std::vector<SelfCheckResult> self_check(DeviceContext& context) {
                                        {"batch_norm", check_batch_norm},
                                        {"group_norm", check_group_norm},
                                        {"window_attention", check_window_attention},
+                                       {"attention", check_attention},
+                                       {"relative_position", check_relative_position},
+                                       {"rotary", check_rotary},
                                        {"shifted_patch", check_shifted_patch},
                                        {"graph", check_graph},
                                        {"region_pool", check_region_pool},
