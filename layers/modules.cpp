@@ -62,6 +62,24 @@ Variable LayerNorm::operator()(DeviceContext& context, const Variable& x) const 
   return layer_norm(context, x, gamma_, beta_);
 }
 
+MultiHeadAttention::MultiHeadAttention(const ParameterBuilder& builder, int64_t channels, int heads,
+                                       int64_t inner)
+    : heads_(heads),
+      q_(builder.scope("q_proj"), channels, inner),
+      k_(builder.scope("k_proj"), channels, inner),
+      v_(builder.scope("v_proj"), channels, inner),
+      out_(builder.scope("out_proj"), inner, channels) {
+  check<ShapeError>(heads >= 1 && inner % heads == 0, "MultiHeadAttention: heads ", heads,
+                    ", expected a divisor of ", inner, " channels");
+}
+
+Variable MultiHeadAttention::operator()(DeviceContext& context, const Variable& query, const Variable& key,
+                                        const Variable& value, AttentionSettings settings) const {
+  settings.heads = heads_;
+  return out_(context,
+              attention(context, q_(context, query), k_(context, key), v_(context, value), settings));
+}
+
 InstanceNorm::InstanceNorm(const ParameterBuilder& builder, int64_t channels, kernels::Activation activation)
     : activation_(activation),
       gamma_(builder.constant("weight", {channels}, 1.0f)),

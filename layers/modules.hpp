@@ -51,6 +51,25 @@ class LayerNorm {
   Parameter* beta_;
 };
 
+// Attention of one sequence over another (Vaswani et al. 2017) between linear maps: q_proj, k_proj and v_proj
+// to `inner` channels, out_proj back to `channels`. Throws ShapeError unless heads divides inner.
+class MultiHeadAttention {
+ public:
+  MultiHeadAttention(const ParameterBuilder& builder, int64_t channels, int heads, int64_t inner);
+  MultiHeadAttention(const ParameterBuilder& builder, int64_t channels, int heads)
+      : MultiHeadAttention(builder, channels, heads, channels) {}
+  // query [N, ..., channels], key and value [N, ..., channels]; `settings` says all but the number of heads.
+  Variable operator()(DeviceContext& context, const Variable& query, const Variable& key,
+                      const Variable& value, AttentionSettings settings = {}) const;
+
+ private:
+  int heads_;
+  Linear q_;
+  Linear k_;
+  Linear v_;
+  Linear out_;
+};
+
 // With an affine map, then the activation.
 class InstanceNorm {
  public:

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <numeric>
 
 #include "base/profiler.hpp"
+#include "kernels/attention/attention.hpp"
 #include "kernels/batch_norm/batch_norm.hpp"
 #include "kernels/conv_transpose3d/conv_transpose3d.hpp"
 #include "kernels/group_norm/group_norm.hpp"
@@ -12,6 +15,8 @@
 #include "kernels/linear/linear.hpp"
 #include "kernels/rearrange/rearrange.hpp"
 #include "kernels/reduce/reduce.hpp"
+#include "kernels/relative_position/relative_position.hpp"
+#include "kernels/rotary/rotary.hpp"
 #include "kernels/sobel/sobel.hpp"
 #include "runtime/device_api.hpp"
 
@@ -375,6 +380,188 @@ Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter
           slot->add(ctx, std::move(dqkv));
         }
       });
+}
+
+namespace {
+
+// A call as the kernels want it: of attention itself, and of relative positions where there are tables.
+struct AttentionPlan {
+  kernels::AttentionParams params;
+  kernels::RelativePositionParams relative;
+  kernels::RelativePositionTables tables;
+  kernels::RelativePositionTableGradients table_gradients;
+  bool has_tables = false;
+};
+
+AttentionPlan plan_attention(const char* op, const AttentionSettings& settings, int64_t n, int64_t queries,
+                             int64_t keys, int64_t channels, int64_t stride) {
+  check<ShapeError>(channels >= 1 && settings.heads >= 1 && channels % settings.heads == 0, op, ": ",
+                    channels, " channels for ", settings.heads, " heads");
+  AttentionPlan plan;
+  kernels::AttentionParams& p = plan.params;
+  p = {.n = n, .queries = queries, .keys = keys, .heads = settings.heads};
+  p.head_dim = static_cast<int>(channels / settings.heads);
+  p.scale = settings.scale != 0.0f ? settings.scale : 1.0f / std::sqrt(static_cast<float>(p.head_dim));
+  p.q_stride = p.k_stride = p.v_stride = stride;
+  p.key_grid = settings.key_grid;
+  if (settings.key_mask.defined()) {
+    require_shape(settings.key_mask, {n, keys}, "attention: key mask");
+  }
+  if (settings.bias.defined()) {
+    check<ShapeError>(
+        settings.bias.rank() == 4 && settings.bias.size(2) == queries && settings.bias.size(3) == keys, op,
+        ": a bias of shape ", to_string(settings.bias.shape()), " for ", queries, " queries and ", keys,
+        " keys");
+    p.bias_samples = settings.bias.size(0);
+    p.bias_heads = settings.bias.size(1);
+  }
+  plan.relative = {.n = n, .heads = p.heads, .head_dim = p.head_dim, .q_stride = stride};
+  plan.relative.query_grid = settings.query_grid;
+  plan.relative.key_grid = settings.key_grid;
+  for (size_t axis = 0; axis < 3; ++axis) {
+    const Parameter* table = settings.relative_position[axis];
+    if (table != nullptr) {
+      require_shape(table->value, {plan.relative.table_rows(static_cast<int>(axis)), p.head_dim},
+                    "attention: relative position table");
+      plan.tables[axis] = table->value;
+      plan.table_gradients[axis] = table->gradient;
+      plan.has_tables = true;
+    }
+  }
+  check<ShapeError>(!plan.has_tables || plan.relative.queries() == queries, op, ": a query grid of ",
+                    plan.relative.queries(), " places for ", queries, " queries");
+  return plan;
+}
+
+// How many tokens a sample of x [N, ..., C] has.
+int64_t tokens_of(const char* op, const Variable& x) {
+  const Shape shape = x.shape();
+  check<ShapeError>(shape.size() >= 2, op, ": expected [N, ..., C], found ", to_string(shape));
+  return std::accumulate(shape.begin() + 1, shape.end() - 1, int64_t{1}, std::multiplies<>());
+}
+
+// Where q, k and v, or their gradients, begin: in three tensors, or in one that holds all of them.
+std::array<float*, 3> attention_parts(const Tensor& q, const Tensor& k, const Tensor& v, int64_t channels) {
+  if (k.defined()) {
+    return {q.data<float>(), k.data<float>(), v.data<float>()};
+  }
+  return {q.data<float>(), q.data<float>() + channels, q.data<float>() + 2 * channels};
+}
+
+kernels::AttentionInputs attention_inputs(const std::array<float*, 3>& parts, const Tensor& key_mask,
+                                          const Tensor& bias, const Tensor& axial_bias) {
+  kernels::AttentionInputs inputs{parts[0], parts[1], parts[2]};
+  inputs.key_mask = key_mask.defined() ? key_mask.data<uint8_t>() : nullptr;
+  inputs.bias = bias.defined() ? ConstData(bias) : ConstData();
+  inputs.axial_bias = axial_bias.defined() ? ConstData(axial_bias) : ConstData();
+  return inputs;
+}
+
+// k and v are undefined where q holds all three.
+Variable attend(DeviceContext& context, const char* op, const Variable& q, const Variable& k,
+                const Variable& v, const AttentionSettings& settings, const AttentionPlan& plan,
+                Shape out_shape) {
+  const kernels::AttentionParams& p = plan.params;
+  kernels::Context& kernel_context = context.kernels();
+  const auto parts = attention_parts(q.value(), k.value(), v.value(), p.channels());
+  Tensor axial_bias;
+  if (plan.has_tables) {
+    axial_bias = Tensor::empty(context, {p.n, p.queries, p.heads, p.axial_size()});
+    kernels::relative_position_forward(kernel_context, plan.relative, parts[0], plan.tables, axial_bias);
+  }
+  Tensor out = Tensor::empty(context, std::move(out_shape));
+  const bool recording = records(context, {&q, &k, &v}, plan.has_tables);
+  Tensor lse;
+  if (recording) {
+    lse = Tensor::empty(context, {p.n, p.queries, p.heads});
+  }
+  kernels::attention_forward(kernel_context, p,
+                             attention_inputs(parts, settings.key_mask, settings.bias, axial_bias), out,
+                             recording ? lse.data<float>() : nullptr);
+  if (!recording) {
+    return out;
+  }
+  return context.tape()->record(
+      op, out, {q.value(), k.value(), v.value(), out, lse, settings.key_mask, settings.bias, axial_bias},
+      [plan, parameters = settings.relative_position,
+       slots = std::array<Slot, 3>{q.slot(), k.slot(), v.slot()}](DeviceContext& ctx, const Tensor& dy,
+                                                                  Saved saved) {
+        kernels::Context& kc = ctx.kernels();
+        const kernels::AttentionParams& params = plan.params;
+        std::array<Tensor, 3> gradients;
+        for (size_t i = 0; i < 3; ++i) {
+          gradients[i] = saved[i].defined() ? saved[i].empty_like(ctx) : Tensor();
+        }
+        const Tensor daxial_bias = plan.has_tables ? saved[7].empty_like(ctx) : Tensor();
+        const auto inputs = attention_parts(saved[0], saved[1], saved[2], params.channels());
+        const auto outputs = attention_parts(gradients[0], gradients[1], gradients[2], params.channels());
+        kernels::AttentionGradients targets{outputs[0], outputs[1], outputs[2]};
+        targets.daxial_bias = plan.has_tables ? Data(daxial_bias) : Data();
+        kernels::attention_backward(kc, params, attention_inputs(inputs, saved[5], saved[6], saved[7]),
+                                    saved[3], saved[4].data<float>(), dy, targets,
+                                    ctx.scratch(kernels::attention_backward_workspace_bytes(kc, params)));
+        if (plan.has_tables) {
+          kernels::relative_position_backward(
+              kc, plan.relative, inputs[0], plan.tables, daxial_bias, outputs[0], GradMode::accumulate,
+              plan.table_gradients, shared_mode(ctx, {parameters[0], parameters[1], parameters[2]}));
+        }
+        for (size_t i = 0; i < 3; ++i) {
+          if (slots[i]) {
+            slots[i]->add(ctx, std::move(gradients[i]));
+          }
+        }
+      });
+}
+
+}  // namespace
+
+Variable attention(DeviceContext& context, const Variable& q, const Variable& k, const Variable& v,
+                   const AttentionSettings& settings) {
+  VESAL_RANGE("attention");
+  const int64_t queries = tokens_of("attention", q);
+  const int64_t keys = tokens_of("attention", k);
+  const int64_t n = q.size(0);
+  const int64_t channels = q.size(-1);
+  check<ShapeError>(k.shape() == v.shape() && k.size(0) == n && k.size(-1) == channels, "attention: queries ",
+                    to_string(q.shape()), ", keys ", to_string(k.shape()), ", values ", to_string(v.shape()));
+  const AttentionPlan plan = plan_attention("attention", settings, n, queries, keys, channels, channels);
+  return attend(context, "attention", q, k, v, settings, plan, q.shape());
+}
+
+Variable self_attention(DeviceContext& context, const Variable& qkv, const AttentionSettings& settings) {
+  VESAL_RANGE("self_attention");
+  const int64_t tokens = tokens_of("self_attention", qkv);
+  const int64_t channels = qkv.size(-1) / 3;
+  check<ShapeError>(channels * 3 == qkv.size(-1), "self_attention: ", qkv.size(-1), " qkv channels");
+  const AttentionPlan plan =
+      plan_attention("self_attention", settings, qkv.size(0), tokens, tokens, channels, 3 * channels);
+  Shape shape = qkv.shape();
+  shape.back() = channels;
+  return attend(context, "self_attention", qkv, {}, {}, settings, plan, std::move(shape));
+}
+
+Variable rotary(DeviceContext& context, const Variable& x, const RotarySettings& settings) {
+  VESAL_RANGE("rotary");
+  check<ShapeError>(x.value().rank() == 3 && settings.heads >= 1 && x.size(2) % settings.heads == 0,
+                    "rotary: expected [N, tokens, C] for ", settings.heads, " heads, found ",
+                    to_string(x.shape()));
+  kernels::RotaryParams params{.n = x.size(0), .tokens = x.size(1), .heads = settings.heads};
+  params.head_dim = static_cast<int>(x.size(2) / settings.heads);
+  params.axes = settings.axes;
+  params.grid = settings.grid;
+  params.excluded = settings.excluded;
+  params.theta = settings.theta;
+  Tensor y = x.value().empty_like(context);
+  kernels::rotary_forward(context.kernels(), params, x.value(), y);
+  if (!records(context, {&x})) {
+    return y;
+  }
+  return context.tape()->record("rotary", y, {},
+                                [params, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+                                  Tensor dx = dy.empty_like(ctx);
+                                  kernels::rotary_backward(ctx.kernels(), params, dy, dx);
+                                  slot->add(ctx, std::move(dx));
+                                });
 }
 
 Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& mask,

@@ -70,8 +70,36 @@ struct WindowAttentionSettings {
 };
 // qkv [N, D, H, W, 3 * C]; qkv_bias [3 * C] the bias of the projection that made it; bias_table [rows, heads].
 // The result is [N, D, H, W, C].
-Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter* qkv_bias, Parameter* bias_table,
-                          const WindowAttentionSettings& settings);
+Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter* qkv_bias,
+                          Parameter* bias_table, const WindowAttentionSettings& settings);
+
+// Beside heads everything may stay as it is. Triples are D, H, W. See kernels/attention/attention.hpp.
+struct AttentionSettings {
+  int heads = 1;
+  float scale = 0.0f;    // 0: 1 / sqrt(C / heads)
+  Tensor key_mask = {};  // [N, keys] u8 on the device, 0 hides a key
+  Tensor bias = {};      // [1 or N, 1 or heads, queries, keys], added to the scores; a constant
+  // Decomposed relative position of queries and keys on their grids: tables [2 max(queries, keys) - 1, C /
+  // heads] of the axes that have one; see kernels/relative_position/relative_position.hpp.
+  std::array<Parameter*, 3> relative_position{};
+  std::array<int, 3> query_grid{}, key_grid{};
+};
+// Queries q [N, ..., C] over keys and values k, v [N, ..., C]; the result is like q.
+Variable attention(DeviceContext& context, const Variable& q, const Variable& k, const Variable& v,
+                   const AttentionSettings& settings);
+// The same with qkv [N, ..., 3 * C], in which q, k and v of a token follow one another; the result is [N,
+// ..., C].
+Variable self_attention(DeviceContext& context, const Variable& qkv, const AttentionSettings& settings);
+
+struct RotarySettings {
+  int heads = 1;
+  int axes = 2;  // 2: x and y; 3: x, y and z
+  std::array<int, 3> grid{1, 1, 1};
+  int64_t excluded = 0;  // tokens at the end that are not turned
+  float theta = 10000.0f;
+};
+// Axial rotary embedding of x [N, tokens, C]; see kernels/rotary/rotary.hpp.
+Variable rotary(DeviceContext& context, const Variable& x, const RotarySettings& settings);
 
 // Parameters of shifted patch tokenization; shapes in kernels/shifted_patch/shifted_patch.hpp.
 struct ShiftedPatchParameters {

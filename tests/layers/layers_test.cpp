@@ -357,6 +357,75 @@ TEST_P(Layers, SwinStageShiftedPaddedAndSharedBias) {
   check_gradients([&](const auto& x) { return stage(context, x[0], false); }, {random_tensor({2, 3, 4, 5, 8}, 1)});
 }
 
+TEST_P(Layers, AttentionCrossMaskedAndBiased) {
+  AttentionSettings settings{.heads = 2};
+  check_gradients([&](const auto& x) { return attention(context, x[0], x[1], x[2], settings); },
+                  {random_tensor({2, 3, 8}, 1), random_tensor({2, 5, 8}, 2), random_tensor({2, 5, 8}, 3)});
+  settings.key_mask = Tensor::from_host(context, std::vector<uint8_t>{1, 0, 1, 1, 0, 1, 1, 1, 0, 1}, {2, 5});
+  settings.bias = random_tensor({1, 2, 3, 5}, 4);
+  check_gradients([&](const auto& x) { return attention(context, x[0], x[1], x[2], settings); },
+                  {random_tensor({2, 3, 8}, 5), random_tensor({2, 5, 8}, 6), random_tensor({2, 5, 8}, 7)});
+}
+
+TEST_P(Layers, AttentionRefusesWhatDoesNotFit) {
+  const Tensor q = random_tensor({2, 3, 8}, 1), k = random_tensor({2, 5, 8}, 2);
+  EXPECT_THROW(attention(context, q, k, k, {.heads = 3}), ShapeError);
+  EXPECT_THROW(attention(context, q, k, k, {.heads = 0}), ShapeError);
+  EXPECT_THROW(attention(context, q, k, q, {}), ShapeError);
+  EXPECT_THROW(attention(context, q, k, k, {.bias = random_tensor({1, 1, 5, 3}, 3)}), ShapeError);
+  EXPECT_THROW(attention(context, q, k, k, {.bias = random_tensor({1, 3, 3, 5}, 3)}), ShapeError);
+  EXPECT_THROW(attention(context, random_tensor({8}, 1), k, k, {}), ShapeError);
+  EXPECT_THROW(self_attention(context, k, {}), ShapeError);
+  AttentionSettings grid;
+  grid.query_grid = grid.key_grid = {1, 1, 3};
+  grid.relative_position[2] = builder.uniform("rel_pos_w", {5, 8}, 1.0f, false);
+  EXPECT_EQ(attention(context, q, q, q, grid).shape(), q.shape());
+  EXPECT_THROW(attention(context, q, k, k, grid), ShapeError);
+  EXPECT_THROW(attention(context, k, q, q, grid), ShapeError);
+  EXPECT_THROW(rotary(context, q, {.heads = 3}), ShapeError);
+}
+
+TEST_P(Layers, MultiHeadAttentionOverOtherChannels) {
+  const MultiHeadAttention layer(builder, 6, 2, 8);
+  const Tensor key_mask = Tensor::from_host(context, std::vector<uint8_t>{1, 0, 1, 1, 1, 1}, {2, 3});
+  check_gradients([&](const auto& x) { return layer(context, x[0], x[1], x[2], {.key_mask = key_mask}); },
+                  {random_tensor({2, 2, 2, 6}, 1), random_tensor({2, 3, 6}, 2), random_tensor({2, 3, 6}, 3)});
+  EXPECT_EQ(store.all().size(), 8u);
+  EXPECT_EQ(store.find("k_proj.weight")->value.shape(), (Shape{8, 6}));
+  EXPECT_EQ(store.find("out_proj.weight")->value.shape(), (Shape{6, 8}));
+  EXPECT_THROW(MultiHeadAttention(builder.scope("other"), 6, 4), ShapeError);
+}
+
+// The tables' gradients, and q's through scores and bias alike; the same from a fused qkv as from three
+// tensors.
+TEST_P(Layers, SelfAttentionWithRelativePosition) {
+  AttentionSettings settings{.heads = 2};
+  settings.query_grid = settings.key_grid = {2, 1, 3};
+  settings.relative_position = {builder.uniform("rel_pos_d", {3, 4}, 1.0f, false), nullptr,
+                                builder.uniform("rel_pos_w", {5, 4}, 1.0f, false)};
+  const Tensor qkv = random_tensor({2, 2, 1, 3, 24}, 1);
+  check_gradients([&](const auto& x) { return self_attention(context, x[0], settings); }, {qkv});
+  const std::vector<float> all = qkv.to_host<float>(context);
+  std::array<std::vector<float>, 3> parts;
+  for (size_t i = 0; i < all.size(); ++i) {
+    parts[i / 8 % 3].push_back(all[i]);
+  }
+  const auto part = [&](size_t i) { return Variable(Tensor::from_host(context, parts[i], {2, 6, 8})); };
+  const Variable fused = self_attention(context, qkv, settings);
+  const Variable apart = attention(context, part(0), part(1), part(2), settings);
+  EXPECT_EQ(fused.shape(), (Shape{2, 2, 1, 3, 8}));
+  EXPECT_EQ(fused.value().to_host<float>(context), apart.value().to_host<float>(context));
+}
+
+TEST_P(Layers, Rotary) {
+  const RotarySettings plane{.heads = 2, .grid = {1, 2, 3}, .excluded = 1};
+  check_gradients([&](const auto& x) { return rotary(context, x[0], plane); },
+                  {random_tensor({2, 13, 8}, 1)});
+  const RotarySettings space{.axes = 3, .grid = {2, 2, 3}};
+  check_gradients([&](const auto& x) { return rotary(context, x[0], space); },
+                  {random_tensor({1, 12, 14}, 2)});
+}
+
 TEST_P(Layers, PoolsResizeAndArithmetic) {
   const auto one = [&](const auto& f) { check_gradients([&](const auto& x) { return f(x[0]); }, {random_tensor({2, 4, 6, 5, 3}, 1)}, 1e-3); };
   one([&](const Variable& x) { return max_pool3d(context, x, {2, 2, 2}, {2, 2, 2}); });
