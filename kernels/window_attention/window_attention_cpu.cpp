@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "base/parallel.hpp"
+#include "kernels/context/attention_tiles_cpu.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/vector_lanes.hpp"
 #include "kernels/window_attention/window_attention.hpp"
@@ -27,8 +28,6 @@ VESAL_DECLARE_BACKENDS(window_attention_backward)
 namespace cpu {
 namespace {
 
-constexpr int kRows = 8;                 // query rows of a register block
-constexpr int kKeyStep = 2 * kLanes;     // keys of a register block
 constexpr int kMaxTile = 512;            // tokens of a tile
 constexpr int kTileFloats = 8192;        // numbers of a tile: tokens x padded head_dim
 constexpr int kDenseTokens = 128;        // windows up to here have their bias expanded
@@ -104,100 +103,6 @@ void visit_tokens(const WindowGeometry& g, const WindowPlace& place, int begin, 
         bias_y = 0;
         ++bias_z;
       }
-    }
-  }
-}
-
-// out[r][j] = sum over c of rows[r][c] * columns[c][j] for kRows rows and `length` columns.
-void multiply_rows(const float* rows, int64_t ld_rows, const float* columns, int64_t ld_columns, int depth,
-                   int length, float* out, int64_t ld_out) {
-  for (int j = 0; j < length; j += kKeyStep) {
-    Lanes sum[kRows][2] = {};
-    for (int c = 0; c < depth; ++c) {
-      const Lanes b0 = load_lanes(columns + c * ld_columns + j);
-      const Lanes b1 = load_lanes(columns + c * ld_columns + j + kLanes);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const Lanes a = all_lanes(rows[r * ld_rows + c]);
-        sum[r][0] = fma_lanes(a, b0, sum[r][0]);
-        sum[r][1] = fma_lanes(a, b1, sum[r][1]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      store_lanes(out + r * ld_out + j, sum[r][0]);
-      store_lanes(out + r * ld_out + j + kLanes, sum[r][1]);
-    }
-  }
-}
-
-// out[r][c] = out[r][c] * factor[r] + sum over j of weights[r][j] * values[j][c], kWidth registers of
-// columns.
-template <int kWidth>
-void combine_columns(const float* weights, int64_t ld_weights, const float* values, int64_t ld, int length,
-                     const float* factor, float* out) {
-  Lanes sum[kRows][kWidth];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kWidth; ++v) {
-      sum[r][v] = load_lanes(out + r * ld + v * kLanes) * factor[r];
-    }
-  }
-  for (int j = 0; j < length; ++j) {
-    Lanes b[kWidth];
-#pragma GCC unroll 2
-    for (int v = 0; v < kWidth; ++v) {
-      b[v] = load_lanes(values + j * ld + v * kLanes);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Lanes a = all_lanes(weights[r * ld_weights + j]);
-#pragma GCC unroll 2
-      for (int v = 0; v < kWidth; ++v) {
-        sum[r][v] = fma_lanes(a, b[v], sum[r][v]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kWidth; ++v) {
-      store_lanes(out + r * ld + v * kLanes, sum[r][v]);
-    }
-  }
-}
-
-void combine(const float* weights, int64_t ld_weights, const float* values, int padded_dim, int length,
-             const float* factor, float* out) {
-  int c = 0;
-  for (; c + 2 * kLanes <= padded_dim; c += 2 * kLanes) {
-    combine_columns<2>(weights, ld_weights, values + c, padded_dim, length, factor, out + c);
-  }
-  if (c < padded_dim) {
-    combine_columns<1>(weights, ld_weights, values + c, padded_dim, length, factor, out + c);
-  }
-}
-
-// target[j][c] += sum over r of weights[r][j] * rows[r][c], one register of columns at a time.
-void spread(const float* weights, int64_t ld_weights, const float* rows, int padded_dim, int length,
-            float* target) {
-  for (int c = 0; c < padded_dim; c += kLanes) {
-    Lanes row[kRows];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      row[r] = load_lanes(rows + int64_t{r} * padded_dim + c);
-    }
-    for (int j = 0; j < length; ++j) {
-      // Two sums, so that the additions of one do not wait for the other.
-      Lanes even = load_lanes(target + int64_t{j} * padded_dim + c);
-      Lanes odd{};
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; r += 2) {
-        even = fma_lanes(all_lanes(weights[r * ld_weights + j]), row[r], even);
-        odd = fma_lanes(all_lanes(weights[(r + 1) * ld_weights + j]), row[r + 1], odd);
-      }
-      store_lanes(target + int64_t{j} * padded_dim + c, even + odd);
     }
   }
 }
@@ -402,34 +307,6 @@ struct ForwardScratch {
   TileTokens query_tokens;
 };
 
-// Scores of eight queries -> exp(score - largest so far) in place; updates the rows' running maximum and sum,
-// and says by what factor earlier sums shrink (the running softmax of Milakov and Gimelshein 2018).
-void softmax_step(const TileTokens& keys, float* scores, float* largest, float* sum, float* factor) {
-  for (int r = 0; r < kRows; ++r) {
-    float* row = scores + int64_t{r} * kMaxTile;
-    Lanes top = load_lanes(row);
-    for (int j = kLanes; j < keys.length; j += kLanes) {
-      top = max_lanes(top, load_lanes(row + j));
-    }
-    const float before = largest[r];
-    const float now = std::max(before, max_of_lanes(top));
-    // Nothing seen yet: any finite reference gives zeros.
-    const float reference = now == -std::numeric_limits<float>::infinity() ? 0.0f : now;
-    Lanes total{};
-    for (int j = 0; j < keys.length; j += kLanes) {
-      const Lanes e = exp_lanes(load_lanes(row + j) - reference);
-      store_lanes(row + j, e);
-      total += e;
-    }
-    factor[r] = before == now ? 1.0f : 0.0f;
-    if (before < now && before > -std::numeric_limits<float>::infinity()) {
-      factor[r] = std::exp(before - now);
-    }
-    sum[r] = sum[r] * factor[r] + sum_of_lanes(total);
-    largest[r] = now;
-  }
-}
-
 void forward_task(const Shape& s, const float* qkv, const float* qkv_bias, const float* bias_table,
                   float* out, float* lse, int64_t chunk, int head) {
   ForwardScratch scratch;
@@ -463,7 +340,7 @@ void forward_task(const Shape& s, const float* qkv, const float* qkv_bias, const
                           scratch.scores + int64_t{r} * kMaxTile);
           }
           float factor[kRows];
-          softmax_step(keys, scratch.scores, scratch.largest + i, scratch.sum + i, factor);
+          softmax_step(scratch.scores, kMaxTile, keys.length, scratch.largest + i, scratch.sum + i, factor);
           combine(scratch.scores, kMaxTile, scratch.values, s.padded_dim, keys.count, factor,
                   scratch.out + int64_t{i} * s.padded_dim);
         }
@@ -537,20 +414,6 @@ void enter_rows(const Shape& s, const BackwardData& data, int head, const TileTo
   }
 }
 
-// Turns eight rows of biased scores into probabilities, and of dp into ds.
-void softmax_backward(const TileTokens& keys, const float* lse, const float* delta, float* probability,
-                      float* dscores) {
-  for (int r = 0; r < kRows; ++r) {
-    float* p = probability + int64_t{r} * kMaxTile;
-    float* d = dscores + int64_t{r} * kMaxTile;
-    for (int j = 0; j < keys.length; j += kLanes) {
-      const Lanes e = exp_lanes(load_lanes(p + j) - lse[r]);
-      store_lanes(p + j, e);
-      store_lanes(d + j, e * (load_lanes(d + j) - delta[r]));
-    }
-  }
-}
-
 void backward_task(const Shape& s, const BackwardData& data, int64_t chunk, int head) {
   BackwardScratch scratch;
   TileTokens& keys = scratch.key_tokens;
@@ -589,7 +452,8 @@ void backward_task(const Shape& s, const BackwardData& data, int64_t chunk, int 
             bias_and_mask(bias.row(queries, query, keys, scratch.bias_buffer), queries.code[query], keys,
                           scratch.probability + int64_t{r} * kMaxTile);
           }
-          softmax_backward(keys, scratch.lse + i, scratch.delta + i, scratch.probability, scratch.dscores);
+          softmax_backward(scratch.probability, scratch.dscores, kMaxTile, keys.length, scratch.lse + i,
+                           scratch.delta + i);
           for (int r = 0; r < kRows && i + r < queries.count; ++r) {
             const float* row = scratch.dscores + int64_t{r} * kMaxTile;
             if (bias.dense != nullptr) {
