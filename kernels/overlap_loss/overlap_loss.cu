@@ -104,7 +104,7 @@ VESAL_KERNEL void overlap_finish_kernel(OverlapLossParams p, const float* VESAL_
   VESAL_SHARED(double, scratch, [kLoopThreads]);
   const int64_t groups = p.batch ? 1 : p.n;
   const int64_t samples_per_group = p.batch ? p.n : 1;
-  const auto terms = static_cast<double>(groups * (p.channels - p.first_channel));
+  const auto terms = static_cast<double>((groups > 0 ? groups : 1) * (p.channels - p.first_channel));
   double sum = 0.0;
   for (int64_t k = threadIdx.x; k < groups * p.channels; k += kLoopThreads) {
     OverlapTerm term{0.0, 0.0, 0.0};

@@ -33,8 +33,9 @@ size_t overlap_loss_workspace_bytes(Context& context, const OverlapLossParams& p
 // With softmax this is nnU-Net's soft Dice plus 1 (Isensee et al. 2021; do_bg = false is first_channel 1).
 // logits [n, voxels, channels]; targets: labels [n, voxels] with softmax, else masks [n, voxels, channels] of
 // 0 and 1. A target that is none of these, nor ignore_label, makes the loss and gradients NaN, so that it
-// does not pass unseen. slopes [groups, channels, 2] are for the backward pass: d loss / d p = slopes[0] -
-// slopes[1] t. Throws ShapeError on a size or parameter out of range, a null tensor or too small a workspace.
+// does not pass unseen. A mean over no group is 0; without voxels A = B and the loss is 0. slopes [groups,
+// channels, 2] are for the backward pass: d loss / d p = slopes[0] - slopes[1] t. Throws ShapeError on a size
+// or parameter out of range, a null tensor or too small a workspace.
 void overlap_loss_forward(Context& context, const OverlapLossParams& params, ConstData logits,
                           const uint8_t* targets, Data loss, float* slopes, Workspace workspace);
 // dlogits = weight * d loss / d logits, overwritten; 0 where the target is ignored.

@@ -22,6 +22,12 @@ struct OverlapLossCase {
 // classes.
 inline const std::vector<OverlapLossCase> kOverlapLossCases = {
     {"one_voxel", {}},
+    {"no_samples", {.n = 0, .voxels = 4, .channels = 3}},
+    {"no_samples_batch", {.n = 0, .voxels = 4, .channels = 3, .batch = true}},
+    {"no_voxels", {.kind = Overlap::iou, .n = 2, .voxels = 0, .channels = 3}},
+    {"no_voxels_batch", {.n = 2, .voxels = 0, .channels = 3, .batch = true}},
+    {"regions_no_samples", {.softmax = false, .n = 0, .voxels = 4, .channels = 3}},
+    {"regions_no_voxels", {.softmax = false, .n = 2, .voxels = 0, .channels = 3}},
     {"one_class", {.voxels = 5, .channels = 1}},
     {"block_minus_one", {.voxels = 63, .channels = 4, .first_channel = 1}},
     {"block", {.n = 2, .voxels = 64, .channels = 4, .first_channel = 1, .batch = true}},

@@ -152,7 +152,7 @@ void overlap_loss_forward(Context&, const OverlapLossParams& p, ConstData logits
                        total[k] += sums[k];
                      }
                    });
-  const auto terms = static_cast<double>(p.groups() * (p.channels - p.first_channel));
+  const auto terms = static_cast<double>(std::max<int64_t>(p.groups(), 1) * (p.channels - p.first_channel));
   double sum = 0;
   for (int64_t k = 0; k < p.groups() * p.channels; ++k) {
     const double* total = totals + k * 3;

@@ -191,8 +191,8 @@ TEST(OverlapLoss, WrongArgumentsThrow) {
     overlap_loss_forward(context, p, f, targets.data(), f, f, {f, 256});
   };
   EXPECT_NO_THROW(forward({}));
-  EXPECT_THROW(forward({.n = 0}), ShapeError);
-  EXPECT_THROW(forward({.voxels = 0}), ShapeError);
+  EXPECT_THROW(forward({.n = -1}), ShapeError);
+  EXPECT_THROW(forward({.voxels = -1}), ShapeError);
   EXPECT_THROW(forward({.channels = 257}), ShapeError);
   EXPECT_THROW(forward({.first_channel = 2}), ShapeError);
   EXPECT_THROW(forward({.first_channel = -1}), ShapeError);
