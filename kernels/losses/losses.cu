@@ -108,9 +108,11 @@ VESAL_KERNEL void region_loss_kernel(RegionLossParams p, const float* VESAL_REST
       dice[(group * p.regions + region) * 2 + 1] = static_cast<float>(denominator);
     }
   }
+  const int64_t elements = p.n * p.voxels * p.regions;
+  const int64_t ratios = groups * p.regions;
   loss[0] =
-      static_cast<float>(p.bce_weight * cross_entropy / static_cast<double>(p.n * p.voxels * p.regions) +
-                         p.dice_weight * dice_loss / static_cast<double>(groups * p.regions));
+      static_cast<float>(p.bce_weight * cross_entropy / static_cast<double>(elements > 0 ? elements : 1) +
+                         p.dice_weight * dice_loss / static_cast<double>(ratios > 0 ? ratios : 1));
 }
 
 struct RegionColumn {

@@ -31,7 +31,8 @@ size_t region_loss_workspace_bytes(Context& context, const RegionLossParams& par
 // loss = bce_weight * mean BCE-with-logits + dice_weight * mean over (region, sample or batch) of
 //   1 - (2 sum(p t) + smooth) / (sum p + sum t + smooth),  p = sigmoid(logit).
 // logits [n, voxels, regions], targets likewise (0, 1); loss [1]; dice [n or 1, regions, 2]: the numerator
-// and the denominator, for the backward pass.
+// and the denominator, for the backward pass. A mean over nothing is 0: so is the loss for no samples or no
+// voxels.
 void region_loss_forward(Context& context, const RegionLossParams& params, ConstData logits,
                          const uint8_t* targets, Data loss, float* dice, Workspace workspace);
 // dlogits = weight * d loss / d logits, overwritten.

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/philox.hpp"
 #include "kernels/losses/losses.hpp"
 
 namespace vesal::kernels {
@@ -29,6 +30,11 @@ inline const std::vector<RegionLossCase> kRegionLossCases = {
     {"five_regions", {.n = 2, .voxels = 33, .regions = 5}},
     {"dice_only", {.n = 1, .voxels = 50, .bce_weight = 0.0f}},
     {"bce_only", {.n = 1, .voxels = 50, .dice_weight = 0.0f}},
+    {"no_samples", {.n = 0, .voxels = 5}},
+    {"no_samples_batch", {.n = 0, .voxels = 5, .batch_dice = true}},
+    {"no_voxels", {.n = 2, .voxels = 0}},
+    {"no_voxels_batch", {.n = 2, .voxels = 0, .batch_dice = true}},
+    {"one_element", {.n = 1, .voxels = 1, .regions = 1}, 0.0f},
 };
 
 struct EdgeLossCase {
@@ -49,6 +55,7 @@ inline const std::vector<EdgeLossCase> kEdgeLossCases = {
     {"only_edge", {.voxels = 70}, 2.0f, {1}},
     {"rare_edge", {.voxels = 1000}, 2.0f, {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}},
     {"far_logits", {.voxels = 129}, 100.0f},
+    {"no_voxels", {.voxels = 0}},
 };
 
 struct EdgeTargetsCase {
@@ -67,6 +74,48 @@ inline const std::vector<EdgeTargetsCase> kEdgeTargetsCases = {
     {"batch", 3, 3, 2, 33, 2},
     {"other_labels", 1, 4, 4, 9, 9},
     {"constant", 1, 5, 5, 5, 0},
+    {"no_samples", 0, 2, 3, 4},
+    {"no_planes", 1, 0, 3, 4},
+    {"no_rows", 1, 2, 0, 4},
+    {"no_columns", 1, 2, 3, 0},
 };
+
+inline RegionLossCase random_region_loss_case(RandomStream& random) {
+  RegionLossCase c;
+  c.params = {.n = 1 + random.below(3),
+              .voxels = 1 + random.below(random.below(4) == 0 ? 400 : 30),
+              .regions = 1 + random.below(5),
+              .dice_weight = random.uniform(0.1f, 2.0f),
+              .bce_weight = random.uniform(0.1f, 2.0f),
+              .batch_dice = random.bernoulli(0.5f)};
+  c.scale = random.uniform(0.5f, 10.0f);
+  c.empty_region = static_cast<int>(random.below(c.params.regions + 1)) - 1;
+  c.name = concat("[", c.params.n, ", ", c.params.voxels, ", ", c.params.regions, "] scale ", c.scale,
+                  " empty region ", c.empty_region, c.params.batch_dice ? " batch" : "");
+  return c;
+}
+
+inline EdgeLossCase random_edge_loss_case(RandomStream& random) {
+  EdgeLossCase c;
+  c.params = {.voxels = 1 + random.below(random.below(4) == 0 ? 700 : 40),
+              .negative_factor = random.uniform(0.5f, 2.0f)};
+  c.scale = random.uniform(0.5f, 10.0f);
+  c.targets.clear();
+  for (int64_t i = random.below(4); i >= 0; --i) {
+    c.targets.push_back(static_cast<uint8_t>(random.below(3)));
+  }
+  c.name = concat(c.params.voxels, " voxels, scale ", c.scale, ", ", c.targets.size(), " targets");
+  return c;
+}
+
+inline EdgeTargetsCase random_edge_targets_case(RandomStream& random) {
+  return {"random",
+          1 + random.below(2),
+          1 + random.below(6),
+          1 + random.below(6),
+          1 + random.below(random.below(4) == 0 ? 70 : 8),
+          static_cast<int>(1 + random.below(9)),
+          static_cast<int>(1 + random.below(3))};
+}
 
 }  // namespace vesal::kernels

@@ -127,9 +127,12 @@ void region_loss_forward(Context&, const RegionLossParams& p, ConstData logits_,
     dice[2 * k] = static_cast<float>(ratios[2 * k]);
     dice[2 * k + 1] = static_cast<float>(ratios[2 * k + 1]);
   }
+  const auto mean = [](double sum, int64_t count) {
+    return sum / static_cast<double>(std::max<int64_t>(count, 1));
+  };
   *loss.as<float>("region_loss_forward: loss") =
-      static_cast<float>(p.bce_weight * cross_entropy / static_cast<double>(p.n * p.voxels * p.regions) +
-                         p.dice_weight * dice_loss / static_cast<double>(groups * p.regions));
+      static_cast<float>(p.bce_weight * mean(cross_entropy, p.n * p.voxels * p.regions) +
+                         p.dice_weight * mean(dice_loss, groups * p.regions));
 }
 
 void region_loss_backward(Context&, const RegionLossParams& p, ConstData logits_, const uint8_t* targets,

@@ -88,8 +88,9 @@ T region_loss_forward(const RegionLossParams& p, const T* logits, const uint8_t*
   for (int64_t k = 0; k < groups * p.regions; ++k) {
     dice_loss += T(1) - dice[2 * k] / dice[2 * k + 1];
   }
-  return T(p.bce_weight) * bce / T(p.n * p.voxels * p.regions) +
-         T(p.dice_weight) * dice_loss / T(groups * p.regions);
+  const auto mean = [](T sum, int64_t count) { return count > 0 ? sum / T(count) : T(0); };
+  return T(p.bce_weight) * mean(bce, p.n * p.voxels * p.regions) +
+         T(p.dice_weight) * mean(dice_loss, groups * p.regions);
 }
 
 // d/dx of -A/B with A = 2 sum(p t) + smooth, B = sum p + sum t + smooth: -(2 t B - A) / B^2 * p (1 - p).

@@ -7,6 +7,7 @@
 #include "kernels/losses/losses_cases.hpp"
 #include "kernels/losses/losses_ref.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/naive_error.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -33,7 +34,8 @@ std::vector<float> draw_logits(int64_t count, float scale, uint64_t seed) {
 
 TEST(RegionTargets, EveryLabel) {
   for (const Device device : test_devices()) {
-    for (const int64_t voxels : {int64_t{1}, int64_t{256}, int64_t{341}, int64_t{342}, int64_t{70000}}) {
+    for (const int64_t voxels :
+         {int64_t{0}, int64_t{1}, int64_t{256}, int64_t{341}, int64_t{342}, int64_t{70000}}) {
       if (voxels > 1000 && device.type == DeviceType::simt) {
         continue;  // the size at which the CPU takes a second thread
       }
@@ -51,32 +53,36 @@ TEST(RegionTargets, EveryLabel) {
   }
 }
 
+void check_edge_targets(Device device, const EdgeTargetsCase& c) {
+  const int64_t voxels = c.n * c.d * c.h * c.w;
+  RandomStream random(11, 0, 3);
+  std::vector<uint8_t> values(1000);
+  for (uint8_t& value : values) {
+    value = static_cast<uint8_t>(random.below(c.top_label + 1));
+  }
+  std::vector<uint8_t> labels(static_cast<size_t>(voxels));
+  for (int64_t i = 0; i < voxels; ++i) {
+    const int64_t block =
+        ((i / (c.h * c.w) / c.blocks) * 7 + (i / c.w % c.h) / c.blocks) * 11 + i % c.w / c.blocks;
+    labels[static_cast<size_t>(i)] = values[static_cast<size_t>(block % 1000)];
+  }
+  std::vector<uint8_t> expected(labels.size());
+  reference::edge_targets(c.n, c.d, c.h, c.w, labels.data(), expected.data());
+  Context context(device);
+  const DeviceArray<uint8_t> in(device, labels);
+  const auto run = [&] {
+    const DeviceArray<uint8_t> out(device, voxels);
+    edge_targets(context, c.n, c.d, c.h, c.w, in, out);
+    return as_floats(out.host());
+  };
+  expect_equal(to_string(device) + " " + c.name, run(), as_floats(expected));
+  expect_same_bits(c.name, device, run);
+}
+
 TEST(EdgeTargets, MatchTheReference) {
   for (const Device device : test_devices()) {
     for (const EdgeTargetsCase& c : kEdgeTargetsCases) {
-      const int64_t voxels = c.n * c.d * c.h * c.w;
-      RandomStream random(11, 0, 3);
-      std::vector<uint8_t> values(1000);
-      for (uint8_t& value : values) {
-        value = static_cast<uint8_t>(random.below(c.top_label + 1));
-      }
-      std::vector<uint8_t> labels(static_cast<size_t>(voxels));
-      for (int64_t i = 0; i < voxels; ++i) {
-        const int64_t block =
-            ((i / (c.h * c.w) / c.blocks) * 7 + (i / c.w % c.h) / c.blocks) * 11 + i % c.w / c.blocks;
-        labels[static_cast<size_t>(i)] = values[static_cast<size_t>(block % 1000)];
-      }
-      std::vector<uint8_t> expected(labels.size());
-      reference::edge_targets(c.n, c.d, c.h, c.w, labels.data(), expected.data());
-      Context context(device);
-      const DeviceArray<uint8_t> in(device, labels);
-      const auto run = [&] {
-        const DeviceArray<uint8_t> out(device, voxels);
-        edge_targets(context, c.n, c.d, c.h, c.w, in, out);
-        return as_floats(out.host());
-      };
-      expect_equal(to_string(device) + " " + c.name, run(), as_floats(expected));
-      expect_same_bits(c.name, device, run);
+      check_edge_targets(device, c);
     }
   }
 }
@@ -114,35 +120,50 @@ RegionResult<T> reference_region(const RegionLossParams& p, const RegionInputs& 
   return r;
 }
 
+// `trials`: how often the naive evaluation is repeated with moved logits: of a few sums, as in random shapes,
+// a single one may be exact by luck.
+void check_region_loss(Device device, const RegionLossCase& c, int trials) {
+  const std::string what = to_string(device) + " " + c.name;
+  const RegionLossParams& p = c.params;
+  const RegionInputs in(c);
+  const RegionResult<double> exact = reference_region<double>(p, in);
+  RegionResult<float> naive = reference_region<float>(p, in);
+  RandomStream random(3, 0, 0);
+  for (int trial = 0; trial < trials; ++trial) {
+    RegionInputs moved = in;
+    moved.logits = moved_by_one_ulp(in.logits, random);
+    const RegionResult<float> other = reference_region<float>(p, moved);
+    keep_worse(naive.loss, other.loss, exact.loss);
+    keep_worse(naive.dice, other.dice, exact.dice);
+    keep_worse(naive.dlogits, other.dlogits, exact.dlogits);
+  }
+  Context context(device);
+  const DeviceArray<float> logits(device, in.logits);
+  const DeviceArray<uint8_t> targets(device, in.targets);
+  const auto run = [&] {
+    const DeviceArray<float> loss(device, 1), dice(device, static_cast<int64_t>(exact.dice.size()));
+    const DeviceArray<float> dlogits(device, logits.size());
+    const DeviceWorkspace workspace(device, region_loss_workspace_bytes(context, p));
+    region_loss_forward(context, p, logits.get(), targets, loss.get(), dice, workspace);
+    region_loss_backward(context, p, logits.get(), targets, dice, kWeight, dlogits.get());
+    return RegionResult<float>{loss.host(), dice.host(), dlogits.host()};
+  };
+  const RegionResult<float> found = run();
+  expect_close(what + " loss", found.loss, exact.loss, naive.loss);
+  expect_close(what + " dice", found.dice, exact.dice, naive.dice);
+  expect_close(what + " dlogits", found.dlogits, exact.dlogits, naive.dlogits);
+  expect_same_bits(what, device, [&] {
+    const RegionResult<float> r = run();
+    std::vector<float> all = r.dlogits;
+    all.push_back(r.loss[0]);
+    return all;
+  });
+}
+
 TEST(RegionLoss, MatchesTheReference) {
   for (const Device device : test_devices()) {
     for (const RegionLossCase& c : kRegionLossCases) {
-      const std::string what = to_string(device) + " " + c.name;
-      const RegionLossParams& p = c.params;
-      const RegionInputs in(c);
-      const RegionResult<double> exact = reference_region<double>(p, in);
-      const RegionResult<float> naive = reference_region<float>(p, in);
-      Context context(device);
-      const DeviceArray<float> logits(device, in.logits);
-      const DeviceArray<uint8_t> targets(device, in.targets);
-      const auto run = [&] {
-        const DeviceArray<float> loss(device, 1), dice(device, static_cast<int64_t>(exact.dice.size()));
-        const DeviceArray<float> dlogits(device, logits.size());
-        const DeviceWorkspace workspace(device, region_loss_workspace_bytes(context, p));
-        region_loss_forward(context, p, logits.get(), targets, loss.get(), dice, workspace);
-        region_loss_backward(context, p, logits.get(), targets, dice, kWeight, dlogits.get());
-        return RegionResult<float>{loss.host(), dice.host(), dlogits.host()};
-      };
-      const RegionResult<float> found = run();
-      expect_close(what + " loss", found.loss, exact.loss, naive.loss);
-      expect_close(what + " dice", found.dice, exact.dice, naive.dice);
-      expect_close(what + " dlogits", found.dlogits, exact.dlogits, naive.dlogits);
-      expect_same_bits(what, device, [&] {
-        const RegionResult<float> r = run();
-        std::vector<float> all = r.dlogits;
-        all.push_back(r.loss[0]);
-        return all;
-      });
+      check_region_loss(device, c, 0);
     }
   }
 }
@@ -189,54 +210,69 @@ TEST(RegionLoss, FarLogits) {
   }
 }
 
+void check_edge_loss(Device device, const EdgeLossCase& c, int trials) {
+  const std::string what = to_string(device) + " " + c.name;
+  const EdgeLossParams& p = c.params;
+  std::vector<float> logits = draw_logits(p.voxels, c.scale, 1);
+  const std::vector<uint8_t> targets = draw(p.voxels, c.targets, 2);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (targets[i] == 2 && i % 3 == 0) {
+      logits[i] = NAN;  // ignored
+    }
+  }
+  std::vector<double> counts(2);
+  reference::edge_counts(p, targets.data(), counts.data());
+  const std::vector<double> wide = widen(logits);
+  const std::vector<double> loss_exact{
+      reference::edge_loss_forward<double>(p, wide.data(), targets.data(), counts.data())};
+  std::vector<float> loss_naive{
+      reference::edge_loss_forward<float>(p, logits.data(), targets.data(), counts.data())};
+  std::vector<double> d_exact(logits.size());
+  std::vector<float> d_naive(logits.size());
+  reference::edge_loss_backward<double>(p, wide.data(), targets.data(), counts.data(), kWeight,
+                                        d_exact.data());
+  reference::edge_loss_backward<float>(p, logits.data(), targets.data(), counts.data(), kWeight,
+                                       d_naive.data());
+  RandomStream random(4, 0, 0);
+  for (int trial = 0; trial < trials; ++trial) {
+    const std::vector<float> moved = moved_by_one_ulp(logits, random);
+    std::vector<float> other(moved.size());
+    reference::edge_loss_backward<float>(p, moved.data(), targets.data(), counts.data(), kWeight,
+                                         other.data());
+    keep_worse(d_naive, other, d_exact);
+    keep_worse(loss_naive,
+               {reference::edge_loss_forward<float>(p, moved.data(), targets.data(), counts.data())},
+               loss_exact);
+  }
+  Context context(device);
+  const DeviceArray<float> in(device, logits);
+  const DeviceArray<uint8_t> t(device, targets);
+  const auto run = [&] {
+    const DeviceArray<float> loss(device, 1), found_counts(device, 2), dlogits(device, p.voxels);
+    const DeviceWorkspace workspace(device, edge_loss_workspace_bytes(context, p));
+    edge_loss_forward(context, p, in.get(), t, loss.get(), found_counts, workspace);
+    edge_loss_backward(context, p, in.get(), t, found_counts, kWeight, dlogits.get());
+    std::vector<float> all = dlogits.host();
+    all.push_back(found_counts.host()[0]);
+    all.push_back(found_counts.host()[1]);
+    all.push_back(loss.host()[0]);
+    return all;
+  };
+  std::vector<float> found = run();
+  expect_close(what + " loss", {found.back()}, loss_exact, loss_naive);
+  found.pop_back();
+  EXPECT_EQ(found.back(), counts[1]) << what;
+  found.pop_back();
+  EXPECT_EQ(found.back(), counts[0]) << what;
+  found.pop_back();
+  expect_close(what + " dlogits", found, d_exact, d_naive);
+  expect_same_bits(what, device, run);
+}
+
 TEST(EdgeLoss, MatchesTheReference) {
   for (const Device device : test_devices()) {
     for (const EdgeLossCase& c : kEdgeLossCases) {
-      const std::string what = to_string(device) + " " + c.name;
-      const EdgeLossParams& p = c.params;
-      std::vector<float> logits = draw_logits(p.voxels, c.scale, 1);
-      const std::vector<uint8_t> targets = draw(p.voxels, c.targets, 2);
-      for (size_t i = 0; i < logits.size(); ++i) {
-        if (targets[i] == 2 && i % 3 == 0) {
-          logits[i] = NAN;  // ignored
-        }
-      }
-      std::vector<double> counts(2);
-      reference::edge_counts(p, targets.data(), counts.data());
-      const std::vector<double> wide = widen(logits);
-      const std::vector<double> loss_exact{
-          reference::edge_loss_forward<double>(p, wide.data(), targets.data(), counts.data())};
-      const std::vector<float> loss_naive{
-          reference::edge_loss_forward<float>(p, logits.data(), targets.data(), counts.data())};
-      std::vector<double> d_exact(logits.size());
-      std::vector<float> d_naive(logits.size());
-      reference::edge_loss_backward<double>(p, wide.data(), targets.data(), counts.data(), kWeight,
-                                            d_exact.data());
-      reference::edge_loss_backward<float>(p, logits.data(), targets.data(), counts.data(), kWeight,
-                                           d_naive.data());
-      Context context(device);
-      const DeviceArray<float> in(device, logits);
-      const DeviceArray<uint8_t> t(device, targets);
-      const auto run = [&] {
-        const DeviceArray<float> loss(device, 1), found_counts(device, 2), dlogits(device, p.voxels);
-        const DeviceWorkspace workspace(device, edge_loss_workspace_bytes(context, p));
-        edge_loss_forward(context, p, in.get(), t, loss.get(), found_counts, workspace);
-        edge_loss_backward(context, p, in.get(), t, found_counts, kWeight, dlogits.get());
-        std::vector<float> all = dlogits.host();
-        all.push_back(found_counts.host()[0]);
-        all.push_back(found_counts.host()[1]);
-        all.push_back(loss.host()[0]);
-        return all;
-      };
-      std::vector<float> found = run();
-      expect_close(what + " loss", {found.back()}, loss_exact, loss_naive);
-      found.pop_back();
-      EXPECT_EQ(found.back(), counts[1]) << what;
-      found.pop_back();
-      EXPECT_EQ(found.back(), counts[0]) << what;
-      found.pop_back();
-      expect_close(what + " dlogits", found, d_exact, d_naive);
-      expect_same_bits(what, device, run);
+      check_edge_loss(device, c, 0);
     }
   }
 }
@@ -253,12 +289,26 @@ TEST(EdgeLoss, ReferenceGradient) {
   });
 }
 
+TEST(Losses, RandomCases) {
+  for_each_random_case([](RandomStream& random) {
+    const RegionLossCase region = random_region_loss_case(random);
+    const EdgeLossCase edge = random_edge_loss_case(random);
+    const EdgeTargetsCase targets = random_edge_targets_case(random);
+    for (const Device device : test_devices()) {
+      check_region_loss(device, region, 4);
+      check_edge_loss(device, edge, 4);
+      check_edge_targets(device, targets);
+    }
+  });
+}
+
 TEST(Losses, WrongArgumentsThrow) {
   Context context({DeviceType::cpu, 0});
   std::vector<float> x(64);
   std::vector<uint8_t> t(64);
   float* p = x.data();
-  EXPECT_THROW(region_loss_forward(context, {.n = 0}, p, t.data(), p, p, {p, 256}), ShapeError);
+  EXPECT_THROW(region_loss_forward(context, {.n = -1}, p, t.data(), p, p, {p, 256}), ShapeError);
+  EXPECT_THROW(region_loss_forward(context, {.regions = 0}, p, t.data(), p, p, {p, 256}), ShapeError);
   EXPECT_THROW(region_loss_forward(context, {.smooth = 0.0f}, p, t.data(), p, p, {p, 256}), ShapeError);
   EXPECT_THROW(region_loss_forward(context, {}, p, t.data(), p, p, {}), ShapeError);
   EXPECT_THROW(edge_loss_forward(context, {.voxels = 4}, p, nullptr, p, p, {p, 256}), ShapeError);
