@@ -120,7 +120,11 @@ void gate_samples(Context& context, int64_t n, int64_t inner, ConstData gate, Co
 
 void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t channels, ConstData x,
                        ConstData v, Data y) {
-  check_present("add_sample_vector", checked_mul(checked_mul(n, spatial), channels), x && v && y);
+  const int64_t count = checked_mul(checked_mul(n, spatial), channels);
+  check_present("add_sample_vector", count, x && v && y);
+  if (count == 0) {
+    return;
+  }
   VESAL_DISPATCH(context, add_sample_vector(context, n, spatial, channels, x, v, y));
 }
 

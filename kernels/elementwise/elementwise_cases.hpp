@@ -23,6 +23,9 @@ struct ElementwiseCase {
 // A kernel's block takes 1024 elements, a CPU vector 8 or 16, a slab 256 rows.
 inline const std::vector<ElementwiseCase> kElementwiseCases = {
     {"one", 1, 1, 1},
+    {"no_samples", 0, 3, 2},
+    {"no_voxels", 2, 0, 3},
+    {"no_channels", 2, 3, 0},
     {"vector_minus_one", 1, 15, 1},
     {"vector", 1, 16, 1},
     {"vector_plus_one", 1, 17, 1},
