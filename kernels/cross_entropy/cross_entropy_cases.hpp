@@ -22,7 +22,12 @@ struct CrossEntropyCase {
 // classes.
 inline const std::vector<CrossEntropyCase> kCrossEntropyCases = {
     {"one_row", {}},
+    {"one_element", {.rows = 1, .classes = 1}},
     {"one_class", {.rows = 5, .classes = 1}},
+    {"no_row_weights_smoothing_focal",
+     {.rows = 0, .classes = 3, .ignore_label = 1, .label_smoothing = 0.1f, .focal_gamma = 2.0f},
+     2.0f,
+     true},
     {"no_row", {.rows = 0, .classes = 3}},
     {"block_minus_one", {.rows = 63, .classes = 4}},
     {"block", {.rows = 64, .classes = 4}, 2.0f, true},
@@ -75,6 +80,7 @@ struct DistillationCase {
 
 inline const std::vector<DistillationCase> kDistillationCases = {
     {"one_row", {}},
+    {"one_element", {.rows = 1, .classes = 1}},
     {"one_class", {.rows = 3, .classes = 1}},
     {"no_row", {.rows = 0, .classes = 3}},
     {"block_minus_one", {.rows = 63, .classes = 3}},

@@ -76,7 +76,10 @@ inline const std::vector<GemmCase> kGemmCases = {
     {"no_sum_overwritten", dense_gemm(1, 2, 3, 4, 0)},
     {"no_rows", dense_gemm(2, 2, 0, 4, 3)},
     {"no_columns", dense_gemm(2, 2, 4, 0, 3)},
+    {"no_rows_transposed", dense_gemm(2, 2, 0, 4, 3, true, true)},
+    {"no_columns_transposed", dense_gemm(2, 2, 4, 0, 3, true, true)},
     {"no_products", dense_gemm(0, 2, 4, 3, 3)},
+    {"no_products_inside", dense_gemm(2, 0, 4, 3, 3)},
 };
 
 // A shape of the contract at random, small enough for the emulator: at most 1 MFLOP.
