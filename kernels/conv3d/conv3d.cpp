@@ -1,6 +1,8 @@
 // Contract of conv3d: argument checks, then the implementation of the context's device.
 #include "kernels/conv3d/conv3d.hpp"
 
+#include <algorithm>
+
 #include "kernels/context/dispatch.hpp"
 #include "kernels/conv3d/conv3d_internal.hpp"
 
@@ -16,7 +18,7 @@ VESAL_DECLARE_BACKENDS(column_sum)
 void check_params(const Conv3dParams& p, const char* op) {
   const char* const axes[] = {"depth", "height", "width"};
   const int64_t extents[] = {p.d, p.h, p.w};
-  check<ShapeError>(p.n >= 1, op, ": batch is ", p.n, ", must be at least 1");
+  check<ShapeError>(p.n >= 0, op, ": batch is ", p.n, ", must be 0 or more");
   check<ShapeError>(p.c_in >= 1, op, ": c_in is ", p.c_in, ", must be at least 1");
   check<ShapeError>(p.c_out >= 1, op, ": c_out is ", p.c_out, ", must be at least 1");
   check<ShapeError>(p.groups >= 1 && p.c_in % p.groups == 0 && p.c_out % p.groups == 0, op, ": groups is ",
@@ -42,12 +44,21 @@ void check_params(const Conv3dParams& p, const char* op) {
 
 size_t conv3d_workspace_bytes(Context& context, const Conv3dParams& params, ConvPass pass) {
   check_params(params, "conv3d_workspace_bytes");
+  if (params.n == 0) {
+    return pass == ConvPass::backward_weight
+               ? std::max(column_sum_workspace_bytes(context, 0, params.weight_count()),
+                          column_sum_workspace_bytes(context, 0, params.c_out))
+               : 0;
+  }
   VESAL_DISPATCH(context, conv3d_workspace_bytes(context, params, pass));
 }
 
 void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x, ConstData weight,
                     ConstData bias, Data y, Workspace workspace) {
   check_params(params, "conv3d_forward");
+  if (params.n == 0) {
+    return;
+  }
   check<ShapeError>(x && weight && y, "conv3d_forward: x, weight or y is null");
   workspace.require(conv3d_workspace_bytes(context, params, ConvPass::forward), "conv3d_forward");
   VESAL_DISPATCH(context, conv3d_forward(context, params, x, weight, bias, y, workspace));
@@ -56,6 +67,9 @@ void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x, C
 void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy, ConstData weight,
                     ConstData bias, Data dx, Workspace workspace) {
   check_params(params, "conv3d_backward_data");
+  if (params.n == 0) {
+    return;
+  }
   check<ShapeError>(dy && weight && dx, "conv3d_backward_data: dy, weight or dx is null");
   workspace.require(conv3d_workspace_bytes(context, params, ConvPass::backward_data), "conv3d_backward_data");
   VESAL_DISPATCH(context, conv3d_adjoint(context, params, dy, weight, bias, dx, workspace));
@@ -69,9 +83,17 @@ void conv3d_backward_data(Context& context, const Conv3dParams& params, ConstDat
 void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x, ConstData dy,
                             Data dweight, Data dbias, GradMode mode, Workspace workspace) {
   check_params(params, "conv3d_backward_weight");
-  check<ShapeError>(x && dy && dweight, "conv3d_backward_weight: x, dy or dweight is null");
+  check<ShapeError>(dweight && (params.n == 0 || (x && dy)),
+                    "conv3d_backward_weight: x, dy or dweight is null");
   workspace.require(conv3d_workspace_bytes(context, params, ConvPass::backward_weight),
                     "conv3d_backward_weight");
+  if (params.n == 0) {
+    column_sum(context, 0, params.weight_count(), nullptr, dweight, mode, workspace);
+    if (dbias) {
+      column_sum(context, 0, params.c_out, nullptr, dbias, mode, workspace);
+    }
+    return;
+  }
   VESAL_DISPATCH(context, conv3d_backward_weight(context, params, x, dy, dweight, dbias, mode, workspace));
 }
 

@@ -18,7 +18,7 @@ namespace vesal::kernels {
 
 // Triples are in the order D, H, W.
 struct Conv3dParams {
-  int64_t n = 1;                         // batch
+  int64_t n = 1;                         // batch, >= 0
   int64_t d = 1, h = 1, w = 1;           // input extent, >= 1
   int64_t c_in = 1, c_out = 1;           // channels, >= 1, multiples of groups
   std::array<int, 3> kernel{3, 3, 3};    // 1 to 7 per axis
@@ -65,7 +65,7 @@ void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x, C
 void conv3d_backward_data(Context& context, const Conv3dParams& params, ConstData dy, ConstData weight,
                           Data dx, Workspace workspace);
 
-// dweight as weight; dbias as bias, or null.
+// dweight as weight; dbias as bias, or null. Sums over no sample are 0.
 void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x, ConstData dy,
                             Data dweight, Data dbias, GradMode mode, Workspace workspace);
 

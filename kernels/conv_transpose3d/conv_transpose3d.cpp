@@ -29,7 +29,7 @@ Conv3dParams adjoint(const ConvTranspose3dParams& p) {
 int64_t output_voxels(const ConvTranspose3dParams& p) { return p.n * p.out_d() * p.out_h() * p.out_w(); }
 
 bool uses_patches(const Context& context, const ConvTranspose3dParams& params) {
-  return context.device().type == DeviceType::cpu && cpu::has_separate_patches(params);
+  return params.n > 0 && context.device().type == DeviceType::cpu && cpu::has_separate_patches(params);
 }
 
 }  // namespace
@@ -38,7 +38,7 @@ void check_params(const ConvTranspose3dParams& p, const char* op) {
   const char* const axes[] = {"depth", "height", "width"};
   const int64_t extents[] = {p.d, p.h, p.w};
   const int64_t outputs[] = {p.out_d(), p.out_h(), p.out_w()};
-  check<ShapeError>(p.n >= 1, op, ": batch is ", p.n, ", must be at least 1");
+  check<ShapeError>(p.n >= 0, op, ": batch is ", p.n, ", must be 0 or more");
   check<ShapeError>(p.c_in >= 1, op, ": c_in is ", p.c_in, ", must be at least 1");
   check<ShapeError>(p.c_out >= 1, op, ": c_out is ", p.c_out, ", must be at least 1");
   check<ShapeError>(p.groups >= 1 && p.c_in % p.groups == 0 && p.c_out % p.groups == 0, op, ": groups is ",
@@ -85,7 +85,7 @@ void conv_transpose3d_forward(Context& context, const ConvTranspose3dParams& par
                               ConstData weight, ConstData bias, Data y, Workspace workspace) {
   const char* const op = "conv_transpose3d_forward";
   check_params(params, op);
-  check<ShapeError>(x && weight && y, op, ": x, weight or y is null");
+  check<ShapeError>(params.n == 0 || (x && weight && y), op, ": x, weight or y is null");
   workspace.require(conv_transpose3d_workspace_bytes(context, params, ConvPass::forward), op);
   if (uses_patches(context, params)) {
     cpu::patches_forward(params, x.as<float>("conv_transpose3d_forward: x"),
@@ -101,7 +101,7 @@ void conv_transpose3d_backward_data(Context& context, const ConvTranspose3dParam
                                     ConstData weight, Data dx, Workspace workspace) {
   const char* const op = "conv_transpose3d_backward_data";
   check_params(params, op);
-  check<ShapeError>(dy && weight && dx, op, ": dy, weight or dx is null");
+  check<ShapeError>(params.n == 0 || (dy && weight && dx), op, ": dy, weight or dx is null");
   workspace.require(conv_transpose3d_workspace_bytes(context, params, ConvPass::backward_data), op);
   if (uses_patches(context, params)) {
     cpu::patches_backward_data(params, dy.as<float>("conv_transpose3d_backward_data: dy"),
@@ -117,7 +117,7 @@ void conv_transpose3d_backward_weight(Context& context, const ConvTranspose3dPar
                                       Workspace workspace) {
   const char* const op = "conv_transpose3d_backward_weight";
   check_params(params, op);
-  check<ShapeError>(x && dy && dweight, op, ": x, dy or dweight is null");
+  check<ShapeError>(dweight && (params.n == 0 || (x && dy)), op, ": x, dy or dweight is null");
   workspace.require(conv_transpose3d_workspace_bytes(context, params, ConvPass::backward_weight), op);
   if (uses_patches(context, params)) {
     cpu::patches_backward_weight(params, x.as<float>("conv_transpose3d_backward_weight: x"),

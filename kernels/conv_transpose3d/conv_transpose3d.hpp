@@ -20,7 +20,7 @@ namespace vesal::kernels {
 
 // Triples are in the order D, H, W.
 struct ConvTranspose3dParams {
-  int64_t n = 1;
+  int64_t n = 1;                               // batch, >= 0
   int64_t d = 1, h = 1, w = 1;                 // input extent
   int64_t c_in = 1, c_out = 1;                 // multiples of groups
   std::array<int, 3> kernel{4, 4, 4};          // 1 to 7 per axis
@@ -59,7 +59,7 @@ void conv_transpose3d_forward(Context& context, const ConvTranspose3dParams& par
 void conv_transpose3d_backward_data(Context& context, const ConvTranspose3dParams& params, ConstData dy,
                                     ConstData weight, Data dx, Workspace workspace);
 
-// dweight as weight; dbias as bias, or null.
+// dweight as weight; dbias as bias, or null. Sums over no sample are 0.
 void conv_transpose3d_backward_weight(Context& context, const ConvTranspose3dParams& params, ConstData x,
                                       ConstData dy, Data dweight, Data dbias, GradMode mode,
                                       Workspace workspace);

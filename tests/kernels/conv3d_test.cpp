@@ -93,6 +93,30 @@ TEST(Conv3d, MatchesTheReference) {
   }
 }
 
+// Nothing to compute for no samples; their sums are 0, and leave what is accumulated into as it was.
+TEST(Conv3d, NoSamples) {
+  for (const Device device : test_devices()) {
+    for (const auto& kernel : {std::array{3, 3, 3}, std::array{2, 2, 2}}) {
+      Conv3dParams p{.n = 0, .d = 3, .h = 4, .w = 5, .c_in = 2, .c_out = 3, .kernel = kernel};
+      if (kernel[0] == 2) {
+        p.stride = kernel;
+        p.padding = {};
+      }
+      Context context(device);
+      const Outputs out = run(context, p, random_inputs(p));
+      EXPECT_TRUE(out.y.empty() && out.dx.empty());
+      EXPECT_EQ(out.dweight, std::vector<float>(static_cast<size_t>(p.weight_count()), 0.0f));
+      EXPECT_EQ(out.dbias, std::vector<float>(3, 0.0f));
+      const std::vector<float> before = random_normal(p.weight_count(), 1);
+      const DeviceArray<float> dweight(device, before);
+      const DeviceWorkspace workspace(device, conv3d_workspace_bytes(context, p, ConvPass::backward_weight));
+      conv3d_backward_weight(context, p, nullptr, nullptr, dweight.get(), nullptr, GradMode::accumulate,
+                             workspace);
+      expect_equal(to_string(device), dweight.host(), before);
+    }
+  }
+}
+
 // Several slabs of the bias gradient, both threads, on the CPU.
 TEST(Conv3d, LargerVolumesOnTheCpu) {
   for (const Conv3dParams& p : {Conv3dParams{.n = 2, .d = 17, .h = 16, .w = 18, .c_in = 5, .c_out = 18},
@@ -308,7 +332,7 @@ TEST(Conv3d, RefusesWrongArguments) {
   const Conv3dParams good{.d = 2, .h = 2, .w = 2};
   EXPECT_NO_THROW(check_params(good, "test"));
   for (const auto change : std::vector<void (*)(Conv3dParams&)>{
-           [](Conv3dParams& p) { p.n = 0; }, [](Conv3dParams& p) { p.w = 0; },
+           [](Conv3dParams& p) { p.n = -1; }, [](Conv3dParams& p) { p.w = 0; },
            [](Conv3dParams& p) { p.c_in = 0; }, [](Conv3dParams& p) { p.c_out = 0; },
            [](Conv3dParams& p) { p.kernel[1] = 8; }, [](Conv3dParams& p) { p.kernel[2] = 0; },
            [](Conv3dParams& p) { p.stride[0] = 0; }, [](Conv3dParams& p) { p.padding[0] = -1; },

@@ -95,6 +95,31 @@ TEST(ConvTranspose3d, MatchesTheReference) {
   }
 }
 
+// Nothing to compute for no samples; their sums are 0, and leave what is accumulated into as it was.
+TEST(ConvTranspose3d, NoSamples) {
+  for (const Device device : test_devices()) {
+    for (const auto& kernel : {std::array{3, 3, 3}, std::array{2, 2, 2}}) {
+      ConvTranspose3dParams p{.n = 0, .d = 3, .h = 4, .w = 5, .c_in = 2, .c_out = 3, .kernel = kernel};
+      if (kernel[0] == 2) {
+        p.stride = kernel;
+        p.padding = {};
+      }
+      Context context(device);
+      const Outputs out = run(context, p, random_inputs(p));
+      EXPECT_TRUE(out.y.empty() && out.dx.empty());
+      EXPECT_EQ(out.dweight, std::vector<float>(static_cast<size_t>(p.weight_count()), 0.0f));
+      EXPECT_EQ(out.dbias, std::vector<float>(3, 0.0f));
+      const std::vector<float> before = random_normal(p.weight_count(), 1);
+      const DeviceArray<float> dweight(device, before);
+      const DeviceWorkspace workspace(
+          device, conv_transpose3d_workspace_bytes(context, p, ConvPass::backward_weight));
+      conv_transpose3d_backward_weight(context, p, nullptr, nullptr, dweight.get(), nullptr,
+                                       GradMode::accumulate, workspace);
+      expect_equal(to_string(device), dweight.host(), before);
+    }
+  }
+}
+
 // Several blocks and partial sums of the patch path (the last block ragged), several slabs of the bias
 // gradient.
 TEST(ConvTranspose3d, LargerVolumesOnTheCpu) {
@@ -284,7 +309,7 @@ TEST(ConvTranspose3d, RefusesWrongArguments) {
   const ConvTranspose3dParams good{.d = 2, .h = 2, .w = 2};
   EXPECT_NO_THROW(check_params(good, "test"));
   for (const auto change : std::vector<void (*)(ConvTranspose3dParams&)>{
-           [](ConvTranspose3dParams& p) { p.n = 0; }, [](ConvTranspose3dParams& p) { p.w = 0; },
+           [](ConvTranspose3dParams& p) { p.n = -1; }, [](ConvTranspose3dParams& p) { p.w = 0; },
            [](ConvTranspose3dParams& p) { p.c_in = 0; }, [](ConvTranspose3dParams& p) { p.c_out = 0; },
            [](ConvTranspose3dParams& p) { p.kernel[1] = 8; },
            [](ConvTranspose3dParams& p) { p.kernel[2] = 0; },
