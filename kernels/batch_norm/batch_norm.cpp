@@ -17,8 +17,8 @@ void check_params(const char* what, const BatchNormParams& p) {
   check<ShapeError>(p.n >= 0 && p.spatial >= 0 && p.channels >= 1, what, ": [", p.n, ", ", p.spatial, ", ",
                     p.channels, "], expected n >= 0, spatial >= 0 and channels >= 1");
   checked_mul(checked_mul(p.n, p.spatial), p.channels);
-  check<ShapeError>(!p.training || p.rows() >= 2, what, ": n * spatial is ", p.rows(),
-                    ", expected 2 values a channel at least in training");
+  check<ShapeError>(!p.training || p.rows() != 1, what,
+                    ": n * spatial is 1, expected 2 values a channel at least in training, or none");
   check<ShapeError>(p.momentum >= 0.0f && p.momentum <= 1.0f, what, ": momentum ", p.momentum,
                     ", expected 0 to 1");
   check<ShapeError>(NormActivations::contain(p.activation), what, ": activation ",
@@ -45,6 +45,9 @@ void batch_norm_forward(Context& context, const BatchNormParams& params, ConstDa
   check<ShapeError>(params.training || running_mean,
                     "batch_norm_forward: running_mean is null, evaluation needs it");
   workspace.require(batch_norm_workspace_bytes(context, params), "batch_norm_forward");
+  if (params.training && params.rows() == 0) {
+    return;
+  }
   VESAL_DISPATCH(context, batch_norm_forward(context, params, x, gamma, beta, running_mean, running_var, y,
                                              mean, rstd, workspace));
 }

@@ -70,6 +70,14 @@ void batch_norm_forward(Context& context, const BatchNormParams& p, ConstData x_
 void batch_norm_backward(Context& context, const BatchNormParams& p, ConstData x_, ConstData gamma,
                          ConstData beta, const float* mean, const float* rstd, ConstData dy_, Data dx_,
                          Data dgamma, Data dbeta, GradMode mode, Workspace workspace) {
+  if (p.rows() == 0) {
+    if (dgamma) {
+      launch_affine_gradient(context.stream(), 0, p.channels, mode, nullptr,
+                             dgamma.as<float>("batch_norm_backward: dgamma"),
+                             dbeta.as<float>("batch_norm_backward: dbeta"));
+    }
+    return;
+  }
   with_storage("batch_norm_backward", {x_, dy_, dx_}, [&]<class T>(T) {
     const auto x = input<T>(x_, "batch_norm_backward: x");
     const auto dy = input<T>(dy_, "batch_norm_backward: dy");

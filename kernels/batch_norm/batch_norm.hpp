@@ -24,7 +24,8 @@ struct BatchNormParams {
   Activation activation = Activation::none;  // none, relu, leaky_relu, gelu, silu or elu
   float negative_slope = 0.01f;              // of leaky_relu
 
-  // Numbers behind a channel's statistics; in training at least 2.
+  // Numbers behind a channel's statistics; in training at least 2, or none: then no statistic is written or
+  // moved.
   int64_t rows() const { return n * spatial; }
 };
 
@@ -40,7 +41,7 @@ void batch_norm_forward(Context& context, const BatchNormParams& params, ConstDa
 
 // dy is the gradient after the activation, which is recomputed from x; mean and rstd are the forward pass's.
 // In training the statistics depend on x, in evaluation they are constants. dx is overwritten; dgamma and
-// dbeta (null for no affine map) follow `mode`.
+// dbeta (null for no affine map; sums over nothing are 0) follow `mode`.
 void batch_norm_backward(Context& context, const BatchNormParams& params, ConstData x, ConstData gamma,
                          ConstData beta, const float* mean, const float* rstd, ConstData dy, Data dx,
                          Data dgamma, Data dbeta, GradMode mode, Workspace workspace);

@@ -23,6 +23,7 @@ inline const std::vector<BatchNormCase> kBatchNormCases = {
     {"one_channel", {.n = 1, .spatial = 129, .channels = 1}},
     {"one_voxel", {.n = 5, .spatial = 1, .channels = 6}},
     {"one_voxel_eval", {.n = 1, .spatial = 1, .channels = 3, .training = false}},
+    {"one_element_eval", {.n = 1, .spatial = 1, .channels = 1, .training = false}},
     {"two_rows", {.n = 2, .spatial = 1, .channels = 40, .activation = Activation::silu}},
     {"three_relu", {.n = 2, .spatial = 257, .channels = 3, .activation = Activation::relu}},
     {"slab_minus_one", {.n = 3, .spatial = 85, .channels = 12, .activation = Activation::leaky_relu}},

@@ -14,8 +14,8 @@ VESAL_DECLARE_BACKENDS(group_norm_backward)
 namespace {
 
 void check_params(const char* what, const GroupNormParams& p) {
-  check<ShapeError>(p.n >= 0 && p.spatial >= 1 && p.channels >= 1, what, ": [", p.n, ", ", p.spatial, ", ",
-                    p.channels, "], expected n >= 0, spatial >= 1 and channels >= 1");
+  check<ShapeError>(p.n >= 0 && p.spatial >= 0 && p.channels >= 1, what, ": [", p.n, ", ", p.spatial, ", ",
+                    p.channels, "], expected n >= 0, spatial >= 0 and channels >= 1");
   checked_mul(checked_mul(p.n, p.spatial), p.channels);
   check<ShapeError>(p.groups >= 1 && p.channels % p.groups == 0, what, ": groups ", p.groups,
                     ", expected a divisor of ", p.channels, " channels");
@@ -35,10 +35,14 @@ size_t group_norm_workspace_bytes(Context&, const GroupNormParams& params) {
 void group_norm_forward(Context& context, const GroupNormParams& params, ConstData x, ConstData gamma,
                         ConstData beta, Data y, float* mean, float* rstd, Workspace workspace) {
   check_params("group_norm_forward", params);
-  check<ShapeError>(params.n == 0 || (x && y && mean && rstd), "group_norm_forward: a tensor is null");
+  const bool empty = params.n * params.spatial == 0;
+  check<ShapeError>(empty || (x && y && mean && rstd), "group_norm_forward: a tensor is null");
   check<ShapeError>(static_cast<bool>(gamma) == static_cast<bool>(beta),
                     "group_norm_forward: gamma and beta go together");
   workspace.require(group_norm_workspace_bytes(context, params), "group_norm_forward");
+  if (empty) {
+    return;
+  }
   VESAL_DISPATCH(context, group_norm_forward(context, params, x, gamma, beta, y, mean, rstd, workspace));
 }
 
@@ -46,7 +50,7 @@ void group_norm_backward(Context& context, const GroupNormParams& params, ConstD
                          ConstData beta, const float* mean, const float* rstd, ConstData dy, Data dx,
                          Data dgamma, Data dbeta, GradMode mode, Workspace workspace) {
   check_params("group_norm_backward", params);
-  check<ShapeError>(params.n == 0 || (x && mean && rstd && dy && dx),
+  check<ShapeError>(params.n * params.spatial == 0 || (x && mean && rstd && dy && dx),
                     "group_norm_backward: a tensor is null");
   check<ShapeError>(static_cast<bool>(gamma) == static_cast<bool>(beta) &&
                         static_cast<bool>(gamma) == static_cast<bool>(dgamma) &&

@@ -116,6 +116,14 @@ void group_norm_forward(Context& context, const GroupNormParams& p, ConstData x_
 void group_norm_backward(Context& context, const GroupNormParams& p, ConstData x_, ConstData gamma_,
                          ConstData beta, const float* mean, const float* rstd, ConstData dy_, Data dx_,
                          Data dgamma, Data dbeta, GradMode mode, Workspace workspace) {
+  if (p.n * p.spatial == 0) {
+    if (dgamma) {
+      launch_affine_gradient(context.stream(), 0, p.channels, mode, nullptr,
+                             dgamma.as<float>("group_norm_backward: dgamma"),
+                             dbeta.as<float>("group_norm_backward: dbeta"));
+    }
+    return;
+  }
   with_storage("group_norm_backward", {x_, dy_, dx_}, [&]<class T>(T) {
     const auto x = input<T>(x_, "group_norm_backward: x");
     const float* gamma = gamma_.as<float>("group_norm_backward: gamma");

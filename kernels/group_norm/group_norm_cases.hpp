@@ -24,6 +24,7 @@ inline const std::vector<GroupNormCase> kGroupNormCases = {
     {"one_channel", {.n = 1, .spatial = 129, .channels = 1, .groups = 1}},
     {"one_voxel", {.n = 2, .spatial = 1, .channels = 12, .groups = 3}},
     {"one_voxel_instance", {.n = 2, .spatial = 1, .channels = 3, .groups = 3}},
+    {"one_element", {.n = 1, .spatial = 1, .channels = 1, .groups = 1}},
     {"one_group", {.n = 2, .spatial = 257, .channels = 6, .groups = 1, .activation = Activation::relu}},
     {"instance", {.n = 2, .spatial = 255, .channels = 7, .groups = 7, .activation = Activation::leaky_relu}},
     {"slab", {.n = 1, .spatial = 256, .channels = 24, .groups = 8, .activation = Activation::gelu}},

@@ -13,8 +13,8 @@ VESAL_DECLARE_BACKENDS(instance_norm_backward)
 namespace {
 
 void check_params(const char* what, const InstanceNormParams& p) {
-  check<ShapeError>(p.n >= 0 && p.spatial >= 1 && p.channels >= 1, what, ": [", p.n, ", ", p.spatial, ", ",
-                    p.channels, "], expected n >= 0, spatial >= 1 and channels >= 1");
+  check<ShapeError>(p.n >= 0 && p.spatial >= 0 && p.channels >= 1, what, ": [", p.n, ", ", p.spatial, ", ",
+                    p.channels, "], expected n >= 0, spatial >= 0 and channels >= 1");
   checked_mul(checked_mul(p.n, p.spatial), p.channels);
   check<ShapeError>(p.activation == Activation::none || p.activation == Activation::relu ||
                         p.activation == Activation::leaky_relu,
@@ -34,10 +34,14 @@ size_t instance_norm_workspace_bytes(Context&, const InstanceNormParams& params)
 void instance_norm_forward(Context& context, const InstanceNormParams& params, ConstData x, ConstData gamma,
                            ConstData beta, Data y, float* mean, float* rstd, Workspace workspace) {
   check_params("instance_norm_forward", params);
-  check<ShapeError>(params.n == 0 || (x && y && mean && rstd), "instance_norm_forward: a tensor is null");
+  const bool empty = params.n * params.spatial == 0;
+  check<ShapeError>(empty || (x && y && mean && rstd), "instance_norm_forward: a tensor is null");
   check<ShapeError>(static_cast<bool>(gamma) == static_cast<bool>(beta),
                     "instance_norm_forward: gamma and beta go together");
   workspace.require(instance_norm_workspace_bytes(context, params), "instance_norm_forward");
+  if (empty) {
+    return;
+  }
   VESAL_DISPATCH(context, instance_norm_forward(context, params, x, gamma, beta, y, mean, rstd, workspace));
 }
 
@@ -45,7 +49,7 @@ void instance_norm_backward(Context& context, const InstanceNormParams& params, 
                             ConstData beta, const float* mean, const float* rstd, ConstData dy, Data dx,
                             Data dgamma, Data dbeta, GradMode mode, Workspace workspace) {
   check_params("instance_norm_backward", params);
-  check<ShapeError>(params.n == 0 || (x && mean && rstd && dy && dx),
+  check<ShapeError>(params.n * params.spatial == 0 || (x && mean && rstd && dy && dx),
                     "instance_norm_backward: a tensor is null");
   check<ShapeError>(static_cast<bool>(gamma) == static_cast<bool>(beta) &&
                         static_cast<bool>(gamma) == static_cast<bool>(dgamma) &&

@@ -47,6 +47,14 @@ void instance_norm_forward(Context& context, const InstanceNormParams& p, ConstD
 void instance_norm_backward(Context& context, const InstanceNormParams& p, ConstData x_, ConstData gamma,
                             ConstData beta, const float* mean, const float* rstd, ConstData dy_, Data dx_,
                             Data dgamma, Data dbeta, GradMode mode, Workspace workspace) {
+  if (p.n * p.spatial == 0) {
+    if (dgamma) {
+      launch_affine_gradient(context.stream(), 0, p.channels, mode, nullptr,
+                             dgamma.as<float>("instance_norm_backward: dgamma"),
+                             dbeta.as<float>("instance_norm_backward: dbeta"));
+    }
+    return;
+  }
   with_storage("instance_norm_backward", {x_, dy_, dx_}, [&]<class T>(T) {
     const auto x = input<T>(x_, "instance_norm_backward: x");
     const auto dy = input<T>(dy_, "instance_norm_backward: dy");

@@ -20,6 +20,7 @@ struct InstanceNormCase {
 // A slab holds about 256 rows, a tile of columns at most 32 channels, a wide row at least 64 floats.
 inline const std::vector<InstanceNormCase> kInstanceNormCases = {
     {"one_channel", {.n = 1, .spatial = 129, .channels = 1}},
+    {"one_element", {.n = 1, .spatial = 1, .channels = 1}},
     {"three_relu", {.n = 2, .spatial = 257, .channels = 3, .activation = Activation::relu}},
     {"twelve_leaky", {.n = 1, .spatial = 255, .channels = 12, .activation = Activation::leaky_relu}},
     {"slab_relu", {.n = 1, .spatial = 256, .channels = 24, .activation = Activation::relu}},

@@ -39,6 +39,13 @@ void instance_norm_forward(Context&, const InstanceNormParams& p, ConstData x_, 
 void instance_norm_backward(Context&, const InstanceNormParams& p, ConstData x_, ConstData gamma,
                             ConstData beta, const float* mean, const float* rstd, ConstData dy_, Data dx_,
                             Data dgamma, Data dbeta, GradMode mode, Workspace workspace) {
+  if (p.n * p.spatial == 0) {
+    if (dgamma) {
+      affine_gradients(0, p.channels, nullptr, mode, dgamma.as<float>("instance_norm_backward: dgamma"),
+                       dbeta.as<float>("instance_norm_backward: dbeta"));
+    }
+    return;
+  }
   with_storage("instance_norm_backward", {x_, dy_, dx_}, [&]<class T>(T) {
     const auto x = input<T>(x_, "instance_norm_backward: x");
     const auto dy = input<T>(dy_, "instance_norm_backward: dy");

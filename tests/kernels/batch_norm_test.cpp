@@ -244,6 +244,18 @@ TEST(BatchNorm, AnEmptyBatchEvaluates) {
   }
 }
 
+// In training no statistic is written or moved, and sums over nothing are 0.
+TEST(BatchNorm, AnEmptyBatchTrains) {
+  for (const Device device : test_devices()) {
+    const Inputs in({"empty", {.n = 2, .spatial = 0, .channels = 3}});
+    const Result<float> found = device_result(device, in);
+    expect_equal(to_string(device), found.running_mean, in.running_mean);
+    expect_equal(to_string(device), found.running_var, in.running_var);
+    expect_equal(to_string(device), found.dgamma, std::vector<float>(3, 0.0f));
+    expect_equal(to_string(device), found.dbeta, std::vector<float>(3, 0.0f));
+  }
+}
+
 TEST(BatchNorm, ReferenceGradients) {
   for (const bool training : {true, false}) {
     for (const bool affine : {true, false}) {

@@ -66,6 +66,11 @@ TEST(GroupNorm, RandomCases) {
   });
 }
 
+TEST(GroupNorm, NothingFromNothing) {
+  expect_nothing_from_nothing<GroupNormFamily>({.n = 0, .spatial = 4, .channels = 6, .groups = 3});
+  expect_nothing_from_nothing<GroupNormFamily>({.n = 2, .spatial = 0, .channels = 6, .groups = 3});
+}
+
 TEST(GroupNorm, AccumulatesGradients) { expect_accumulated_gradients<GroupNormFamily>(kGroupNormCases[3]); }
 
 // A naive E[x^2] - E[x]^2 in float32 has no correct digit left here; nor would channel means rounded to
@@ -127,7 +132,7 @@ TEST(GroupNorm, WrongArgumentsThrow) {
   EXPECT_THROW(forward({.spatial = 4, .channels = 4, .groups = 3}, p, workspace), ShapeError);
   EXPECT_THROW(forward({.spatial = 4, .channels = 4, .groups = 0}, p, workspace), ShapeError);
   EXPECT_THROW(forward({.spatial = 4, .channels = 4, .groups = 8}, p, workspace), ShapeError);
-  EXPECT_THROW(forward({.spatial = 0}, p, workspace), ShapeError);
+  EXPECT_THROW(forward({.spatial = -1}, p, workspace), ShapeError);
   EXPECT_THROW(forward({.spatial = 4, .activation = Activation::hardswish}, p, workspace), ShapeError);
   EXPECT_THROW(forward({.spatial = 4}, nullptr, workspace), ShapeError);
   EXPECT_THROW(forward({.spatial = 4}, p, {}), ShapeError);

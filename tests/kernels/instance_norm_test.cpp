@@ -33,6 +33,11 @@ using Result = NormResult<T>;
 
 TEST(InstanceNorm, MatchesTheReference) { expect_cases_match<InstanceNormFamily>(kInstanceNormCases); }
 
+TEST(InstanceNorm, NothingFromNothing) {
+  expect_nothing_from_nothing<InstanceNormFamily>({.n = 0, .spatial = 4, .channels = 6});
+  expect_nothing_from_nothing<InstanceNormFamily>({.n = 2, .spatial = 0, .channels = 6});
+}
+
 TEST(InstanceNorm, AccumulatesGradients) {
   expect_accumulated_gradients<InstanceNormFamily>(kInstanceNormCases[1]);
 }
@@ -90,7 +95,7 @@ TEST(InstanceNorm, WrongArgumentsThrow) {
   EXPECT_THROW(instance_norm_forward(context, {.spatial = 4, .activation = Activation::gelu}, p, p, p, p, p,
                                      p, workspace),
                ShapeError);
-  EXPECT_THROW(instance_norm_forward(context, {.spatial = 0}, p, p, p, p, p, p, workspace), ShapeError);
+  EXPECT_THROW(instance_norm_forward(context, {.spatial = -1}, p, p, p, p, p, p, workspace), ShapeError);
   EXPECT_THROW(instance_norm_forward(context, {.spatial = 4}, p, p, nullptr, p, p, p, workspace), ShapeError);
   EXPECT_THROW(instance_norm_forward(context, {.spatial = 4}, p, p, p, p, p, p, {}), ShapeError);
 }

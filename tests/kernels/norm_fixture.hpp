@@ -126,4 +126,24 @@ void expect_accumulated_gradients(const typename Family::Case& c) {
   }
 }
 
+// Sums over nothing are 0, and leave what is accumulated into as it was.
+template <class Family>
+void expect_nothing_from_nothing(const typename Family::Params& params) {
+  for (const Device device : test_devices()) {
+    typename Family::Case c;
+    c.params = params;
+    const NormInputs<Family> in(c);
+    const NormResult<float> found = device_result(device, in);
+    EXPECT_TRUE(found.y.empty() && found.dx.empty());
+    const std::vector<float> zeros(in.gamma.size(), 0.0f);
+    expect_equal(to_string(device) + " dgamma", found.dgamma, zeros);
+    expect_equal(to_string(device) + " dbeta", found.dbeta, zeros);
+    const float start = 3.0f;
+    const NormResult<float> added = device_result(device, in, &start);
+    const std::vector<float> threes(in.gamma.size(), start);
+    expect_equal(to_string(device) + " dgamma", added.dgamma, threes);
+    expect_equal(to_string(device) + " dbeta", added.dbeta, threes);
+  }
+}
+
 }  // namespace vesal::kernels::testing
