@@ -47,12 +47,7 @@ class Sparse {
 
 class Offsets : public ::testing::Test {
  protected:
-  void SetUp() override {
-#ifdef VESAL_RACE
-    GTEST_SKIP() << "the race lane keeps books of every byte";
-#endif
-    simt::set_block_sample(4);
-  }
+  void SetUp() override { simt::set_block_sample(4); }
   void TearDown() override { simt::set_block_sample(0); }
 
   Workspace workspace(size_t bytes) {
