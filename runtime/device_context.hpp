@@ -91,7 +91,7 @@ class DeviceContext {
   uint64_t next_random_op() { return random_.op++; }
   const RandomPosition& random_position() const { return random_; }
 
-  // An op runs a second time to restore what its backward pass needs (checkpoint in runtime/tape.hpp): it
+  // An op runs a second time to restore what its backward pass needs (runtime/checkpoint.hpp): it
   // gives the same values, and state beside them, such as running statistics, must not move again.
   bool recomputing() const { return recomputing_; }
 

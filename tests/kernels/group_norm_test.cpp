@@ -18,6 +18,8 @@ namespace {
 struct GroupNormFamily {
   using Params = GroupNormParams;
   using Case = GroupNormCase;
+  static const Params& params(const Case& c) { return c.params; }
+  static int64_t elements(const Params& p) { return p.n * p.spatial * p.channels; }
   static int64_t statistics(const Params& p) { return p.n * p.groups; }
   template <class T, class... Rest>
   static void reference_forward(const Params& p, const T* x, Rest... rest) {
@@ -40,35 +42,15 @@ TEST(GroupNorm, MatchesTheReference) { expect_cases_match<GroupNormFamily>(kGrou
 
 TEST(GroupNorm, RandomCases) {
   for_each_random_case([](RandomStream& random) {
-    const GroupNormCase c = random_group_norm_case(random);
-    SCOPED_TRACE(c.name);
-    Inputs in(c, 10 + static_cast<uint64_t>(random.below(1 << 20)));
-    // An output of order 1 in every case: the error rule counts in places of the largest.
-    in.beta[0] = 1.5f + std::abs(in.beta[0]);
-    const Result<double> exact = reference_result<double>(in);
-    Result<float> naive = reference_result<float>(in);
-    // Two or three elements leave little of dx: a single float32 evaluation may be exact by luck.
-    for (int trial = 0; trial < 6; ++trial) {
-      Inputs moved = in;
-      moved.x = moved_by_one_ulp(in.x, random);
-      moved.dy = moved_by_one_ulp(in.dy, random);
-      const Result<float> other = reference_result<float>(moved);
-      keep_worse(naive.y, other.y, exact.y);
-      keep_worse(naive.mean, other.mean, exact.mean);
-      keep_worse(naive.rstd, other.rstd, exact.rstd);
-      keep_worse(naive.dx, other.dx, exact.dx);
-      keep_worse(naive.dgamma, other.dgamma, exact.dgamma);
-      keep_worse(naive.dbeta, other.dbeta, exact.dbeta);
-    }
-    for (const Device device : test_devices()) {
-      expect_result(to_string(device), in, device_result(device, in), exact, naive);
-    }
+    expect_random_case_matches<GroupNormFamily>(random_group_norm_case(random), random);
   });
 }
 
 TEST(GroupNorm, NothingFromNothing) {
-  expect_nothing_from_nothing<GroupNormFamily>({.n = 0, .spatial = 4, .channels = 6, .groups = 3});
-  expect_nothing_from_nothing<GroupNormFamily>({.n = 2, .spatial = 0, .channels = 6, .groups = 3});
+  expect_nothing_from_nothing<GroupNormFamily>(
+      {"nothing", {.n = 0, .spatial = 4, .channels = 6, .groups = 3}});
+  expect_nothing_from_nothing<GroupNormFamily>(
+      {"nothing", {.n = 2, .spatial = 0, .channels = 6, .groups = 3}});
 }
 
 TEST(GroupNorm, AccumulatesGradients) { expect_accumulated_gradients<GroupNormFamily>(kGroupNormCases[3]); }
@@ -92,31 +74,10 @@ TEST(GroupNorm, NoCancellation) {
 TEST(GroupNorm, ReferenceGradients) {
   for (const int64_t groups : {1, 2, 4}) {
     for (const bool affine : {true, false}) {
-      const Inputs in(
+      expect_reference_gradients<GroupNormFamily>(
           {"tiny",
            {.n = 2, .spatial = 3, .channels = 4, .groups = groups, .activation = Activation::silu},
            affine});
-      const Result<double> r = reference_result<double>(in);
-      const auto loss = [&](const std::vector<double>& x, const std::vector<double>& gamma,
-                            const std::vector<double>& beta) {
-        std::vector<double> y(x.size()), mean(r.mean.size()), rstd(r.mean.size());
-        reference::group_norm_forward<double>(in.params, x.data(), affine ? gamma.data() : nullptr,
-                                              affine ? beta.data() : nullptr, y.data(), mean.data(),
-                                              rstd.data());
-        double total = 0;
-        for (size_t i = 0; i < y.size(); ++i) {
-          total += y[i] * in.dy[i];
-        }
-        return total;
-      };
-      const std::vector<double> x = widen(in.x), gamma = widen(in.gamma), beta = widen(in.beta);
-      expect_gradient("dx", x, r.dx, [&](const std::vector<double>& v) { return loss(v, gamma, beta); });
-      if (affine) {
-        expect_gradient("dgamma", gamma, r.dgamma,
-                        [&](const std::vector<double>& v) { return loss(x, v, beta); });
-        expect_gradient("dbeta", beta, r.dbeta,
-                        [&](const std::vector<double>& v) { return loss(x, gamma, v); });
-      }
     }
   }
 }

@@ -1,5 +1,6 @@
-// What the tests of normalisations per sample share: inputs, the reference's and a device's results, and
-// their comparison. `Family` names the family's Params and Case, the statistics it has, and its functions.
+// What the tests of normalisations without running statistics share: inputs, the reference's and a device's
+// results, and their comparison. `Family` names the family's Params and Case and its functions, and says what
+// params a case has, how many elements and how many statistics.
 #pragma once
 
 #include <cmath>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/naive_error.hpp"
 
 namespace vesal::kernels::testing {
 
@@ -21,12 +23,12 @@ struct NormInputs {
   bool affine;
   std::vector<float> x, gamma, beta, dy;
   explicit NormInputs(const typename Family::Case& c, uint64_t seed = 1)
-      : params(c.params),
+      : params(Family::params(c)),
         affine(c.affine),
-        x(random_normal(c.params.n * c.params.spatial * c.params.channels, seed)),
-        gamma(random_normal(c.params.channels, seed + 1)),
-        beta(random_normal(c.params.channels, seed + 2)),
-        dy(random_normal(c.params.n * c.params.spatial * c.params.channels, seed + 3)) {
+        x(random_normal(Family::elements(params), seed)),
+        gamma(random_normal(params.channels, seed + 1)),
+        beta(random_normal(params.channels, seed + 2)),
+        dy(random_normal(Family::elements(params), seed + 3)) {
     for (float& value : x) {
       value += c.offset;
     }
@@ -54,7 +56,7 @@ template <class Family>
 NormResult<float> device_result(Device device, const NormInputs<Family>& in, const float* start = nullptr) {
   Context context(device);
   const auto& p = in.params;
-  const int64_t count = p.n * p.spatial * p.channels;
+  const int64_t count = Family::elements(p);
   const DeviceArray<float> x(device, in.x), gamma(device, in.gamma), beta(device, in.beta), dy(device, in.dy);
   const DeviceArray<float> y(device, count), mean(device, Family::statistics(p)),
       rstd(device, Family::statistics(p));
@@ -126,12 +128,62 @@ void expect_accumulated_gradients(const typename Family::Case& c) {
   }
 }
 
+// A case drawn at random, on every device against the reference.
+template <class Family>
+void expect_random_case_matches(const typename Family::Case& c, RandomStream& random) {
+  SCOPED_TRACE(c.name);
+  NormInputs<Family> in(c, 10 + static_cast<uint64_t>(random.below(1 << 20)));
+  // An output of order 1 in every case: the error rule counts in places of the largest.
+  in.beta[0] = 1.5f + std::abs(in.beta[0]);
+  const NormResult<double> exact = reference_result<double>(in);
+  NormResult<float> naive = reference_result<float>(in);
+  // Two or three elements leave little of dx: a single float32 evaluation may be exact by luck.
+  for (int trial = 0; trial < 6; ++trial) {
+    NormInputs<Family> moved = in;
+    moved.x = moved_by_one_ulp(in.x, random);
+    moved.dy = moved_by_one_ulp(in.dy, random);
+    const NormResult<float> other = reference_result<float>(moved);
+    keep_worse(naive.y, other.y, exact.y);
+    keep_worse(naive.mean, other.mean, exact.mean);
+    keep_worse(naive.rstd, other.rstd, exact.rstd);
+    keep_worse(naive.dx, other.dx, exact.dx);
+    keep_worse(naive.dgamma, other.dgamma, exact.dgamma);
+    keep_worse(naive.dbeta, other.dbeta, exact.dbeta);
+  }
+  for (const Device device : test_devices()) {
+    expect_result(to_string(device), in, device_result(device, in), exact, naive);
+  }
+}
+
+// The reference's own gradients against differences of its forward pass.
+template <class Family>
+void expect_reference_gradients(const typename Family::Case& c) {
+  const NormInputs<Family> in(c);
+  const NormResult<double> r = reference_result<double>(in);
+  const auto loss = [&](const std::vector<double>& x, const std::vector<double>& gamma,
+                        const std::vector<double>& beta) {
+    std::vector<double> y(x.size()), mean(r.mean.size()), rstd(r.mean.size());
+    Family::reference_forward(in.params, x.data(), in.affine ? gamma.data() : nullptr,
+                              in.affine ? beta.data() : nullptr, y.data(), mean.data(), rstd.data());
+    double total = 0;
+    for (size_t i = 0; i < y.size(); ++i) {
+      total += y[i] * in.dy[i];
+    }
+    return total;
+  };
+  const std::vector<double> x = widen(in.x), gamma = widen(in.gamma), beta = widen(in.beta);
+  expect_gradient("dx", x, r.dx, [&](const std::vector<double>& v) { return loss(v, gamma, beta); });
+  if (in.affine) {
+    expect_gradient("dgamma", gamma, r.dgamma,
+                    [&](const std::vector<double>& v) { return loss(x, v, beta); });
+    expect_gradient("dbeta", beta, r.dbeta, [&](const std::vector<double>& v) { return loss(x, gamma, v); });
+  }
+}
+
 // Sums over nothing are 0, and leave what is accumulated into as it was.
 template <class Family>
-void expect_nothing_from_nothing(const typename Family::Params& params) {
+void expect_nothing_from_nothing(const typename Family::Case& c) {
   for (const Device device : test_devices()) {
-    typename Family::Case c;
-    c.params = params;
     const NormInputs<Family> in(c);
     const NormResult<float> found = device_result(device, in);
     EXPECT_TRUE(found.y.empty() && found.dx.empty());

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import torch
 
-from norms import Comparison, Reader
+from vectors import Comparison, Reader
 
 torch.set_num_threads(1)
 
@@ -127,8 +127,7 @@ def main(folder):
     check_attention(folder, result)
     check_relative_position(folder, result)
     check_rotary(folder, result)
-    print(f"attention: {result.count} tensors compared, {result.failures} differ")
-    return 1 if result.failures or result.count == 0 else 0
+    return result.report("attention")
 
 
 if __name__ == "__main__":

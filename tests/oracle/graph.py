@@ -9,51 +9,17 @@ Reads what graph_oracle wrote and compares every case. Exits with 1 on a differe
 import math
 import sys
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+
+from vectors import check_index
 
 torch.set_num_threads(1)
 
 
-class Case:
-    def __init__(self, folder, number, line):
-        self.name = line.strip()
-        self.kind, *settings = line.split()
-        self.settings = {key: int(value) for key, value in (item.split("=") for item in settings)}
-        self.data = np.fromfile(f"{folder}/{number}.f32", np.float32)
-        self.position = 0
-        self.failures = self.compared = 0
-
-    def take(self, *shape):
-        size = math.prod(shape)
-        values = self.data[self.position : self.position + size].astype(np.float64)
-        self.position += size
-        return torch.from_numpy(values).reshape(shape)
-
-    def leaf(self, *shape):
-        return self.take(*shape).requires_grad_()
-
-    def same(self, part, reference):
-        actual = self.take(*reference.shape)
-        self.compared += 1
-        # A wrong factor or index changes numbers by their own size; rounding of a chain of float32 sums of up to a
-        # hundred terms stays below 1e-5 of the largest.
-        error = (actual - reference).abs().max().item()
-        limit = 1e-5 * reference.abs().max().item() + 1e-12
-        if not error <= limit:
-            self.failures += 1
-            print(f"{self.name}: {part} differs by {error:.3g}, allowed are {limit:.3g}")
-
-    def end(self):
-        if self.position != self.data.size:
-            self.failures += 1
-            print(f"{self.name}: the file holds {self.data.size} numbers, {self.position} were expected")
-
-
 def mfib(case):
     """As published: channels first, convolutions of kernel 1, V N x L and W F x L."""
-    n, d, h, w, c = (case.settings[key] for key in "ndhwc")
+    n, d, h, w, c = (case.integer(key) for key in "ndhwc")
     nodes, features, length = c // 4, c // 2, d * h * w
     semantic, edges = case.leaf(n, d, h, w, c), case.leaf(n, d, h, w, c)
     adjacency, adjacency_bias = case.leaf(nodes, nodes, 1), case.leaf(nodes)
@@ -63,7 +29,7 @@ def mfib(case):
     back_weight, back_bias = case.leaf(c, features, 1, 1, 1), case.leaf(c)
     parameters = [adjacency, adjacency_bias, message, v_weight, v_bias, w_weight, w_bias, back_weight, back_bias]
     gradients = [case.take(n, d, h, w, c) for _ in range(2)]
-    original = case.settings["original"] == 1
+    original = case.flag("original")
 
     branches = []
     for x in (semantic, edges):
@@ -88,8 +54,8 @@ def mfib(case):
 
 
 def regions(case):
-    n, d, h, w, c = (case.settings[key] for key in "ndhwc")
-    count = case.settings["regions"]
+    n, d, h, w, c = (case.integer(key) for key in "ndhwc")
+    count = case.integer("regions")
     labels = case.take(n, d * h * w).long()
     x, dy = case.leaf(n, d, h, w, c), case.take(n, d, h, w, c)
     inside = labels >= 0
@@ -108,8 +74,8 @@ def regions(case):
 
 
 def attention(case):
-    n, d, h, w, f = (case.settings[key] for key in "ndhwf")
-    branches, modalities = case.settings["branches"], case.settings["modalities"]
+    n, d, h, w, f = (case.integer(key) for key in "ndhwf")
+    branches, modalities = case.integer("branches"), case.integer("modalities")
     sets, points = branches * modalities, d * h * w
     available = case.take(n, sets) > 0
     x, theta = case.leaf(n * sets * points, f), case.leaf(5)
@@ -152,15 +118,7 @@ def attention(case):
 
 
 def main(folder):
-    failures = compared = 0
-    for number, line in enumerate(open(f"{folder}/index.txt")):
-        case = Case(folder, number, line)
-        {"mfib": mfib, "regions": regions, "attention": attention}[case.kind](case)
-        case.end()
-        failures += case.failures
-        compared += case.compared
-    print(f"graph: {compared} tensors compared, {failures} differ")
-    return 1 if failures or compared == 0 else 0
+    return check_index(folder, {"mfib": mfib, "regions": regions, "attention": attention}, "graph")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ Reads what losses_oracle wrote and compares every case. Exits with 1 on a differ
     losses.py FOLDER
 """
 
-import math
 import sys
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from vectors import Case, check_index
 
 torch.set_num_threads(1)
 
@@ -20,55 +21,18 @@ CHANNELS = SHAPE[-1]
 WEIGHT = float(np.float32(0.6))
 
 
-class Case:
-    def __init__(self, folder, number, line):
-        self.name = line.strip()
-        self.kind, *settings = line.split()
-        self.settings = dict(item.split("=") for item in settings)
-        self.data = np.fromfile(f"{folder}/{number}.f32", np.float32)
-        self.position = 0
-        self.failures = self.compared = 0
-
-    def number(self, key):
-        # A float prints to a few digits; the program computed with the float itself.
-        return float(np.float32(self.settings[key]))
-
-    def flag(self, key):
-        return self.settings[key] == "1"
-
-    def take(self, *shape):
-        size = math.prod(shape)
-        values = self.data[self.position : self.position + size].astype(np.float64)
-        self.position += size
-        return torch.from_numpy(values).reshape(shape)
-
-    def same(self, part, reference):
-        actual = self.take(*reference.shape)
-        self.compared += 1
-        # A wrong factor or index changes numbers by their own size; rounding of a few hundred float32 terms stays
-        # below 1e-5 of the largest.
-        error = (actual - reference).abs().max().item()
-        limit = 1e-5 * reference.abs().max().item() + 1e-12
-        if not error <= limit:
-            self.failures += 1
-            print(f"{self.name}: {part} differs by {error:.3g}, allowed are {limit:.3g}")
-
+class LossCase(Case):
     def same_loss(self, loss, x):
         (gradient,) = torch.autograd.grad(WEIGHT * loss, x)
         self.same("loss", loss.detach().reshape(1))
         self.same("gradient", gradient)
-
-    def end(self):
-        if self.position != self.data.size:
-            self.failures += 1
-            print(f"{self.name}: the file holds {self.data.size} numbers, {self.position} were expected")
 
 
 def cross_entropy(case):
     logits = case.take(*SHAPE).requires_grad_()
     labels = case.take(*SHAPE[:-1]).long()
     weights = case.take(CHANNELS) if case.flag("weighted") else torch.ones(CHANNELS, dtype=torch.float64)
-    ignore = int(case.settings["ignore"])
+    ignore = case.integer("ignore")
     smoothing = case.number("smoothing")
     gamma = case.number("gamma")
     x, y = logits.reshape(-1, CHANNELS), labels.reshape(-1)
@@ -85,7 +49,7 @@ def cross_entropy(case):
 
 def overlap(case):
     logits = case.take(*SHAPE).requires_grad_()
-    ignore = int(case.settings["ignore"])
+    ignore = case.integer("ignore")
     if case.flag("softmax"):
         labels = case.take(*SHAPE[:-1]).long()
         counts = (labels != ignore)[..., None].double().expand(SHAPE)
@@ -106,7 +70,7 @@ def overlap(case):
         ratio = (tp + smooth) / (tp + fp + fn + smooth)
     else:
         ratio = (2 * tp + smooth) / (2 * tp + fp + fn + smooth)
-    case.same_loss((1 - ratio[..., int(case.settings["first"]) :]).mean(), logits)
+    case.same_loss((1 - ratio[..., case.integer("first") :]).mean(), logits)
 
 
 def distillation(case):
@@ -174,15 +138,7 @@ def optimizer(case):
 
 def main(folder):
     kinds = {f.__name__: f for f in (cross_entropy, overlap, distillation, pointwise, optimizer)}
-    failures = compared = 0
-    for number, line in enumerate(open(f"{folder}/index.txt")):
-        case = Case(folder, number, line)
-        kinds[case.kind](case)
-        case.end()
-        failures += case.failures
-        compared += case.compared
-    print(f"losses and optimisers: {compared} tensors compared, {failures} differ")
-    return 1 if failures or compared == 0 else 0
+    return check_index(folder, kinds, "losses and optimisers", LossCase)
 
 
 if __name__ == "__main__":

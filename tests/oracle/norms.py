@@ -8,12 +8,13 @@ difference.
     norms.py FOLDER
 """
 
-import math
 import sys
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from vectors import Comparison, Reader
 
 torch.set_num_threads(1)
 
@@ -29,37 +30,6 @@ ACTIVATIONS = [
     lambda x, slope: F.elu(x),
     lambda x, slope: torch.sigmoid(x),
 ]
-
-
-class Comparison:
-    def __init__(self):
-        self.count = 0
-        self.failures = 0
-
-    def compare(self, name, actual, reference):
-        self.count += 1
-        # A wrong index, sign or factor changes numbers by their own size; float32 sums of up to 1500 products stay
-        # below 1e-5 of the largest.
-        error = (actual - reference.detach()).abs().max().item()
-        limit = 1e-5 * max(1.0, reference.abs().max().item())
-        if not error <= limit:
-            self.failures += 1
-            print(f"{name} differs by {error:.3g}, allowed are {limit:.3g}")
-
-
-class Reader:
-    def __init__(self, path):
-        self.data = np.fromfile(path, np.float32).astype(np.float64)
-        self.position = 0
-
-    def take(self, *shape):
-        size = math.prod(shape)
-        values = torch.from_numpy(self.data[self.position : self.position + size].copy()).reshape(shape)
-        self.position += size
-        return values
-
-    def done(self):
-        return self.position == self.data.size
 
 
 def channels_first(x):
@@ -161,8 +131,7 @@ def main(folder):
     check_group(folder, result)
     check_layer(folder, result)
     check_activations(folder, result)
-    print(f"norms and activations: {result.count} tensors compared, {result.failures} differ")
-    return 1 if result.failures or result.count == 0 else 0
+    return result.report("norms and activations")
 
 
 if __name__ == "__main__":

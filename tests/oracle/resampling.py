@@ -6,13 +6,13 @@ case. Exits with 1 on a difference.
     resampling.py FOLDER
 """
 
-import math
 import os
 import sys
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+
+from vectors import Comparison, Reader
 
 torch.set_num_threads(1)
 
@@ -24,37 +24,6 @@ MODES = {
     "tricubic": ("bicubic", False),
     "tricubic_corners": ("bicubic", True),
 }
-
-
-class Reader:
-    def __init__(self, path):
-        self.data = np.fromfile(path, np.float32).astype(np.float64)
-        self.position = 0
-
-    def take(self, *shape):
-        size = math.prod(shape)
-        values = torch.from_numpy(self.data[self.position : self.position + size].copy()).reshape(shape)
-        self.position += size
-        return values
-
-    def done(self):
-        return self.position == self.data.size
-
-
-class Comparison:
-    def __init__(self):
-        self.count = 0
-        self.failures = 0
-
-    def compare(self, name, actual, reference):
-        self.count += 1
-        # A wrong voxel or weight changes numbers by their own size; float32 positions and sums stay below 1e-5 of the
-        # largest.
-        error = (actual - reference.detach()).abs().max().item()
-        limit = 1e-5 * max(1.0, reference.abs().max().item())
-        if not error <= limit:
-            self.failures += 1
-            print(f"{name} differs by {error:.3g}, allowed are {limit:.3g}")
 
 
 def check_resize(folder, result):
@@ -118,8 +87,7 @@ def main(folder):
     for check, vectors in ((check_resize, "resize.txt"), (check_pooling, "pooling.txt")):
         if os.path.exists(f"{folder}/{vectors}"):
             check(folder, result)
-    print(f"resampling: {result.count} tensors compared, {result.failures} differ")
-    return 1 if result.failures or result.count == 0 else 0
+    return result.report("resampling")
 
 
 if __name__ == "__main__":
