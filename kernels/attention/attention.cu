@@ -15,6 +15,7 @@
 #include <algorithm>
 
 #include "kernels/attention/attention.hpp"
+#include "kernels/context/attention_rows_device.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/simt/device.hpp"
 
@@ -27,23 +28,15 @@ VESAL_DECLARE_BACKENDS(attention_backward)
 namespace VESAL_BACKEND {
 namespace {
 
-constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int64_t kSharedAxialBytes = 64 * 1024;  // larger ones are read from and added to global memory
 
-// How a head dimension is laid over threads: kDims numbers each in kSplit neighbouring threads.
-template <int kDimsValue, int kSplitValue, int kThreadsValue>
-struct Variant {
-  static constexpr int kDims = kDimsValue;
-  static constexpr int kSplit = kSplitValue;
-  static constexpr int kThreads = kThreadsValue;
+template <int kDims, int kSplit, int kThreads>
+struct Variant : RowLayout<kDims, kSplit, kThreads> {
   // Blocks that share a multiprocessor, at least: leaves 128 registers a thread.
   static constexpr int kBlocks = 512 / kThreads;
-  static constexpr int kRows = kThreads / kSplit;  // queries, or keys, of a block
-  static constexpr int kWidth = kDims * kSplit;    // head_dim padded
-  static constexpr int kQuads = kDims / 4;
   // Keys whose scores a thread holds at once: beside a whole row of 16 numbers there is room for four.
   static constexpr int kGroup = kDims == 16 && kSplit == 1 ? 4 : 8;
-  static constexpr int kTile = kWidth > 128 ? 16 : 32;  // tokens of a tile in shared memory
+  static constexpr int kTile = kDims * kSplit > 128 ? 16 : 32;  // tokens of a tile in shared memory
 };
 
 // Calls body(variant) for the smallest variant that holds head_dim.
@@ -110,44 +103,6 @@ template <class V>
 VESAL_DEVICE Place block_place(int64_t length) {
   const int64_t tiles = (length + V::kRows - 1) / V::kRows;
   return {blockIdx.x % tiles * V::kRows, static_cast<int>(blockIdx.x / tiles), static_cast<int>(blockIdx.y)};
-}
-
-// The dimension of element e of quad t: quads of the kSplit threads interleave, so that they read different
-// banks.
-template <class V>
-VESAL_DEVICE int dimension(int lane, int i) {
-  return (i / 4 * V::kSplit + lane) * 4 + i % 4;
-}
-
-template <class V>
-VESAL_DEVICE float dot_row(const float (&own)[V::kDims], const float4* row, int lane) {
-  float sum = 0.0f;
-  VESAL_UNROLL
-  for (int t = 0; t < V::kQuads; ++t) {
-    const float4 x = row[t * V::kSplit + lane];
-    sum = fmaf(own[t * 4], x.x, sum);
-    sum = fmaf(own[t * 4 + 1], x.y, sum);
-    sum = fmaf(own[t * 4 + 2], x.z, sum);
-    sum = fmaf(own[t * 4 + 3], x.w, sum);
-  }
-  // Over the kSplit threads of the row; each gets it.
-  VESAL_UNROLL
-  for (int distance = 1; distance < V::kSplit; distance *= 2) {
-    sum += __shfl_xor_sync(kFullWarp, sum, distance);
-  }
-  return sum;
-}
-
-template <class V>
-VESAL_DEVICE void add_row(float (&own)[V::kDims], float factor, const float4* row, int lane) {
-  VESAL_UNROLL
-  for (int t = 0; t < V::kQuads; ++t) {
-    const float4 x = row[t * V::kSplit + lane];
-    own[t * 4] = fmaf(factor, x.x, own[t * 4]);
-    own[t * 4 + 1] = fmaf(factor, x.y, own[t * 4 + 1]);
-    own[t * 4 + 2] = fmaf(factor, x.z, own[t * 4 + 2]);
-    own[t * 4 + 3] = fmaf(factor, x.w, own[t * 4 + 3]);
-  }
 }
 
 // A token's vector of one head, times `factor`; zeros where `real` is false, which are not read.
@@ -388,10 +343,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
       own_delta = fmaf(drow[i], out[row * g.dim + c], own_delta);
     }
   }
-  VESAL_UNROLL
-  for (int distance = 1; distance < V::kSplit; distance *= 2) {
-    own_delta += __shfl_xor_sync(kFullWarp, own_delta, distance);
-  }
+  own_delta = sum_split<V>(own_delta);
   const float own_lse = real ? lse[row] : 0.0f;
   if (real && lane == 0) {
     delta[row] = own_delta;

@@ -17,6 +17,7 @@
 // No GPU timing exists yet (see bench/results/README.md).
 #include <algorithm>
 
+#include "kernels/context/attention_rows_device.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/simt/device.hpp"
 #include "kernels/window_attention/window_attention.hpp"
@@ -31,7 +32,6 @@ VESAL_DECLARE_BACKENDS(window_attention_backward)
 namespace VESAL_BACKEND {
 namespace {
 
-constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kTile = 32;                        // tokens of a tile in shared memory
 constexpr int kGroup = 8;                        // keys whose scores a thread holds at once
 constexpr int kSharedTableRows = 4096;           // larger bias tables are read from global memory
@@ -40,33 +40,21 @@ constexpr int kHiddenQuery = -2;                 // equals no key's code
 constexpr int64_t kMaxBlocks = 1024;             // of the backward kernels: chunks x heads
 constexpr int64_t kMaxTableBytes = int64_t{32} << 20;
 
-// How a head dimension is laid over threads: kDims numbers each in kSplit neighbouring threads.
-template <int kDimsValue, int kSplitValue, int kThreadsValue>
-struct Variant {
-  static constexpr int kDims = kDimsValue;
-  static constexpr int kSplit = kSplitValue;
-  static constexpr int kThreads = kThreadsValue;
-  static constexpr int kRows = kThreads / kSplit;  // rows of a block
-  static constexpr int kWarps = kThreads / 32;
-  static constexpr int kWidth = kDims * kSplit;  // head_dim padded
-  static constexpr int kQuads = kDims / 4;
-};
-
 // Calls body(variant) for the smallest variant that holds head_dim.
 template <class Body>
 void with_variant(int head_dim, Body&& body) {
   if (head_dim <= 8) {
-    body(Variant<8, 1, 64>{});
+    body(RowLayout<8, 1, 64>{});
   } else if (head_dim <= 12) {
-    body(Variant<12, 1, 64>{});
+    body(RowLayout<12, 1, 64>{});
   } else if (head_dim <= 16) {
-    body(Variant<16, 1, 64>{});
+    body(RowLayout<16, 1, 64>{});
   } else if (head_dim <= 32) {
-    body(Variant<16, 2, 128>{});
+    body(RowLayout<16, 2, 128>{});
   } else if (head_dim <= 64) {
-    body(Variant<16, 4, 128>{});
+    body(RowLayout<16, 4, 128>{});
   } else {
-    body(Variant<24, 4, 128>{});
+    body(RowLayout<24, 4, 128>{});
   }
 }
 
@@ -105,56 +93,12 @@ VESAL_DEVICE float part_of(const Heads& heads, const float* VESAL_RESTRICT qkv,
   return code >= 0 && qkv_bias != nullptr ? qkv_bias[column] : 0.0f;
 }
 
-// The dimension of element e of quad t: quads of the kSplit threads interleave, so that they read different
-// banks.
-template <class V>
-VESAL_DEVICE int dimension(int lane, int t, int e) {
-  return (t * V::kSplit + lane) * 4 + e;
-}
-
-template <class V>
-VESAL_DEVICE float dot_row(const float (&own)[V::kDims], const float4* row, int lane) {
-  float sum = 0.0f;
-  VESAL_UNROLL
-  for (int t = 0; t < V::kQuads; ++t) {
-    const float4 x = row[t * V::kSplit + lane];
-    sum = fmaf(own[t * 4], x.x, sum);
-    sum = fmaf(own[t * 4 + 1], x.y, sum);
-    sum = fmaf(own[t * 4 + 2], x.z, sum);
-    sum = fmaf(own[t * 4 + 3], x.w, sum);
-  }
-  return sum;
-}
-
-template <class V>
-VESAL_DEVICE void add_row(float (&own)[V::kDims], float factor, const float4* row, int lane) {
-  VESAL_UNROLL
-  for (int t = 0; t < V::kQuads; ++t) {
-    const float4 x = row[t * V::kSplit + lane];
-    own[t * 4] = fmaf(factor, x.x, own[t * 4]);
-    own[t * 4 + 1] = fmaf(factor, x.y, own[t * 4 + 1]);
-    own[t * 4 + 2] = fmaf(factor, x.z, own[t * 4 + 2]);
-    own[t * 4 + 3] = fmaf(factor, x.w, own[t * 4 + 3]);
-  }
-}
-
-// Sum over the kSplit threads of a row; each gets it.
-template <class V>
-VESAL_DEVICE float sum_split(float value) {
-  VESAL_UNROLL
-  for (int distance = 1; distance < V::kSplit; distance *= 2) {
-    value += __shfl_xor_sync(kFullWarp, value, distance);
-  }
-  return value;
-}
-
 template <class V>
 VESAL_DEVICE void load_own(const Heads& heads, const float* qkv, const float* qkv_bias, int64_t index,
                            int code, int part, int head, int lane, float factor, float (&own)[V::kDims]) {
   VESAL_UNROLL
   for (int i = 0; i < V::kDims; ++i) {
-    own[i] =
-        factor * part_of(heads, qkv, qkv_bias, index, code, part, head, dimension<V>(lane, i / 4, i % 4));
+    own[i] = factor * part_of(heads, qkv, qkv_bias, index, code, part, head, dimension<V>(lane, i));
   }
 }
 
@@ -227,7 +171,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
       VESAL_UNROLL
       for (int j = 0; j < kGroup; ++j) {
         const TileToken key = tokens[group + j];
-        const float dot = sum_split<V>(dot_row<V>(q, keys[group + j], lane));
+        const float dot = dot_row<V>(q, keys[group + j], lane);
         const bool visible = query.index >= 0 && key.code == query.code;
         scores[j] = visible ? dot + bias_at(bias, query.offset - key.offset + centre) : -INFINITY;
         top = fmaxf(top, scores[j]);
@@ -256,7 +200,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
   float* target = out + query.index * (heads.count * heads.dim) + head * heads.dim;
   VESAL_UNROLL
   for (int i = 0; i < V::kDims; ++i) {
-    const int c = dimension<V>(lane, i / 4, i % 4);
+    const int c = dimension<V>(lane, i);
     if (c < heads.dim) {
       target[c] = sum_out[i] * inverse;
     }
@@ -312,7 +256,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
     float own_delta = 0.0f;
     VESAL_UNROLL
     for (int i = 0; i < V::kDims; ++i) {
-      const int c = dimension<V>(lane, i / 4, i % 4);
+      const int c = dimension<V>(lane, i);
       drow[i] = 0.0f;
       dq[i] = 0.0f;
       if (real && c < heads.dim) {
@@ -344,8 +288,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
       __syncthreads();
       for (int j = 0; j < kTile; ++j) {
         const TileToken key = tokens[j];
-        const float dot = sum_split<V>(dot_row<V>(q, keys[j], lane));
-        const float dprobability = sum_split<V>(dot_row<V>(drow, values[j], lane));
+        const float dot = dot_row<V>(q, keys[j], lane);
+        const float dprobability = dot_row<V>(drow, values[j], lane);
         const bool visible = real && key.code == query.code;
         const int bias_row = query.offset - key.offset + centre;
         float dscore = 0.0f;
@@ -363,7 +307,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
       float* target = dqkv + query.index * (3 * heads.count * heads.dim) + head * heads.dim;
       VESAL_UNROLL
       for (int i = 0; i < V::kDims; ++i) {
-        const int c = dimension<V>(lane, i / 4, i % 4);
+        const int c = dimension<V>(lane, i);
         if (c < heads.dim) {
           target[c] = heads.scale * dq[i];
         }
@@ -445,8 +389,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
       __syncthreads();
       for (int i = 0; i < kTile; ++i) {
         const TileToken query = tokens[i];
-        const float dot = sum_split<V>(dot_row<V>(k, rows[i], lane));
-        const float dprobability = sum_split<V>(dot_row<V>(v, rows[kTile + i], lane));
+        const float dot = dot_row<V>(k, rows[i], lane);
+        const float dprobability = dot_row<V>(v, rows[kTile + i], lane);
         float probability = 0.0f;
         if (key.code == query.code) {
           probability = expf(dot + bias_at(bias, query.offset - key.offset + centre) - row_lse[i]);
@@ -460,7 +404,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
       float* target = dqkv + key.index * (3 * heads.count * heads.dim) + (heads.count + head) * heads.dim;
       VESAL_UNROLL
       for (int i = 0; i < V::kDims; ++i) {
-        const int c = dimension<V>(lane, i / 4, i % 4);
+        const int c = dimension<V>(lane, i);
         if (c < heads.dim) {
           target[c] = dk[i];
           target[heads.count * heads.dim + c] = dv[i];
@@ -472,7 +416,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
       // First dk, then dv through shared memory; thread c adds column c up in the order of the keys.
       VESAL_UNROLL
       for (int i = 0; i < V::kDims; ++i) {
-        flat[own_row * V::kWidth + dimension<V>(lane, i / 4, i % 4)] = padded ? dk[i] : 0.0f;
+        flat[own_row * V::kWidth + dimension<V>(lane, i)] = padded ? dk[i] : 0.0f;
       }
       __syncthreads();
       for (int j = 0; thread < V::kWidth && j < V::kRows; ++j) {
@@ -481,7 +425,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
       __syncthreads();
       VESAL_UNROLL
       for (int i = 0; i < V::kDims; ++i) {
-        flat[own_row * V::kWidth + dimension<V>(lane, i / 4, i % 4)] = padded ? dv[i] : 0.0f;
+        flat[own_row * V::kWidth + dimension<V>(lane, i)] = padded ? dv[i] : 0.0f;
       }
       __syncthreads();
       for (int j = 0; thread < V::kWidth && j < V::kRows; ++j) {
