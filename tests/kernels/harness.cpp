@@ -54,6 +54,11 @@ std::vector<Device> test_devices() {
     devices.push_back({DeviceType::cuda, 0});
   }
 #endif
+  if (const char* wanted = std::getenv("VESAL_TEST_DEVICE")) {
+    std::erase_if(devices, [&](Device device) { return to_string(device) != wanted; });
+    check<DeviceError>(!devices.empty(), "VESAL_TEST_DEVICE: found ", wanted,
+                       ", expected cpu, simt or, with a GPU, cuda");
+  }
   return devices;
 }
 

@@ -15,7 +15,8 @@
 
 namespace vesal::kernels::testing {
 
-// cpu and simt always; cuda when this build has it and a GPU is present. simt only in builds with VESAL_RACE.
+// cpu and simt always; cuda when this build has it and a GPU is present. simt only in builds with VESAL_RACE,
+// and the one that VESAL_TEST_DEVICE names where it is set (DeviceError where it is not there).
 std::vector<Device> test_devices();
 
 // Raw device memory for DeviceArray: separate, guarded blocks on cpu and simt.
