@@ -1,8 +1,10 @@
 // Runs a call of an op with its tensors stored as float32, bf16 or f16 and compares. An op whose arithmetic
 // does not depend on the storage type gives what it gives in float32 for the same (rounded) inputs, rounded
 // once at the end, bit for bit: expect_rounded_float32. What the float32 op gives is checked by its own test.
+// Where a library adds in an order of its own for each type: expect_close_when_stored.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -24,12 +26,20 @@ inline float rounded(DType dtype, float value) {
   return dtype == DType::bf16 ? rounded<bf16>(value) : dtype == DType::f16 ? rounded<f16>(value) : value;
 }
 
+inline std::vector<float> rounded(DType dtype, std::vector<float> values) {
+  for (float& value : values) {
+    value = rounded(dtype, value);
+  }
+  return values;
+}
+
 // The tensors of one call, stored as `dtype`, with values that `rounding` can hold.
 class Call {
  public:
   Call(Device device, DType dtype, DType rounding) : device_(device), dtype_(dtype), rounding_(rounding) {}
 
   Context& context() { return context_; }
+  DType storage() const { return dtype_; }
   Data in(const std::vector<float>& values) { return place(values, dtype_, false); }
   // Always float32: biases, scales, gradients of parameters that are added to.
   Data in_float(const std::vector<float>& values) { return place(values, DType::f32, false); }
@@ -97,9 +107,7 @@ class Call {
     return {held_.back().memory->get(), dtype};
   }
   Data place(std::vector<float> values, DType dtype, bool written) {
-    for (float& value : values) {
-      value = rounded(rounding_, value);
-    }
+    values = rounded(rounding_, std::move(values));
     const std::vector<unsigned char> bytes = dtype == DType::f32    ? bytes_of<float>(values)
                                              : dtype == DType::bf16 ? bytes_of<bf16>(values)
                                                                     : bytes_of<f16>(values);
@@ -119,8 +127,16 @@ class Call {
   std::vector<std::unique_ptr<DeviceWorkspace>> scratch_;
 };
 
-inline void expect_rounded_float32(const std::string& what, const std::function<void(Call&)>& run) {
-  for (const Device device : test_devices()) {
+// The test devices that are the CPU, or those that are not.
+inline std::vector<Device> test_devices_where_cpu_is(bool cpu) {
+  std::vector<Device> devices = test_devices();
+  std::erase_if(devices, [&](Device device) { return (device.type == DeviceType::cpu) != cpu; });
+  return devices;
+}
+
+inline void expect_rounded_float32(const std::string& what, const std::function<void(Call&)>& run,
+                                   const std::vector<Device>& devices = test_devices()) {
+  for (const Device device : devices) {
     for (const DType dtype : {DType::bf16, DType::f16}) {
       SCOPED_TRACE(concat(what, " on ", to_string(device), " in ", name_of(dtype)));
       Call wide(device, DType::f32, dtype);
@@ -132,13 +148,60 @@ inline void expect_rounded_float32(const std::string& what, const std::function<
       ASSERT_EQ(found.size(), expected.size());
       ASSERT_FALSE(found.empty());
       for (size_t k = 0; k < found.size(); ++k) {
-        std::vector<float> values = expected[k].values;
-        if (found[k].stored) {
-          for (float& value : values) {
-            value = rounded(dtype, value);
-          }
-        }
-        expect_equal(concat("output ", k), found[k].values, values);
+        expect_equal(concat("output ", k), found[k].values,
+                     found[k].stored ? rounded(dtype, expected[k].values) : expected[k].values);
+      }
+    }
+  }
+}
+
+// The reference of one output for inputs that the storage type can hold, in double and in float32.
+struct Expected {
+  std::vector<double> exact;
+  std::vector<float> naive;
+};
+
+// The error rule of expect_close for a tensor stored as `dtype`: what is allowed is twice the error of the
+// naive float32 result rounded to that type, with a floor of one unit in its last place at max |exact|.
+inline void expect_close_when_stored(const std::string& what, DType dtype, const std::vector<float>& actual,
+                                     Expected expected) {
+  if (dtype == DType::f32) {
+    expect_close(what, actual, expected.exact, expected.naive);
+    return;
+  }
+  ASSERT_EQ(actual.size(), expected.exact.size()) << what;
+  ASSERT_EQ(expected.naive.size(), expected.exact.size()) << what;
+  double naive_error = 0, largest = 0;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    const auto naive = static_cast<double>(rounded(dtype, expected.naive[i]));
+    naive_error = std::max(naive_error, std::abs(naive - expected.exact[i]));
+    largest = std::max(largest, std::abs(expected.exact[i]));
+  }
+  const int digits = dtype == DType::bf16 ? 7 : 10;  // of the mantissa
+  const double unit = largest > 0 ? std::ldexp(1.0, std::ilogb(largest) - digits) : 0;
+  const double limit = std::max(2 * naive_error, unit);
+  for (size_t i = 0; i < actual.size(); ++i) {
+    const double error = std::abs(static_cast<double>(actual[i]) - expected.exact[i]);
+    ASSERT_TRUE(error <= limit) << what << ": element " << i << " is " << actual[i] << ", expected "
+                                << expected.exact[i] << " within " << limit;
+  }
+}
+
+// Runs the call in bf16 and f16; reference(type) gives what its outputs, in their order, should be.
+inline void expect_close_when_stored(const std::string& what, const std::function<void(Call&)>& run,
+                                     const std::function<std::vector<Expected>(DType)>& reference,
+                                     const std::vector<Device>& devices) {
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    const std::vector<Expected> expected = reference(dtype);
+    for (const Device device : devices) {
+      SCOPED_TRACE(concat(what, " on ", to_string(device), " in ", name_of(dtype)));
+      Call call(device, dtype, dtype);
+      run(call);
+      const auto found = call.results();
+      ASSERT_EQ(found.size(), expected.size());
+      for (size_t k = 0; k < found.size(); ++k) {
+        expect_close_when_stored(concat("output ", k), found[k].stored ? dtype : DType::f32, found[k].values,
+                                 expected[k]);
       }
     }
   }
