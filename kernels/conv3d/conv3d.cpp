@@ -15,6 +15,13 @@ VESAL_DECLARE_BACKENDS(conv3d_backward_weight)
 VESAL_DECLARE_BACKENDS(column_sum_workspace_bytes)
 VESAL_DECLARE_BACKENDS(column_sum)
 
+void check_storage(DType storage, std::initializer_list<ConstData> tensors, const char* op) {
+  for (const ConstData& tensor : tensors) {
+    check<ShapeError>(!tensor || tensor.dtype == storage, op, ": a tensor is stored as ",
+                      name_of(tensor.dtype), ", params.storage is ", name_of(storage));
+  }
+}
+
 void check_params(const Conv3dParams& p, const char* op) {
   const char* const axes[] = {"depth", "height", "width"};
   const int64_t extents[] = {p.d, p.h, p.w};
@@ -23,6 +30,8 @@ void check_params(const Conv3dParams& p, const char* op) {
   check<ShapeError>(p.c_out >= 1, op, ": c_out is ", p.c_out, ", must be at least 1");
   check<ShapeError>(p.groups >= 1 && p.c_in % p.groups == 0 && p.c_out % p.groups == 0, op, ": groups is ",
                     p.groups, ", must be at least 1 and divide c_in ", p.c_in, " and c_out ", p.c_out);
+  check<ShapeError>(p.storage == DType::f32 || p.storage == DType::bf16 || p.storage == DType::f16, op,
+                    ": storage is ", name_of(p.storage), ", expected f32, bf16 or f16");
   for (size_t axis = 0; axis < 3; ++axis) {
     const int end = p.far_padding()[axis];
     check<ShapeError>(extents[axis] >= 1, op, ": ", axes[axis], " is ", extents[axis],
@@ -60,6 +69,7 @@ void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x, C
     return;
   }
   check<ShapeError>(x && weight && y, "conv3d_forward: x, weight or y is null");
+  check_storage(params.storage, {x, weight, y}, "conv3d_forward");
   workspace.require(conv3d_workspace_bytes(context, params, ConvPass::forward), "conv3d_forward");
   VESAL_DISPATCH(context, conv3d_forward(context, params, x, weight, bias, y, workspace));
 }
@@ -71,6 +81,7 @@ void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy, 
     return;
   }
   check<ShapeError>(dy && weight && dx, "conv3d_backward_data: dy, weight or dx is null");
+  check_storage(params.storage, {dy, weight, dx}, "conv3d_backward_data");
   workspace.require(conv3d_workspace_bytes(context, params, ConvPass::backward_data), "conv3d_backward_data");
   VESAL_DISPATCH(context, conv3d_adjoint(context, params, dy, weight, bias, dx, workspace));
 }
@@ -85,6 +96,7 @@ void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstD
   check_params(params, "conv3d_backward_weight");
   check<ShapeError>(dweight && (params.n == 0 || (x && dy)),
                     "conv3d_backward_weight: x, dy or dweight is null");
+  check_storage(params.storage, {x, dy}, "conv3d_backward_weight");
   workspace.require(conv3d_workspace_bytes(context, params, ConvPass::backward_weight),
                     "conv3d_backward_weight");
   if (params.n == 0) {

@@ -1,6 +1,6 @@
 // conv3d on CUDA: implicit GEMM in float32 on gemm_device.hpp, one product for each group. The matrix of
-// gathered voxels is never stored; a slice of it goes straight from x (or dy) into shared memory. Groups of
-// few channels take another way (conv3d_thin_groups.hpp).
+// gathered voxels is never stored; a slice of it goes straight from x (or dy), widened from what they are
+// stored as, into shared memory. Groups of few channels take another way (conv3d_thin_groups.hpp).
 //
 //   forward          rows: output voxels, columns: outputs, depth: taps * inputs of the group
 //   backward data    rows: input voxels, columns: inputs, depth: taps * outputs; a product for each residue
@@ -8,11 +8,11 @@
 //   backward weight  rows: taps * inputs (of dW^T), columns: outputs, depth: output voxels, which is split
 //                    into partial sums
 //
-// Least work: 2 voxels_out taps c_in c_out operations and 4 (voxels_in c_in + voxels_out c_out) bytes. From 8
-// channels up a 3x3x3 convolution is limited by arithmetic, here by the float32 units (no tensor cores), and
-// in this form by feeding them: each of the taps reads its voxels from the second-level cache again, and the
-// weight gradient pays three integer divisions for every four elements that it gathers. No GPU timing exists
-// yet (see bench/results/README.md).
+// Least work: 2 voxels_out taps c_in c_out operations and 4 (voxels_in c_in + voxels_out c_out) bytes, half
+// of them in bf16 and f16. From 8 channels up a 3x3x3 convolution is limited by arithmetic, here by the
+// float32 units (no tensor cores), and in this form by feeding them: each of the taps reads its voxels from
+// the second-level cache again, and the weight gradient pays three integer divisions for every four elements
+// that it gathers. No GPU timing exists yet (see bench/results/README.md).
 #include <algorithm>
 #include <numeric>
 
@@ -77,9 +77,9 @@ VESAL_DEVICE Region make_region(const Geometry& g, int piece) {
 }
 
 // Operand A of forward and backward data: row = target voxel, k = (tap, source channel).
-template <bool kBackward>
+template <class T, bool kBackward>
 struct GatheredVoxels {
-  const float* source;
+  Input<T> source;
   Geometry g;
   bool aligned;
   int64_t rows;
@@ -91,14 +91,14 @@ struct GatheredVoxels {
   using Loader = LoaderByDepth<kRows, kThreads, GatheredVoxels>;
 
   struct Line {
-    const float* p;  // the volume
-    int d, h, w;     // where tap 0 reads
+    Input<T> p;   // the volume
+    int d, h, w;  // where tap 0 reads
   };
 
   VESAL_DEVICE void begin_block(int piece) {
     VESAL_SHARED(int4, table, [kMostTaps]);
     region = make_region<kBackward>(g, piece % g.residues);
-    source += int64_t{piece / g.residues} * g.channels;
+    source = source + int64_t{piece / g.residues} * g.channels;
     rows = int64_t{g.n} * region.d.count * region.h.count * region.w.count;
     depth = region.taps() * g.channels;
     for (int t = static_cast<int>(threadIdx.x); t < region.taps(); t += static_cast<int>(blockDim.x)) {
@@ -138,7 +138,7 @@ struct GatheredVoxels {
   }
 
   // The channels of the voxel that the tap reads, or null outside the volume.
-  VESAL_DEVICE const float* voxel(const Line& line, int tap) const {
+  VESAL_DEVICE Input<T> voxel(const Line& line, int tap) const {
     const int4 offset = taps[tap];
     const int d = line.d + offset.x;
     const int h = line.h + offset.y;
@@ -146,7 +146,7 @@ struct GatheredVoxels {
     const bool inside = static_cast<unsigned>(d) < static_cast<unsigned>(g.source.d) &&
                         static_cast<unsigned>(h) < static_cast<unsigned>(g.source.h) &&
                         static_cast<unsigned>(w) < static_cast<unsigned>(g.source.w);
-    return inside ? line.p + ((int64_t{d} * g.source.h + h) * g.source.w + w) * g.pitch : nullptr;
+    return inside ? line.p + ((int64_t{d} * g.source.h + h) * g.source.w + w) * g.pitch : Input<T>{};
   }
 
   VESAL_DEVICE float4 load(const Line& line, int k) const {
@@ -156,18 +156,18 @@ struct GatheredVoxels {
     int tap = k / g.channels;
     int channel = k - tap * g.channels;
     if (aligned) {
-      const float* p = voxel(line, tap);
-      return p != nullptr ? load4(p + channel) : zero4();
+      const Input<T> p = voxel(line, tap);
+      return p ? load4(p + channel) : zero4();
     }
     float values[4];
-    const float* p = voxel(line, tap);
+    Input<T> p = voxel(line, tap);
     VESAL_UNROLL
     for (int j = 0; j < 4; ++j) {
-      values[j] = p != nullptr ? p[channel] : 0.0f;
+      values[j] = p ? p[channel] : 0.0f;
       if (++channel == g.channels) {
         channel = 0;
         ++tap;
-        p = k + j + 1 < depth ? voxel(line, tap) : nullptr;
+        p = k + j + 1 < depth ? voxel(line, tap) : Input<T>{};
       }
     }
     return make_float4(values[0], values[1], values[2], values[3]);
@@ -176,8 +176,9 @@ struct GatheredVoxels {
 
 // Operand B of backward data: column = input channel of the group, k = (tap of the region, output channel of
 // the group).
+template <class T>
 struct AdjointWeight {
-  const float* weight;
+  Input<T> weight;
   Geometry g;
   bool aligned;
   int64_t rows;  // input channels of a group
@@ -188,14 +189,14 @@ struct AdjointWeight {
   using Loader = LoaderByRow<kRows, kThreads, AdjointWeight>;
 
   struct Line {
-    const float* p;
+    Input<T> p;
     int count;
   };
 
   VESAL_DEVICE void begin_block(int piece) {
     VESAL_SHARED(int, table, [kMostTaps]);
     const Region region = make_region<true>(g, piece % g.residues);
-    weight += int64_t{piece / g.residues} * g.channels * g.kernel.product() * rows;
+    weight = weight + int64_t{piece / g.residues} * g.channels * g.kernel.product() * rows;
     depth = region.taps() * g.channels;
     for (int t = static_cast<int>(threadIdx.x); t < region.taps(); t += static_cast<int>(blockDim.x)) {
       const int a = region.d.weight_first + region.d.weight_step * (t / (region.h.taps * region.w.taps));
@@ -223,8 +224,9 @@ struct AdjointWeight {
 };
 
 // Operand A of backward weight: row = (tap, source channel), k = target voxel.
+template <class T>
 struct GatheredTaps {
-  const float* source;
+  Input<T> source;
   Geometry g;
   bool aligned;
   int64_t rows;  // taps * channels
@@ -238,7 +240,7 @@ struct GatheredTaps {
     int channels[4];
   };
 
-  VESAL_DEVICE void begin_block(int piece) { source += int64_t{piece} * g.channels; }
+  VESAL_DEVICE void begin_block(int piece) { source = source + int64_t{piece} * g.channels; }
   VESAL_DEVICE int64_t target_row(int64_t row) const { return row; }
 
   VESAL_DEVICE Line line(int64_t row) const {
@@ -266,28 +268,28 @@ struct GatheredTaps {
     const int h = q % g.target.h * g.stride.h - g.padding.h;
     q /= g.target.h;
     const int d = q % g.target.d * g.stride.d - g.padding.d;
-    const float* volume = source + int64_t{q / g.target.d} * g.source.d * g.source.h * g.source.w * g.pitch;
+    const Input<T> volume = source + int64_t{q / g.target.d} * g.source.d * g.source.h * g.source.w * g.pitch;
     if (aligned) {
-      const float* p = voxel(volume, line.taps[0], d, h, w);
-      return p != nullptr ? load4(p + line.channels[0]) : zero4();
+      const Input<T> p = voxel(volume, line.taps[0], d, h, w);
+      return p ? load4(p + line.channels[0]) : zero4();
     }
     float values[4];
     VESAL_UNROLL
     for (int j = 0; j < 4; ++j) {
-      const float* p = voxel(volume, line.taps[j], d, h, w);
-      values[j] = p != nullptr ? p[line.channels[j]] : 0.0f;
+      const Input<T> p = voxel(volume, line.taps[j], d, h, w);
+      values[j] = p ? p[line.channels[j]] : 0.0f;
     }
     return make_float4(values[0], values[1], values[2], values[3]);
   }
 
-  VESAL_DEVICE const float* voxel(const float* volume, int tap, int d, int h, int w) const {
+  VESAL_DEVICE Input<T> voxel(const Input<T>& volume, int tap, int d, int h, int w) const {
     d += tap & 0x3ff;
     h += tap >> 10 & 0x3ff;
     w += tap >> 20 & 0x3ff;
     const bool inside = tap >= 0 && static_cast<unsigned>(d) < static_cast<unsigned>(g.source.d) &&
                         static_cast<unsigned>(h) < static_cast<unsigned>(g.source.h) &&
                         static_cast<unsigned>(w) < static_cast<unsigned>(g.source.w);
-    return inside ? volume + ((int64_t{d} * g.source.h + h) * g.source.w + w) * g.pitch : nullptr;
+    return inside ? volume + ((int64_t{d} * g.source.h + h) * g.source.w + w) * g.pitch : Input<T>{};
   }
 };
 
@@ -381,20 +383,22 @@ void check_size(const Conv3dParams& p, ConvPass pass, const char* op) {
 }
 
 // C of a group: a slice of `channels` of the `pitch` that a voxel has.
-Epilogue voxel_rows(float* out, int64_t pitch, const float* bias, int64_t channels, int pieces_of_a_group) {
+template <class T>
+Epilogue<T> voxel_rows(T* out, int64_t pitch, const float* bias, int64_t channels, int pieces_of_a_group) {
   return {.out = out,
           .row_stride = pitch,
           .column_stride = 1,
           .bias = bias,
-          .pre_activation = nullptr,
+          .pre_activation = {},
           .activation = Activation::none,
           .mode = GradMode::overwrite,
           .piece_stride = {.outer = channels, .inner = 0, .inner_count = pieces_of_a_group}};
 }
 
 // Whether four consecutive channels of a group can be read at once.
-bool aligned_group(const float* pointer, int64_t pitch, int64_t channels) {
-  return aligned16(pointer, pitch) && channels % 4 == 0;
+template <class T>
+bool aligned_group(const T* pointer, int64_t pitch, int64_t channels) {
+  return aligned_quads(pointer, pitch) && channels % 4 == 0;
 }
 
 }  // namespace
@@ -414,122 +418,130 @@ size_t conv3d_workspace_bytes(Context&, const Conv3dParams& params, ConvPass pas
 void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x_, ConstData weight_,
                     ConstData bias_, Data y_, Workspace workspace) {
   check_size(params, ConvPass::forward, "conv3d_forward");
-  const auto* x = x_.as<float>("conv3d_forward: x");
-  const auto* weight = weight_.as<float>("conv3d_forward: weight");
   const auto* bias = bias_.as<float>("conv3d_forward: bias");
-  auto* y = y_.as<float>("conv3d_forward: y");
   const Geometry g = geometry(params, false);
-  if (has_thin_groups(params)) {
-    launch_column_map(context.stream(), 1, output_voxels(params), params.c_out,
-                      ThinForward{.x = x,
-                                  .weight = weight,
-                                  .bias = bias,
-                                  .y = y,
-                                  .g = g,
-                                  .group_out = static_cast<int>(params.group_out())});
-    return;
-  }
-  const int64_t depth = params.taps() * params.group_in();
-  launch_product(context, product_size(params, ConvPass::forward),
-                 GatheredVoxels<false>{.source = x,
+  with_storage("conv3d_forward", {x_, weight_, y_}, [&]<class T>(T) {
+    const T* x = x_.as<T>("conv3d_forward: x");
+    const T* weight = weight_.as<T>("conv3d_forward: weight");
+    T* y = y_.as<T>("conv3d_forward: y");
+    if (has_thin_groups(params)) {
+      launch_column_map(context.stream(), 1, output_voxels(params), params.c_out,
+                        ThinForward<T>{.x = Input<T>{x},
+                                       .weight = Input<T>{weight},
+                                       .bias = bias,
+                                       .y = Output<T>{y},
                                        .g = g,
-                                       .aligned = aligned_group(x, params.c_in, params.group_in()),
-                                       .rows = 0,
-                                       .depth = 0,
-                                       .region = {},
-                                       .taps = nullptr},
-                 MatrixByDepth{.p = weight,
-                               .stride = depth,
-                               .rows = params.group_out(),
-                               .depth = static_cast<int>(depth),
-                               .aligned = aligned16(weight, depth),
-                               .piece_stride = {.outer = params.group_out() * depth}},
-                 voxel_rows(y, params.c_out, bias, params.group_out(), 1),
-                 static_cast<float*>(workspace.data));
+                                       .group_out = static_cast<int>(params.group_out())});
+      return;
+    }
+    const int64_t depth = params.taps() * params.group_in();
+    launch_product(context, product_size(params, ConvPass::forward),
+                   GatheredVoxels<T, false>{.source = Input<T>{x},
+                                            .g = g,
+                                            .aligned = aligned_group(x, params.c_in, params.group_in()),
+                                            .rows = 0,
+                                            .depth = 0,
+                                            .region = {},
+                                            .taps = nullptr},
+                   MatrixByDepth<T>{.p = Input<T>{weight},
+                                    .stride = depth,
+                                    .rows = params.group_out(),
+                                    .depth = static_cast<int>(depth),
+                                    .aligned = aligned_quads(weight, depth),
+                                    .piece_stride = {.outer = params.group_out() * depth}},
+                   voxel_rows(y, params.c_out, bias, params.group_out(), 1),
+                   static_cast<float*>(workspace.data));
+  });
 }
 
 void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy_, ConstData weight_,
                     ConstData bias_, Data dx_, Workspace workspace) {
   check_size(params, ConvPass::backward_data, "conv3d_backward_data");
-  const auto* dy = dy_.as<float>("conv3d_backward_data: dy");
-  const auto* weight = weight_.as<float>("conv3d_backward_data: weight");
   const auto* bias = bias_.as<float>("conv3d_backward_data: bias");
-  auto* dx = dx_.as<float>("conv3d_backward_data: dx");
   const Geometry g = geometry(params, true);
-  if (has_thin_groups(params)) {
-    launch_column_map(context.stream(), 1, input_voxels(params), params.c_in,
-                      ThinBackwardData{.dy = dy,
-                                       .weight = weight,
-                                       .bias = bias,
-                                       .dx = dx,
-                                       .g = g,
-                                       .group_in = static_cast<int>(params.group_in())});
-    return;
-  }
-  launch_product(context, product_size(params, ConvPass::backward_data),
-                 GatheredVoxels<true>{.source = dy,
-                                      .g = g,
-                                      .aligned = aligned_group(dy, params.c_out, params.group_out()),
-                                      .rows = 0,
-                                      .depth = 0,
-                                      .region = {},
-                                      .taps = nullptr},
-                 AdjointWeight{.weight = weight,
-                               .g = g,
-                               .aligned = aligned16(weight, params.group_in()),
-                               .rows = params.group_in(),
-                               .depth = 0,
-                               .taps = nullptr},
-                 voxel_rows(dx, params.c_in, bias, params.group_in(), g.residues),
-                 static_cast<float*>(workspace.data));
+  with_storage("conv3d_backward_data", {dy_, weight_, dx_}, [&]<class T>(T) {
+    const T* dy = dy_.as<T>("conv3d_backward_data: dy");
+    const T* weight = weight_.as<T>("conv3d_backward_data: weight");
+    T* dx = dx_.as<T>("conv3d_backward_data: dx");
+    if (has_thin_groups(params)) {
+      launch_column_map(context.stream(), 1, input_voxels(params), params.c_in,
+                        ThinBackwardData<T>{.dy = Input<T>{dy},
+                                            .weight = Input<T>{weight},
+                                            .bias = bias,
+                                            .dx = Output<T>{dx},
+                                            .g = g,
+                                            .group_in = static_cast<int>(params.group_in())});
+      return;
+    }
+    launch_product(context, product_size(params, ConvPass::backward_data),
+                   GatheredVoxels<T, true>{.source = Input<T>{dy},
+                                           .g = g,
+                                           .aligned = aligned_group(dy, params.c_out, params.group_out()),
+                                           .rows = 0,
+                                           .depth = 0,
+                                           .region = {},
+                                           .taps = nullptr},
+                   AdjointWeight<T>{.weight = Input<T>{weight},
+                                    .g = g,
+                                    .aligned = aligned_quads(weight, params.group_in()),
+                                    .rows = params.group_in(),
+                                    .depth = 0,
+                                    .taps = nullptr},
+                   voxel_rows(dx, params.c_in, bias, params.group_in(), g.residues),
+                   static_cast<float*>(workspace.data));
+  });
 }
 
 void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstData x_, ConstData dy_,
                             Data dweight_, Data dbias_, GradMode mode, Workspace workspace) {
   check_size(params, ConvPass::backward_weight, "conv3d_backward_weight");
-  const auto* x = x_.as<float>("conv3d_backward_weight: x");
-  const auto* dy = dy_.as<float>("conv3d_backward_weight: dy");
   auto* dweight = dweight_.as<float>("conv3d_backward_weight: dweight");
+  auto* dbias = dbias_.as<float>("conv3d_backward_weight: dbias");
   auto* scratch = static_cast<float*>(workspace.data);
   const int64_t voxels = output_voxels(params);
   const Geometry g = geometry(params, false);
-  if (has_thin_groups(params)) {
-    launch_column_sums<1>(context.stream(), params.taps(), voxels, params.c_out * params.group_in(), scratch,
-                          ThinBackwardWeight{.x = x,
-                                             .dy = dy,
-                                             .dweight = dweight,
-                                             .g = g,
-                                             .c_out = static_cast<int>(params.c_out),
-                                             .group_out = static_cast<int>(params.group_out()),
-                                             .voxels = voxels,
-                                             .mode = mode});
-  } else {
-    const int64_t rows = params.taps() * params.group_in();
-    launch_product(context, product_size(params, ConvPass::backward_weight),
-                   GatheredTaps{.source = x,
-                                .g = g,
-                                .aligned = aligned_group(x, params.c_in, params.group_in()),
-                                .rows = rows,
-                                .depth = static_cast<int>(voxels)},
-                   MatrixByRow{.p = dy,
-                               .stride = params.c_out,
-                               .rows = params.group_out(),
-                               .depth = static_cast<int>(voxels),
-                               .aligned = aligned_group(dy, params.c_out, params.group_out()),
-                               .piece_stride = {.outer = params.group_out()}},
-                   Epilogue{.out = dweight,
-                            .row_stride = 1,
-                            .column_stride = rows,
-                            .bias = nullptr,
-                            .pre_activation = nullptr,
-                            .activation = Activation::none,
-                            .mode = mode,
-                            .piece_stride = {.outer = params.group_out() * rows}},
-                   scratch);
-  }
-  if (auto* dbias = dbias_.as<float>("conv3d_backward_weight: dbias")) {
-    add_up_columns(context, voxels, params.c_out, dy, dbias, mode, scratch);
-  }
+  with_storage("conv3d_backward_weight", {x_, dy_}, [&]<class T>(T) {
+    const T* x = x_.as<T>("conv3d_backward_weight: x");
+    const T* dy = dy_.as<T>("conv3d_backward_weight: dy");
+    if (has_thin_groups(params)) {
+      launch_column_sums<1>(context.stream(), params.taps(), voxels, params.c_out * params.group_in(),
+                            scratch,
+                            ThinBackwardWeight<T>{.x = Input<T>{x},
+                                                  .dy = Input<T>{dy},
+                                                  .dweight = dweight,
+                                                  .g = g,
+                                                  .c_out = static_cast<int>(params.c_out),
+                                                  .group_out = static_cast<int>(params.group_out()),
+                                                  .voxels = voxels,
+                                                  .mode = mode});
+    } else {
+      const int64_t rows = params.taps() * params.group_in();
+      launch_product(context, product_size(params, ConvPass::backward_weight),
+                     GatheredTaps<T>{.source = Input<T>{x},
+                                     .g = g,
+                                     .aligned = aligned_group(x, params.c_in, params.group_in()),
+                                     .rows = rows,
+                                     .depth = static_cast<int>(voxels)},
+                     MatrixByRow<T>{.p = Input<T>{dy},
+                                    .stride = params.c_out,
+                                    .rows = params.group_out(),
+                                    .depth = static_cast<int>(voxels),
+                                    .aligned = aligned_group(dy, params.c_out, params.group_out()),
+                                    .piece_stride = {.outer = params.group_out()}},
+                     Epilogue<T>{.out = dweight,
+                                 .row_stride = 1,
+                                 .column_stride = rows,
+                                 .bias = nullptr,
+                                 .pre_activation = {},
+                                 .activation = Activation::none,
+                                 .mode = mode,
+                                 .piece_stride = {.outer = params.group_out() * rows}},
+                     scratch);
+    }
+    if (dbias != nullptr) {
+      add_up_columns<T>(context, voxels, params.c_out, Input<T>{dy}, dbias, mode, scratch);
+    }
+  });
 }
 
 size_t column_sum_workspace_bytes(Context&, int64_t rows, int64_t columns) {
@@ -538,8 +550,10 @@ size_t column_sum_workspace_bytes(Context&, int64_t rows, int64_t columns) {
 
 void column_sum(Context& context, int64_t rows, int64_t columns, ConstData x, Data sums, GradMode mode,
                 Workspace workspace) {
-  add_up_columns(context, rows, columns, x.as<float>("column_sum: x"), sums.as<float>("column_sum: sums"),
-                 mode, static_cast<float*>(workspace.data));
+  with_storage("column_sum", {x}, [&]<class T>(T) {
+    add_up_columns<T>(context, rows, columns, input<T>(x, "column_sum: x"),
+                      sums.as<float>("column_sum: sums"), mode, static_cast<float*>(workspace.data));
+  });
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

@@ -27,7 +27,8 @@ struct Conv3dParams {
   std::array<int, 3> dilation{1, 1, 1};  // >= 1, the step between taps
   int64_t groups = 1;                    // >= 1
   std::optional<std::array<int, 3>> padding_end =
-      std::nullopt;  // >= 0, behind the volume; as padding if absent
+      std::nullopt;            // >= 0, behind the volume; as padding if absent
+  DType storage = DType::f32;  // of the stored tensors: f32, bf16 or f16
 
   std::array<int, 3> far_padding() const { return padding_end.value_or(padding); }
   // What the kernel covers along an axis.
@@ -48,7 +49,8 @@ struct Conv3dParams {
   }
 };
 
-// Throws ShapeError, naming `op` and the field, for sizes outside the ranges above or an empty output.
+// Throws ShapeError, naming `op` and the field, for sizes or types outside the ranges above or an empty
+// output.
 void check_params(const Conv3dParams& params, const char* op);
 
 enum class ConvPass { forward, backward_data, backward_weight };
@@ -56,6 +58,9 @@ enum class ConvPass { forward, backward_data, backward_weight };
 // Bytes of scratch memory that the given pass needs on this context's device.
 size_t conv3d_workspace_bytes(Context& context, const Conv3dParams& params, ConvPass pass);
 
+// x, weight, y, dy and dx are stored as params.storage says, which the scratch memory depends on; bias and
+// the gradients of weight and bias are float32.
+//
 // x [n, d, h, w, c_in], weight [c_out, kd, kh, kw, c_in / groups] (PyTorch's [c_out, c_in / groups, kd, kh,
 // kw] with the channels moved to the end), bias [c_out] or null, y [n, out_d, out_h, out_w, c_out].
 void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x, ConstData weight,

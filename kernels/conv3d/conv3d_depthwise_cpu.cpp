@@ -6,10 +6,12 @@
 #include "kernels/conv3d/conv3d_depthwise_cpu.hpp"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "base/parallel.hpp"
 #include "base/size.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/vector_lanes.hpp"
 
 namespace vesal::kernels::cpu {
@@ -56,7 +58,29 @@ Axis make_axis(const Conv3dParams& p, size_t number, bool backward, int64_t sour
   return axis;
 }
 
+// kLanes neighbouring stored values.
+inline Lanes load_values(const float* p) { return load_lanes(p); }
+template <class T>
+Lanes load_values(const T* p) {
+  typedef uint16_t Bits __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(2), may_alias));
+  const LanesInt bits = __builtin_convertvector(*reinterpret_cast<const Bits*>(p), LanesInt);
+  if constexpr (std::is_same_v<T, bf16>) {
+    return reinterpret_cast<Lanes>(bits << 16);
+  } else {  // as widen(f16)
+    const LanesInt magnitude = bits & 0x7fff, shifted = magnitude << 13;
+    const LanesInt finite = reinterpret_cast<LanesInt>(reinterpret_cast<Lanes>(shifted) * 0x1p112f);
+    const LanesInt wide = magnitude >= 0x7c00 ? shifted | 0x7f800000 : finite;
+    return reinterpret_cast<Lanes>(wide | (bits & 0x8000) << 16);
+  }
+}
+
 // The first `count` lanes from memory, zeros in the others.
+template <class T>
+Lanes load_some(const T* p, int64_t count) {
+  T values[kLanes] = {};
+  std::copy_n(p, count, values);
+  return load_values(values);
+}
 inline Lanes load_some(const float* p, int64_t count) {
 #if defined(__AVX512F__)
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
@@ -69,27 +93,37 @@ inline Lanes load_some(const float* p, int64_t count) {
 #endif
 }
 
-// Lane l from p[l * kStep ...]: kUnit for neighbouring floats.
-template <bool kUnit>
-inline Lanes load_channels(const float* p, int64_t step, int64_t count) {
+// Lane l from p[l * step]: kUnit for neighbouring values.
+template <bool kUnit, class T>
+inline Lanes load_channels(const T* p, int64_t step, int64_t count) {
   if constexpr (kUnit) {
-    return count >= kLanes ? load_lanes(p) : load_some(p, count);
+    return count >= kLanes ? load_values(p) : load_some(p, count);
   } else {
     Lanes v{};
     for (int64_t l = 0; l < std::min<int64_t>(count, kLanes); ++l) {
-      v[l] = p[l * step];
+      v[l] = widen(p[l * step]);
     }
     return v;
   }
 }
 
-inline void store_channels(float* p, int64_t step, int64_t count, Lanes v) {
-  if (step == 1 && count >= kLanes) {
-    store_lanes(p, v);
-    return;
+template <class T>
+void store_channels(T* p, int64_t step, int64_t count, Lanes v) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (step == 1 && count >= kLanes) {
+      store_lanes(p, v);
+      return;
+    }
+  }
+  float values[kLanes];
+  store_lanes(values, v);
+  T narrowed[kLanes];
+#pragma omp simd
+  for (int l = 0; l < kLanes; ++l) {
+    narrowed[l] = narrow<T>(values[l]);
   }
   for (int64_t l = 0; l < std::min<int64_t>(count, kLanes); ++l) {
-    p[l * step] = v[l];
+    p[l * step] = narrowed[l];
   }
 }
 
@@ -117,28 +151,31 @@ inline void for_each_chunk(int64_t channels, Body&& body) {
 int64_t multiplier(const Conv3dParams& p) { return p.c_out / p.c_in; }
 
 // packed[j][tap][channel] of output channel * multiplier + j, channels padded to whole registers.
-void pack(const Conv3dParams& p, const float* weight, float* packed) {
+template <class T>
+void pack(const Conv3dParams& p, const T* weight, float* packed) {
   const int64_t taps = p.taps();
   const int64_t m = multiplier(p);
   const int64_t pitch = round_up_to_lanes(p.c_in);
   std::fill_n(packed, m * taps * pitch, 0.0f);
   for (int64_t k = 0; k < p.c_out; ++k) {
     for (int64_t t = 0; t < taps; ++t) {
-      packed[(k % m * taps + t) * pitch + k / m] = weight[k * taps + t];
+      packed[(k % m * taps + t) * pitch + k / m] = widen(weight[k * taps + t]);
     }
   }
 }
 
 // A line of the source and the weights that it meets.
+template <class T>
 struct SourceLine {
-  const float* values;
+  const T* values;
   const float* weights;
 };
 
 // What of the source a target voxel adds up: lines met through depth and height, positions met along the
 // line.
+template <class T>
 struct Sum {
-  const SourceLine* lines;
+  const SourceLine<T>* lines;
   int64_t line_count;
   const Meeting* begin;
   const Meeting* end;
@@ -150,7 +187,7 @@ struct Sum {
     const int64_t last = channels - channel - (kBlocks - 1) * kLanes;  // channels in the last register
     for (int64_t r = 0; r < line_count; ++r) {
       for (const Meeting* meeting = begin; meeting != end; ++meeting) {
-        const float* values = lines[r].values + meeting->source + offset + channel * step;
+        const T* values = lines[r].values + meeting->source + offset + channel * step;
         const float* weights = lines[r].weights + meeting->tap + weight_offset + channel;
         for (int b = 0; b < kBlocks; ++b) {
           sums[b] = fma_lanes(
@@ -171,9 +208,9 @@ void start(const float* bias, int64_t step, int64_t channels, int64_t channel, L
 }
 
 // Calls body(target voxel's memory, Sum) for each voxel of the target.
-template <class Body>
-void for_each_target(const Conv3dParams& p, bool backward, const float* source, const float* packed,
-                     float* target, Body&& body) {
+template <class T, class Body>
+void for_each_target(const Conv3dParams& p, bool backward, const T* source, const float* packed, T* target,
+                     Body&& body) {
   const int64_t m = multiplier(p);
   const int64_t weight_pitch = round_up_to_lanes(p.c_in);
   const std::array inputs{p.d, p.h, p.w};
@@ -188,11 +225,11 @@ void for_each_target(const Conv3dParams& p, bool backward, const float* source, 
   const Axis wide = make_axis(p, 2, backward, from_pitch, weight_pitch);
   const int64_t work = std::max<int64_t>(to[2] * p.c_out * p.taps(), 1);
   parallel_for(p.n * to[0] * to[1], ceil_div(32768, work), [&](int64_t first, int64_t last) {
-    SourceLine lines[49];
+    SourceLine<T> lines[49];
     for (int64_t line = first; line < last; ++line) {
       const int64_t h = line % to[1];
       const int64_t d = line / to[1] % to[0];
-      const float* volume = source + line / (to[1] * to[0]) * from[0] * from[1] * from[2] * from_pitch;
+      const T* volume = source + line / (to[1] * to[0]) * from[0] * from[1] * from[2] * from_pitch;
       int64_t count = 0;
       for (const Meeting* a = deep.begin(d); a != deep.end(d); ++a) {
         for (const Meeting* b = high.begin(h); b != high.end(h); ++b) {
@@ -201,7 +238,7 @@ void for_each_target(const Conv3dParams& p, bool backward, const float* source, 
       }
       for (int64_t w = 0; w < to[2]; ++w) {
         body(target + (line * to[2] + w) * to_pitch,
-             Sum{lines, count, wide.begin(w), wide.end(w), backward ? m : 1, p.c_in});
+             Sum<T>{lines, count, wide.begin(w), wide.end(w), backward ? m : 1, p.c_in});
       }
     }
   });
@@ -214,8 +251,8 @@ int64_t slab_count(const Conv3dParams& p) {
 int64_t packed_count(const Conv3dParams& p) { return multiplier(p) * p.taps() * round_up_to_lanes(p.c_in); }
 
 // sums += dy * x over the positions q of a line, which meet x at positions stride apart.
-template <bool kUnit>
-void add_line(const Conv3dParams& p, const float* x, const float* dy, int64_t count, float* sums) {
+template <bool kUnit, class T>
+void add_line(const Conv3dParams& p, const T* x, const T* dy, int64_t count, float* sums) {
   const int64_t m = multiplier(p);
   const int64_t x_step = p.stride[2] * p.c_in;
   for_each_chunk(p.c_in, [&]<int kBlocks>(int64_t channel) {
@@ -225,8 +262,8 @@ void add_line(const Conv3dParams& p, const float* x, const float* dy, int64_t co
     }
     const int64_t last = p.c_in - channel - (kBlocks - 1) * kLanes;
     for (int64_t q = 0; q < count; ++q) {
-      const float* values = x + q * x_step + channel;
-      const float* gradients = dy + q * p.c_out + channel * m;
+      const T* values = x + q * x_step + channel;
+      const T* gradients = dy + q * p.c_out + channel * m;
       for (int b = 0; b < kBlocks; ++b) {
         const int64_t lanes = b + 1 < kBlocks ? kLanes : last;
         chunk[b] = fma_lanes(load_channels<kUnit>(gradients + b * kLanes * m, m, lanes),
@@ -248,16 +285,17 @@ size_t depthwise_workspace_bytes(const Conv3dParams& p, ConvPass pass) {
          sizeof(float);
 }
 
-void depthwise_forward(const Conv3dParams& p, const float* x, const float* weight, const float* bias,
-                       float* y, float* workspace) {
+template <class T>
+void depthwise_forward(const Conv3dParams& p, const T* x, const T* weight, const float* bias, T* y,
+                       float* workspace) {
   pack(p, weight, workspace);
   const int64_t m = multiplier(p);
-  for_each_target(p, false, x, workspace, y, [&](float* target, const Sum& sum) {
+  for_each_target(p, false, x, workspace, y, [&](T* target, const Sum<T>& sum) {
     for (int64_t j = 0; j < m; ++j) {
       for_each_chunk(p.c_in, [&]<int kBlocks>(int64_t channel) {
         Lanes sums[kBlocks];
         start(bias != nullptr ? bias + j : nullptr, m, p.c_in, channel, sums);
-        sum.add<kBlocks, true>(0, j * p.taps() * round_up_to_lanes(p.c_in), channel, sums);
+        sum.template add<kBlocks, true>(0, j * p.taps() * round_up_to_lanes(p.c_in), channel, sums);
         for (int b = 0; b < kBlocks; ++b) {
           const int64_t first = channel + b * kLanes;
           store_channels(target + first * m + j, m, p.c_in - first, sums[b]);
@@ -267,19 +305,20 @@ void depthwise_forward(const Conv3dParams& p, const float* x, const float* weigh
   });
 }
 
-void depthwise_adjoint(const Conv3dParams& p, const float* dy, const float* weight, const float* bias,
-                       float* dx, float* workspace) {
+template <class T>
+void depthwise_adjoint(const Conv3dParams& p, const T* dy, const T* weight, const float* bias, T* dx,
+                       float* workspace) {
   pack(p, weight, workspace);
   const int64_t m = multiplier(p);
-  for_each_target(p, true, dy, workspace, dx, [&](float* target, const Sum& sum) {
+  for_each_target(p, true, dy, workspace, dx, [&](T* target, const Sum<T>& sum) {
     for_each_chunk(p.c_in, [&]<int kBlocks>(int64_t channel) {
       Lanes sums[kBlocks];
       start(bias, 1, p.c_in, channel, sums);
       if (m == 1) {
-        sum.add<kBlocks, true>(0, 0, channel, sums);
+        sum.template add<kBlocks, true>(0, 0, channel, sums);
       } else {
         for (int64_t j = 0; j < m; ++j) {
-          sum.add<kBlocks, false>(j, j * p.taps() * round_up_to_lanes(p.c_in), channel, sums);
+          sum.template add<kBlocks, false>(j, j * p.taps() * round_up_to_lanes(p.c_in), channel, sums);
         }
       }
       for (int b = 0; b < kBlocks; ++b) {
@@ -290,8 +329,9 @@ void depthwise_adjoint(const Conv3dParams& p, const float* dy, const float* weig
   });
 }
 
-void depthwise_backward_weight(const Conv3dParams& p, const float* x, const float* dy, float* dweight,
-                               GradMode mode, float* workspace) {
+template <class T>
+void depthwise_backward_weight(const Conv3dParams& p, const T* x, const T* dy, float* dweight, GradMode mode,
+                               float* workspace) {
   const int64_t m = multiplier(p);
   const int64_t taps = p.taps();
   const int64_t pitch = round_up_to_lanes(p.c_in);
@@ -306,10 +346,10 @@ void depthwise_backward_weight(const Conv3dParams& p, const float* x, const floa
       for (int64_t line = lines * slab / slabs; line < lines * (slab + 1) / slabs; ++line) {
         const int64_t h = line % p.out_h();
         const int64_t d = line / p.out_h() % p.out_d();
-        const float* volume = x + line / (p.out_h() * p.out_d()) * p.d * p.h * p.w * p.c_in;
+        const T* volume = x + line / (p.out_h() * p.out_d()) * p.d * p.h * p.w * p.c_in;
         for (const Meeting* a = deep.begin(d); a != deep.end(d); ++a) {
           for (const Meeting* b = high.begin(h); b != high.end(h); ++b) {
-            const float* source = volume + a->source + b->source;
+            const T* source = volume + a->source + b->source;
             for (int64_t c = 0; c < p.kernel[2]; ++c) {
               const int64_t shift = c * p.dilation[2] - p.padding[2];
               const int64_t stride = p.stride[2];
@@ -319,8 +359,8 @@ void depthwise_backward_weight(const Conv3dParams& p, const float* x, const floa
               if (begin >= end) {
                 continue;
               }
-              const float* values = source + (begin * stride + shift) * p.c_in;
-              const float* gradients = dy + (line * p.out_w() + begin) * p.c_out;
+              const T* values = source + (begin * stride + shift) * p.c_in;
+              const T* gradients = dy + (line * p.out_w() + begin) * p.c_out;
               float* sums = partial + (a->tap + b->tap + c) * pitch;
               if (m == 1) {
                 add_line<true>(p, values, gradients, end - begin, sums);
@@ -346,5 +386,14 @@ void depthwise_backward_weight(const Conv3dParams& p, const float* x, const floa
     }
   }
 }
+
+#define VESAL_DEPTHWISE(T)                                                                            \
+  template void depthwise_forward(const Conv3dParams&, const T*, const T*, const float*, T*, float*); \
+  template void depthwise_adjoint(const Conv3dParams&, const T*, const T*, const float*, T*, float*); \
+  template void depthwise_backward_weight(const Conv3dParams&, const T*, const T*, float*, GradMode, float*);
+VESAL_DEPTHWISE(float)
+VESAL_DEPTHWISE(bf16)
+VESAL_DEPTHWISE(f16)
+#undef VESAL_DEPTHWISE
 
 }  // namespace vesal::kernels::cpu

@@ -11,13 +11,17 @@ namespace vesal::kernels::cpu {
 bool is_depthwise(const Conv3dParams& params);
 
 size_t depthwise_workspace_bytes(const Conv3dParams& params, ConvPass pass);
-void depthwise_forward(const Conv3dParams& params, const float* x, const float* weight, const float* bias,
-                       float* y, float* workspace);
+// T: float, bf16 or f16.
+template <class T>
+void depthwise_forward(const Conv3dParams& params, const T* x, const T* weight, const float* bias, T* y,
+                       float* workspace);
 // The data gradient plus bias [c_in], which may be null.
-void depthwise_adjoint(const Conv3dParams& params, const float* dy, const float* weight, const float* bias,
-                       float* dx, float* workspace);
+template <class T>
+void depthwise_adjoint(const Conv3dParams& params, const T* dy, const T* weight, const float* bias, T* dx,
+                       float* workspace);
 // Without the bias gradient.
-void depthwise_backward_weight(const Conv3dParams& params, const float* x, const float* dy, float* dweight,
+template <class T>
+void depthwise_backward_weight(const Conv3dParams& params, const T* x, const T* dy, float* dweight,
                                GradMode mode, float* workspace);
 
 }  // namespace vesal::kernels::cpu

@@ -1,6 +1,8 @@
 // What conv_transpose3d needs of conv3d beyond its contract. Not for layers.
 #pragma once
 
+#include <initializer_list>
+
 #include "kernels/conv3d/conv3d.hpp"
 
 namespace vesal::kernels {
@@ -10,7 +12,10 @@ namespace vesal::kernels {
 void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy, ConstData weight,
                     ConstData bias, Data dx, Workspace workspace);
 
-// sums[columns] (+)= the sum over rows of x[rows, columns].
+// Throws ShapeError where the tensors are not all stored as `storage`; null ones do not count.
+void check_storage(DType storage, std::initializer_list<ConstData> tensors, const char* op);
+
+// sums[columns] (+)= the sum over rows of x[rows, columns], x stored, sums float32.
 size_t column_sum_workspace_bytes(Context& context, int64_t rows, int64_t columns);
 void column_sum(Context& context, int64_t rows, int64_t columns, ConstData x, Data sums, GradMode mode,
                 Workspace workspace);

@@ -3,11 +3,13 @@
 // take neighbouring channels, which keeps the volumes' accesses coalesced (with a multiplier, neighbours
 // share what they read); the weights are few and stay in the first-level cache.
 //
-// Least work: 4 (voxels_in c_in + voxels_out c_out) bytes; a 3x3x3 depthwise convolution does 54 operations
-// on 8 bytes and is limited by the taps' reads from the caches. The weight gradient reads dy once a tap.
+// Least work: 4 (voxels_in c_in + voxels_out c_out) bytes, half of them in bf16 and f16; a 3x3x3 depthwise
+// convolution does 54 operations on 8 bytes and is limited by the taps' reads from the caches. The weight
+// gradient reads dy once a tap.
 #pragma once
 
 #include "kernels/context/device_loops.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/conv3d/conv3d_geometry.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -31,17 +33,18 @@ VESAL_DEVICE inline bool inside(int at, int extent) {
 }
 
 // Rows: output voxels; columns: output channels. g is the geometry of the forward pass.
+template <class T>
 struct ThinForward {
-  const float* x;
-  const float* weight;
+  Input<T> x;
+  Input<T> weight;
   const float* bias;  // or null
-  float* y;
+  Output<T> y;
   Geometry g;
   int group_out;
 
   struct State {
-    const float* x;
-    const float* weight;
+    Input<T> x;
+    Input<T> weight;
     float bias;
   };
   VESAL_DEVICE State prepare(int64_t, int64_t column) const {
@@ -63,13 +66,13 @@ struct ThinForward {
           continue;
         }
         const int64_t line = ((volume + d) * g.source.h + h) * g.source.w;
-        const float* weights = state.weight + (a * g.kernel.h + b) * g.kernel.w * g.channels;
+        const Input<T> weights = state.weight + (a * g.kernel.h + b) * g.kernel.w * g.channels;
         for (int c = 0; c < g.kernel.w; ++c) {
           const int w = v.w * g.stride.w - g.padding.w + c * g.dilation.w;
           if (!inside(w, g.source.w)) {
             continue;
           }
-          const float* values = state.x + (line + w) * g.pitch;
+          const Input<T> values = state.x + (line + w) * g.pitch;
           for (int i = 0; i < g.channels; ++i) {
             sum = fmaf(values[i], weights[c * g.channels + i], sum);
           }
@@ -88,23 +91,24 @@ VESAL_DEVICE inline int met_by(int at, int tap, int extent, int stride, int padd
 }
 
 // Rows: input voxels; columns: input channels. g is the geometry of the backward pass (source dy, target dx).
+template <class T>
 struct ThinBackwardData {
-  const float* dy;
-  const float* weight;
+  Input<T> dy;
+  Input<T> weight;
   const float* bias;  // or null
-  float* dx;
+  Output<T> dx;
   Geometry g;
   int group_in;
 
   struct State {
-    const float* dy;
-    const float* weight;
+    Input<T> dy;
+    Input<T> weight;
     float bias;
   };
   VESAL_DEVICE State prepare(int64_t, int64_t column) const {
     const int64_t group = column / group_in;
     return {dy + group * g.channels,
-            weight + group * g.channels * g.kernel.product() * group_in + (column - group * group_in),
+            weight + (group * g.channels * g.kernel.product() * group_in + (column - group * group_in)),
             bias != nullptr ? bias[column] : 0.0f};
   }
   VESAL_DEVICE void apply(const State& state, int64_t row, int64_t at) const {
@@ -128,8 +132,8 @@ struct ThinBackwardData {
           if (w < 0) {
             continue;
           }
-          const float* values = state.dy + (line + w) * g.pitch;
-          const float* weights = state.weight + ((a * g.kernel.h + b) * g.kernel.w + c) * group_in;
+          const Input<T> values = state.dy + (line + w) * g.pitch;
+          const Input<T> weights = state.weight + ((a * g.kernel.h + b) * g.kernel.w + c) * group_in;
           for (int k = 0; k < g.channels; ++k) {
             sum = fmaf(values[k], weights[k * step], sum);
           }
@@ -142,9 +146,10 @@ struct ThinBackwardData {
 
 // Sums over output voxels; "samples": taps; columns: (output channel, input channel of its group). g is the
 // geometry of the forward pass.
+template <class T>
 struct ThinBackwardWeight {
-  const float* x;
-  const float* dy;
+  Input<T> x;
+  Input<T> dy;
   float* dweight;
   Geometry g;
   int c_out;
@@ -153,15 +158,15 @@ struct ThinBackwardWeight {
   GradMode mode;
 
   struct State {
-    const float* x;
-    const float* dy;
+    Input<T> x;
+    Input<T> dy;
     int64_t first_row;
     int d, h, w;  // what the tap adds to the coordinates
   };
   VESAL_DEVICE State prepare(int64_t tap, int64_t column) const {
     const int64_t k = column / g.channels;
     const int t = static_cast<int>(tap);
-    return {x + k / group_out * g.channels + (column - k * g.channels),
+    return {x + (k / group_out * g.channels + (column - k * g.channels)),
             dy + k,
             tap * voxels,
             t / (g.kernel.h * g.kernel.w) * g.dilation.d - g.padding.d,

@@ -23,7 +23,8 @@ Conv3dParams adjoint(const ConvTranspose3dParams& p) {
           .stride = p.stride,
           .padding = p.padding,
           .dilation = p.dilation,
-          .groups = p.groups};
+          .groups = p.groups,
+          .storage = p.storage};
 }
 
 int64_t output_voxels(const ConvTranspose3dParams& p) { return p.n * p.out_d() * p.out_h() * p.out_w(); }
@@ -43,6 +44,8 @@ void check_params(const ConvTranspose3dParams& p, const char* op) {
   check<ShapeError>(p.c_out >= 1, op, ": c_out is ", p.c_out, ", must be at least 1");
   check<ShapeError>(p.groups >= 1 && p.c_in % p.groups == 0 && p.c_out % p.groups == 0, op, ": groups is ",
                     p.groups, ", must be at least 1 and divide c_in ", p.c_in, " and c_out ", p.c_out);
+  check<ShapeError>(p.storage == DType::f32 || p.storage == DType::bf16 || p.storage == DType::f16, op,
+                    ": storage is ", name_of(p.storage), ", expected f32, bf16 or f16");
   for (size_t axis = 0; axis < 3; ++axis) {
     const int64_t reach = int64_t{p.dilation[axis]} * (p.kernel[axis] - 1) + 1;
     check<ShapeError>(extents[axis] >= 1, op, ": ", axes[axis], " is ", extents[axis],
@@ -86,12 +89,10 @@ void conv_transpose3d_forward(Context& context, const ConvTranspose3dParams& par
   const char* const op = "conv_transpose3d_forward";
   check_params(params, op);
   check<ShapeError>(params.n == 0 || (x && weight && y), op, ": x, weight or y is null");
+  check_storage(params.storage, {x, weight, y}, op);
   workspace.require(conv_transpose3d_workspace_bytes(context, params, ConvPass::forward), op);
   if (uses_patches(context, params)) {
-    cpu::patches_forward(params, x.as<float>("conv_transpose3d_forward: x"),
-                         weight.as<float>("conv_transpose3d_forward: weight"),
-                         bias.as<float>("conv_transpose3d_forward: bias"),
-                         y.as<float>("conv_transpose3d_forward: y"), workspace);
+    cpu::patches_forward(params, x, weight, bias, y, workspace);
   } else {
     conv3d_adjoint(context, adjoint(params), x, weight, bias, y, workspace);
   }
@@ -102,11 +103,10 @@ void conv_transpose3d_backward_data(Context& context, const ConvTranspose3dParam
   const char* const op = "conv_transpose3d_backward_data";
   check_params(params, op);
   check<ShapeError>(params.n == 0 || (dy && weight && dx), op, ": dy, weight or dx is null");
+  check_storage(params.storage, {dy, weight, dx}, op);
   workspace.require(conv_transpose3d_workspace_bytes(context, params, ConvPass::backward_data), op);
   if (uses_patches(context, params)) {
-    cpu::patches_backward_data(params, dy.as<float>("conv_transpose3d_backward_data: dy"),
-                               weight.as<float>("conv_transpose3d_backward_data: weight"),
-                               dx.as<float>("conv_transpose3d_backward_data: dx"), workspace);
+    cpu::patches_backward_data(params, dy, weight, dx, workspace);
   } else {
     conv3d_forward(context, adjoint(params), dy, weight, nullptr, dx, workspace);
   }
@@ -118,12 +118,10 @@ void conv_transpose3d_backward_weight(Context& context, const ConvTranspose3dPar
   const char* const op = "conv_transpose3d_backward_weight";
   check_params(params, op);
   check<ShapeError>(dweight && (params.n == 0 || (x && dy)), op, ": x, dy or dweight is null");
+  check_storage(params.storage, {x, dy}, op);
   workspace.require(conv_transpose3d_workspace_bytes(context, params, ConvPass::backward_weight), op);
   if (uses_patches(context, params)) {
-    cpu::patches_backward_weight(params, x.as<float>("conv_transpose3d_backward_weight: x"),
-                                 dy.as<float>("conv_transpose3d_backward_weight: dy"),
-                                 dweight.as<float>("conv_transpose3d_backward_weight: dweight"), mode,
-                                 workspace);
+    cpu::patches_backward_weight(params, x, dy, dweight, mode, workspace);
   } else {
     conv3d_backward_weight(context, adjoint(params), dy, x, dweight, nullptr, mode, workspace);
   }

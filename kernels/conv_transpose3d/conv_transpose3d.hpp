@@ -29,6 +29,7 @@ struct ConvTranspose3dParams {
   std::array<int, 3> output_padding{0, 0, 0};  // >= 0, < stride; adds to the far end of y
   std::array<int, 3> dilation{1, 1, 1};        // >= 1
   int64_t groups = 1;                          // >= 1
+  DType storage = DType::f32;                  // of the stored tensors: f32, bf16 or f16
 
   int64_t out_d() const { return out(0, d); }
   int64_t out_h() const { return out(1, h); }
@@ -45,11 +46,15 @@ struct ConvTranspose3dParams {
   }
 };
 
-// Throws ShapeError, naming `op` and the field, for sizes outside the ranges above or an empty output.
+// Throws ShapeError, naming `op` and the field, for sizes or types outside the ranges above or an empty
+// output.
 void check_params(const ConvTranspose3dParams& params, const char* op);
 
 size_t conv_transpose3d_workspace_bytes(Context& context, const ConvTranspose3dParams& params, ConvPass pass);
 
+// x, weight, y, dy and dx are stored as params.storage says, which the scratch memory depends on; bias and
+// the gradients of weight and bias are float32.
+//
 // x [n, d, h, w, c_in], weight [c_in, kd, kh, kw, c_out / groups], bias [c_out] or null, y [n, out_d, out_h,
 // out_w, c_out].
 void conv_transpose3d_forward(Context& context, const ConvTranspose3dParams& params, ConstData x,

@@ -9,12 +9,12 @@ namespace vesal::kernels::cpu {
 bool has_separate_patches(const ConvTranspose3dParams& params);
 
 size_t patches_workspace_bytes(const ConvTranspose3dParams& params, ConvPass pass);
-void patches_forward(const ConvTranspose3dParams& params, const float* x, const float* weight,
-                     const float* bias, float* y, Workspace workspace);
-void patches_backward_data(const ConvTranspose3dParams& params, const float* dy, const float* weight,
-                           float* dx, Workspace workspace);
+void patches_forward(const ConvTranspose3dParams& params, ConstData x, ConstData weight, ConstData bias,
+                     Data y, Workspace workspace);
+void patches_backward_data(const ConvTranspose3dParams& params, ConstData dy, ConstData weight, Data dx,
+                           Workspace workspace);
 // Without the bias gradient.
-void patches_backward_weight(const ConvTranspose3dParams& params, const float* x, const float* dy,
-                             float* dweight, GradMode mode, Workspace workspace);
+void patches_backward_weight(const ConvTranspose3dParams& params, ConstData x, ConstData dy, Data dweight,
+                             GradMode mode, Workspace workspace);
 
 }  // namespace vesal::kernels::cpu

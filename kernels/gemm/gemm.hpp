@@ -7,6 +7,9 @@
 // keys [windows, tokens, heads, dim] the scores of all windows and heads are one call with outer = windows,
 // inner = heads, a row stride of heads * dim and an inner stride of dim.
 //
+// The matrices are stored as float32, bf16 or f16, all of a call alike; only the one that is written may also
+// be float32 where the others are bf16 or f16 (scores before a softmax, the gradient of a weight).
+//
 // The gradients are products of the same kind:
 //   dA = alpha dC op(B)^T, dB = alpha op(A)^T dC (transposed where A or B is), and dC for the beta term is
 //   beta dC.

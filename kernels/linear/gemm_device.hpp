@@ -1,5 +1,7 @@
 // A tiled float32 matrix product for CUDA, C[m, n] = sum over k of A[m, k] B[k, n], where A and B are
-// whatever the operand types say: linear takes plain matrices, conv3d gathers voxels (implicit GEMM).
+// whatever the operand types say: linear takes plain matrices, conv3d gathers voxels (implicit GEMM). Stored
+// operands (storage.hpp) are widened as they are loaded, results are narrowed as they are written; all
+// between is float32, in the same order for every storage type.
 //
 // An operand has
 //   begin_block(piece)     called once by all threads of a block; `piece` numbers independent products in one
@@ -18,6 +20,7 @@
 
 #include "base/size.hpp"
 #include "kernels/context/context.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/simt/device.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -34,11 +37,22 @@ constexpr int kSumRows = 8;
 template <int kTileN>
 constexpr int kGemmThreads = (kTileM / kThreadM) * (kTileN / kThreadN);
 
-VESAL_DEVICE inline float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
 VESAL_DEVICE inline float4 zero4() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 
-// The `count` (0 to 4, or more) first of four consecutive floats, zeros for the rest.
-VESAL_DEVICE inline float4 load_up_to_4(const float* p, int count, bool aligned) {
+VESAL_DEVICE inline float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
+// Four stored values in one access of eight bytes.
+template <class T>
+VESAL_DEVICE float4 load4(const Reader<T>& p) {
+  struct alignas(8) Quad {
+    T x, y, z, w;
+  };
+  const Quad quad = *reinterpret_cast<const Quad*>(p.pointer);
+  return make_float4(widen(quad.x), widen(quad.y), widen(quad.z), widen(quad.w));
+}
+
+// The `count` (0 to 4, or more) first of four consecutive values, zeros for the rest.
+template <class P>
+VESAL_DEVICE float4 load_up_to_4(const P& p, int count, bool aligned) {
   if (aligned && count >= 4) {
     return load4(p);
   }
@@ -67,11 +81,12 @@ struct LoaderByDepth;
 template <int kRows, int kThreads, class Operand>
 struct LoaderByRow;
 
-// ---- Plain matrices as operands. `aligned`: base and all strides are multiples of 16 bytes. ----
+// ---- Plain matrices as operands. `aligned`: base and all strides are multiples of four elements. ----
 
 // Element (row, k) at p[row * stride + k]: four consecutive k at once.
+template <class T>
 struct MatrixByDepth {
-  const float* p;
+  Input<T> p;
   int64_t stride;
   int64_t rows;
   int depth;
@@ -81,19 +96,20 @@ struct MatrixByDepth {
   template <int kRows, int kThreads>
   using Loader = LoaderByDepth<kRows, kThreads, MatrixByDepth>;
   struct Line {
-    const float* p;
+    Input<T> p;
   };
-  VESAL_DEVICE void begin_block(int piece) { p += piece_stride.offset(piece); }
+  VESAL_DEVICE void begin_block(int piece) { p = p + piece_stride.offset(piece); }
   VESAL_DEVICE int64_t target_row(int64_t row) const { return row; }
-  VESAL_DEVICE Line line(int64_t row) const { return {row < rows ? p + row * stride : nullptr}; }
+  VESAL_DEVICE Line line(int64_t row) const { return {row < rows ? p + row * stride : Input<T>{}}; }
   VESAL_DEVICE float4 load(const Line& line, int k) const {
-    return line.p == nullptr ? zero4() : load_up_to_4(line.p + k, depth - k, aligned);
+    return line.p ? load_up_to_4(line.p + k, depth - k, aligned) : zero4();
   }
 };
 
 // Element (row, k) at p[k * stride + row]: four consecutive rows at once.
+template <class T>
 struct MatrixByRow {
-  const float* p;
+  Input<T> p;
   int64_t stride;
   int64_t rows;
   int depth;
@@ -103,10 +119,10 @@ struct MatrixByRow {
   template <int kRows, int kThreads>
   using Loader = LoaderByRow<kRows, kThreads, MatrixByRow>;
   struct Line {
-    const float* p;
+    Input<T> p;
     int count;
   };
-  VESAL_DEVICE void begin_block(int piece) { p += piece_stride.offset(piece); }
+  VESAL_DEVICE void begin_block(int piece) { p = p + piece_stride.offset(piece); }
   VESAL_DEVICE int64_t target_row(int64_t row) const { return row; }
   VESAL_DEVICE Line line(int64_t row) const {
     return {p + row, row < rows ? static_cast<int>(min(rows - row, int64_t{4})) : 0};
@@ -251,42 +267,81 @@ VESAL_DEVICE inline float activate(Activation activation, float value) {
   return value;
 }
 
+// Where results go: a stored tensor or, where `wide` is not null, float32 memory (partial sums, gradients of
+// weights). A choice while the kernel runs, so that a storage type needs one kernel for both.
+template <class T>
+struct Result {
+  Writer<T> stored{};
+  float* wide = nullptr;
+
+  Result(T* tensor) : stored{tensor} {}
+  Result(float* memory) : wide(memory) {}
+  VESAL_DEVICE void move(int64_t offset) {
+    if (wide != nullptr) {
+      wide += offset;
+    } else {
+      stored = stored + offset;
+    }
+  }
+  VESAL_DEVICE float load(int64_t i) const {
+    return wide != nullptr ? wide[i] : static_cast<float>(stored[i]);
+  }
+  VESAL_DEVICE void store(int64_t i, float value) const {
+    if (wide != nullptr) {
+      wide[i] = value;
+    } else {
+      stored[i] = value;
+    }
+  }
+};
+template <>
+struct Result<float> {
+  float* memory;
+
+  Result(float* p) : memory(p) {}
+  VESAL_DEVICE void move(int64_t offset) { memory += offset; }
+  VESAL_DEVICE float load(int64_t i) const { return memory[i]; }
+  VESAL_DEVICE void store(int64_t i, float value) const { memory[i] = value; }
+};
+
 // Element (row, column) of a piece's result at out[piece's offset + row * row_stride + column *
 // column_stride].
+template <class T>
 struct Epilogue {
-  float* out;
+  Result<T> out;
   int64_t row_stride;
   int64_t column_stride;
-  const float* bias;      // of columns, or null
-  float* pre_activation;  // like out, or null
+  const float* bias;         // of columns, or null
+  Output<T> pre_activation;  // like out, or null
   Activation activation;
   GradMode mode;
   PieceStride piece_stride{};  // of out and pre_activation; and of the bias, which lies along a row of out
 
   VESAL_DEVICE void begin_block(int piece, int64_t split_offset) {
     const int64_t offset = piece_stride.offset(piece);
-    out += offset + split_offset;
+    out.move(offset + split_offset);
     bias = bias != nullptr ? bias + offset : nullptr;
-    pre_activation = pre_activation != nullptr ? pre_activation + offset : nullptr;
+    pre_activation = pre_activation ? pre_activation + offset : pre_activation;
   }
   VESAL_DEVICE void store(int64_t row, int64_t column, float sum) const {
     const int64_t at = row * row_stride + column * column_stride;
     if (bias != nullptr) {
       sum += bias[column];
     }
-    if (pre_activation != nullptr) {
+    if (pre_activation) {
       pre_activation[at] = sum;
     }
     const float value = activate(activation, sum);
-    out[at] = mode == GradMode::accumulate ? out[at] + value : value;
+    out.store(at, mode == GradMode::accumulate ? out.load(at) + value : value);
   }
 };
 
 // out = activation(sum over splits of partials[split][count] + bias[index % columns]); partials may be out
 // itself.
-VESAL_KERNEL void finish_kernel(const float* partials, int splits, int64_t count, int columns,
-                                const float* bias, Activation activation, GradMode mode, float* out,
-                                float* pre_activation) {
+template <class P, class T>
+VESAL_KERNEL void finish_kernel(Input<P> partials, int splits, int64_t count, int columns, const float* bias,
+                                Activation activation, GradMode mode, Result<T> out,
+                                Output<T> pre_activation) {
   const int64_t i = int64_t{blockIdx.x} * kFinishThreads + threadIdx.x;
   if (i >= count) {
     return;
@@ -298,16 +353,17 @@ VESAL_KERNEL void finish_kernel(const float* partials, int splits, int64_t count
   if (bias != nullptr) {
     sum += bias[i % columns];
   }
-  if (pre_activation != nullptr) {
+  if (pre_activation) {
     pre_activation[i] = sum;
   }
   const float value = activate(activation, sum);
-  out[i] = mode == GradMode::accumulate ? out[i] + value : value;
+  out.store(i, mode == GradMode::accumulate ? out.load(i) + value : value);
 }
 
 // partials[slab][column] = sum over the slab's rows of x[row][column]. grid (column tiles, slabs), block 32
 // x 8.
-VESAL_KERNEL void column_sum_kernel(const float* x, int64_t rows, int64_t columns, float* partials) {
+template <class T>
+VESAL_KERNEL void column_sum_kernel(Input<T> x, int64_t rows, int64_t columns, float* partials) {
   VESAL_SHARED(float, sums, [kSumRows][kSumColumns]);
   const int64_t column = int64_t{blockIdx.x} * kSumColumns + threadIdx.x;
   const int64_t begin = rows * blockIdx.y / gridDim.y;
@@ -373,8 +429,10 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>)
 
 // ---- Host side ----
 
-inline bool aligned16(const void* pointer, int64_t stride) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % 4 == 0;
+// Whether four consecutive elements of a row can be read at once.
+template <class T>
+bool aligned_quads(const T* pointer, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(pointer) % (4 * sizeof(T)) == 0 && stride % 4 == 0;
 }
 
 // A product of `rows` x `columns` in each of `pieces`, with a depth of at most `depth`; `count` elements in
@@ -398,11 +456,13 @@ struct ProductSize {
   }
 };
 
-inline void finish(Context& context, const float* partials, int splits, int64_t count, int64_t columns,
-                   const float* bias, Activation activation, GradMode mode, float* out,
-                   float* pre_activation) {
-  launch(context.stream(), {.grid = ceil_div(count, kFinishThreads), .block = kFinishThreads}, finish_kernel,
-         partials, splits, count, static_cast<int>(columns), bias, activation, mode, out, pre_activation);
+template <class P, class T>
+void finish(Context& context, Input<P> partials, int splits, int64_t count, int64_t columns,
+            const float* bias, Activation activation, GradMode mode, const Result<T>& out,
+            Output<T> pre_activation) {
+  launch(context.stream(), {.grid = ceil_div(count, kFinishThreads), .block = kFinishThreads},
+         finish_kernel<P, T>, partials, splits, count, static_cast<int>(columns), bias, activation, mode, out,
+         pre_activation);
 }
 
 // One launch for all tiles, pieces and splits; a split's results lie size.count elements after those of the
@@ -422,22 +482,22 @@ void launch_tiles(Context& context, const ProductSize& size, int splits, const A
 }
 
 // Runs the product; `partials` holds size.workspace_bytes(). A bias needs C with consecutive columns.
-template <class A, class B>
+template <class A, class B, class T>
 void launch_product(Context& context, const ProductSize& size, const A& a, const B& b,
-                    const Epilogue& epilogue, float* partials) {
+                    const Epilogue<T>& epilogue, float* partials) {
   const int splits = size.splits();
-  Epilogue first = epilogue;
+  Epilogue<T> first = epilogue;
   if (splits > 1) {
-    first.out = partials;
+    first.out = Result<T>(partials);
     first.bias = nullptr;
-    first.pre_activation = nullptr;
+    first.pre_activation = {};
     first.activation = Activation::none;
     first.mode = GradMode::overwrite;
   }
   launch_tiles(context, size, splits, a, b, first);
   if (splits > 1) {
-    finish(context, partials, splits, size.count, epilogue.row_stride, epilogue.bias, epilogue.activation,
-           epilogue.mode, epilogue.out, epilogue.pre_activation);
+    finish<float, T>(context, partials, splits, size.count, epilogue.row_stride, epilogue.bias,
+                     epilogue.activation, epilogue.mode, epilogue.out, epilogue.pre_activation);
   }
 }
 
@@ -448,13 +508,15 @@ inline size_t column_sum_bytes(int64_t rows, int64_t columns) {
 }
 
 // sums (+)= the sum over rows of x[rows, columns]; scratch holds column_sum_bytes.
-inline void add_up_columns(Context& context, int64_t rows, int64_t columns, const float* x, float* sums,
-                           GradMode mode, float* scratch) {
+template <class T>
+void add_up_columns(Context& context, int64_t rows, int64_t columns, Input<T> x, float* sums, GradMode mode,
+                    float* scratch) {
   const int slabs = column_slabs(rows);
   launch(context.stream(),
          {.grid = {ceil_div(columns, kSumColumns), slabs}, .block = {kSumColumns, kSumRows}},
-         column_sum_kernel, x, rows, columns, scratch);
-  finish(context, scratch, slabs, columns, columns, nullptr, Activation::none, mode, sums, nullptr);
+         column_sum_kernel<T>, x, rows, columns, scratch);
+  finish<float, float>(context, scratch, slabs, columns, columns, nullptr, Activation::none, mode, sums,
+                       nullptr);
 }
 
 }  // namespace

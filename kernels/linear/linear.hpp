@@ -21,6 +21,9 @@ void set_gemm_algorithm(Context& context, GemmAlgorithm algorithm);
 enum class LinearPass { forward, backward_data, backward_weight };
 size_t linear_workspace_bytes(Context& context, const LinearParams& params, LinearPass pass);
 
+// x, weight, y, pre_activation, dy and dx are stored as float32, bf16 or f16, all of a call alike; bias and
+// the gradients of weight and bias are float32.
+//
 // x [rows, in], weight [out, in], bias [out] or null, y [rows, out].
 // pre_activation [rows, out] receives x W^T + bias for the backward pass; null when it is not needed.
 void linear_forward(Context& context, const LinearParams& params, ConstData x, ConstData weight,

@@ -6,10 +6,10 @@
 namespace vesal::kernels {
 
 // y = activation(y + bias) in place, keeping y + bias in pre_activation unless that is null.
-using LinearFinish = void(Context& context, const LinearParams& params, const float* bias, float* y,
-                          float* pre_activation);
+using LinearFinish = void(Context& context, const LinearParams& params, const float* bias, Data y,
+                          Data pre_activation);
 // dbias (+)= the sum over rows of dy; the workspace is that of linear_backward_weight.
-using LinearBiasGradient = void(Context& context, const LinearParams& params, const float* dy, float* dbias,
+using LinearBiasGradient = void(Context& context, const LinearParams& params, ConstData dy, float* dbias,
                                 GradMode mode, Workspace workspace);
 
 namespace simt {

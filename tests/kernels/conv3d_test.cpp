@@ -3,12 +3,13 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <tuple>
 
 #include "base/parallel.hpp"
 #include "kernels/conv3d/conv3d_cases.hpp"
 #include "kernels/conv3d/conv3d_ref.hpp"
-#include "tests/kernels/harness.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -56,24 +57,24 @@ Outputs run(Context& context, const Conv3dParams& p, const Inputs& in) {
 }
 
 template <class T>
-struct Expected {
+struct Reference {
   std::vector<T> y, dx, dweight, dbias;
 };
 
 template <class T>
-Expected<T> reference_run(const Conv3dParams& p, const Inputs& in, bool with_bias = true) {
+Reference<T> reference_run(const Conv3dParams& p, const Inputs& in, bool with_bias = true) {
   const std::vector<T> x(in.x.begin(), in.x.end()), weight(in.weight.begin(), in.weight.end());
   const std::vector<T> bias(in.bias.begin(), in.bias.end()), dy(in.dy.begin(), in.dy.end());
-  Expected<T> e{std::vector<T>(in.dy.size()), std::vector<T>(in.x.size()), std::vector<T>(in.weight.size()),
-                std::vector<T>(in.bias.size())};
+  Reference<T> e{std::vector<T>(in.dy.size()), std::vector<T>(in.x.size()), std::vector<T>(in.weight.size()),
+                 std::vector<T>(in.bias.size())};
   reference::conv3d_forward(p, x.data(), weight.data(), with_bias ? bias.data() : nullptr, e.y.data());
   reference::conv3d_backward_data(p, dy.data(), weight.data(), e.dx.data());
   reference::conv3d_backward_weight(p, x.data(), dy.data(), e.dweight.data(), e.dbias.data());
   return e;
 }
 
-void expect_matches(const std::string& where, const Outputs& out, const Expected<double>& exact,
-                    const Expected<float>& naive) {
+void expect_matches(const std::string& where, const Outputs& out, const Reference<double>& exact,
+                    const Reference<float>& naive) {
   expect_close(where + "y", out.y, exact.y, naive.y);
   expect_close(where + "dx", out.dx, exact.dx, naive.dx);
   expect_close(where + "dweight", out.dweight, exact.dweight, naive.dweight);
@@ -83,8 +84,8 @@ void expect_matches(const std::string& where, const Outputs& out, const Expected
 TEST(Conv3d, MatchesTheReference) {
   for (const Conv3dCase& c : kConv3dCases) {
     const Inputs in = random_inputs(c.params);
-    const Expected<double> exact = reference_run<double>(c.params, in);
-    const Expected<float> naive = reference_run<float>(c.params, in);
+    const Reference<double> exact = reference_run<double>(c.params, in);
+    const Reference<float> naive = reference_run<float>(c.params, in);
     for (const Device device : test_devices()) {
       Context context(device);
       expect_matches(concat(c.name, " on ", to_string(device), ": "), run(context, c.params, in), exact,
@@ -150,8 +151,8 @@ TEST(Conv3d, RandomCases) {
     const Conv3dParams p = draw_conv3d(random);
     const bool integers = random.bernoulli(0.5f);
     const Inputs in = integers ? integer_inputs(p) : random_inputs(p);
-    const Expected<double> exact = reference_run<double>(p, in);
-    const Expected<float> naive = reference_run<float>(p, in);
+    const Reference<double> exact = reference_run<double>(p, in);
+    const Reference<float> naive = reference_run<float>(p, in);
     for (const Device device : test_devices()) {
       Context context(device);
       const std::string where = concat(to_string(device), ": ");
@@ -172,8 +173,8 @@ TEST(Conv3d, IsExactForIntegersWithAndWithoutBias) {
   for (const Conv3dCase& c : kConv3dCases) {
     const Conv3dParams& p = c.params;
     const Inputs in = integer_inputs(p);
-    const Expected<double> exact = reference_run<double>(p, in);
-    const Expected<double> plain = reference_run<double>(p, in, false);
+    const Reference<double> exact = reference_run<double>(p, in);
+    const Reference<double> plain = reference_run<double>(p, in, false);
     for (const Device device : test_devices()) {
       Context context(device);
       const std::string where = concat(c.name, " on ", to_string(device), ": ");
@@ -194,7 +195,7 @@ TEST(Conv3d, AccumulatesGradientsAndLeavesTheBiasAlone) {
   for (const Conv3dCase& c : kConv3dCases) {
     const Conv3dParams& p = c.params;
     const Inputs in = integer_inputs(p);
-    Expected<double> exact = reference_run<double>(p, in);
+    Reference<double> exact = reference_run<double>(p, in);
     const std::vector<float> weight_before = random_integers(p.weight_count(), 5);
     const std::vector<float> bias_before = random_integers(p.c_out, 6);
     for (size_t i = 0; i < weight_before.size(); ++i) {
@@ -253,6 +254,74 @@ TEST(Conv3d, IsIndependentOfEarlierCalls) {
   expect_equal("after other calls", run(used, p, in).all(), expected);
 }
 
+// Every pass with every stored tensor; without a bias and adding to the gradients too.
+void run_stored(Call& c, Conv3dParams p, const Inputs& in, const std::vector<float>& before) {
+  p.storage = c.storage();
+  const auto workspace = [&](ConvPass pass) {
+    return c.workspace(conv3d_workspace_bytes(c.context(), p, pass));
+  };
+  // Results are compared in the order in which they are made here.
+  const Data y = c.out(p.output_count()), plain = c.out(p.output_count()), dx = c.out(p.input_count());
+  const Data dweight = c.out_float(p.weight_count()), dbias = c.out_float(p.c_out),
+             sum = c.in_out_float(before);
+  conv3d_forward(c.context(), p, c.in(in.x), c.in(in.weight), c.in_float(in.bias), y,
+                 workspace(ConvPass::forward));
+  conv3d_forward(c.context(), p, c.in(in.x), c.in(in.weight), nullptr, plain, workspace(ConvPass::forward));
+  conv3d_backward_data(c.context(), p, c.in(in.dy), c.in(in.weight), dx, workspace(ConvPass::backward_data));
+  conv3d_backward_weight(c.context(), p, c.in(in.x), c.in(in.dy), dweight, dbias, GradMode::overwrite,
+                         workspace(ConvPass::backward_weight));
+  conv3d_backward_weight(c.context(), p, c.in(in.x), c.in(in.dy), sum, nullptr, GradMode::accumulate,
+                         workspace(ConvPass::backward_weight));
+}
+
+std::vector<Expected> stored_reference(DType dtype, const Conv3dParams& p, const Inputs& in,
+                                       const std::vector<float>& before) {
+  const Inputs held{rounded(dtype, in.x), rounded(dtype, in.weight), rounded(dtype, in.bias),
+                    rounded(dtype, in.dy)};
+  const Reference<double> exact = reference_run<double>(p, held);
+  const Reference<float> naive = reference_run<float>(p, held);
+  std::vector<double> exact_sum = exact.dweight;
+  std::vector<float> naive_sum = naive.dweight;
+  for (size_t i = 0; i < before.size(); ++i) {
+    exact_sum[i] += static_cast<double>(rounded(dtype, before[i]));
+    naive_sum[i] += rounded(dtype, before[i]);
+  }
+  return {{exact.y, naive.y},
+          {reference_run<double>(p, held, false).y, reference_run<float>(p, held, false).y},
+          {exact.dx, naive.dx},
+          {exact.dweight, naive.dweight},
+          {exact.dbias, naive.dbias},
+          {exact_sum, naive_sum}};
+}
+
+// On the CPU oneDNN's sgemm adds in another order where a 1x1x1 convolution is cut into blocks to be widened.
+TEST(Conv3d, Storage) {
+  for (const Conv3dCase& c : kConv3dCases) {
+    const Inputs in = random_inputs(c.params);
+    const std::vector<float> before = random_normal(c.params.weight_count(), 7);
+    const auto run_case = [&](Call& call) { run_stored(call, c.params, in, before); };
+    const bool is_product = c.params.taps() == 1 && c.params.groups == 1;
+    expect_rounded_float32(c.name, run_case, is_product ? test_devices_where_cpu_is(false) : test_devices());
+    if (is_product) {
+      expect_close_when_stored(
+          c.name, run_case, [&](DType dtype) { return stored_reference(dtype, c.params, in, before); },
+          test_devices_where_cpu_is(true));
+    }
+  }
+}
+
+// Several registers of channels, ragged, and a multiplier, where the CPU has loops of its own.
+TEST(Conv3d, StorageOnTheCpu) {
+  for (const Conv3dParams& p :
+       {Conv3dParams{.n = 2, .d = 6, .h = 7, .w = 8, .c_in = 83, .c_out = 83, .groups = 83},
+        Conv3dParams{.n = 2, .d = 6, .h = 7, .w = 8, .c_in = 19, .c_out = 38, .groups = 19}}) {
+    const Inputs in = random_inputs(p);
+    const std::vector<float> before = random_normal(p.weight_count(), 7);
+    expect_rounded_float32(concat(p.c_in, " to ", p.c_out, " channels"),
+                           [&](Call& call) { run_stored(call, p, in, before); }, {Device{}});
+  }
+}
+
 TEST(Conv3d, ReferenceGradientsMatchNumericDifferences) {
   for (const Conv3dParams& p : {Conv3dParams{.n = 2,
                                .d = 3,
@@ -275,7 +344,7 @@ TEST(Conv3d, ReferenceGradientsMatchNumericDifferences) {
                                 .groups = 2,
                                 .padding_end = std::array{0, 3, 1}}}) {
     const Inputs in = random_inputs(p);
-    const Expected<double> analytic = reference_run<double>(p, in);
+    const Reference<double> analytic = reference_run<double>(p, in);
     const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias),
                               dy = widen(in.dy);
     const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w,
@@ -340,7 +409,8 @@ TEST(Conv3d, RefusesWrongArguments) {
              p.padding_end = std::array{1, -1, 1};
            },
            [](Conv3dParams& p) { p.dilation[1] = 0; }, [](Conv3dParams& p) { p.dilation[2] = 2; },
-           [](Conv3dParams& p) { p.groups = 0; }, [](Conv3dParams& p) { p.groups = 2; },
+           [](Conv3dParams& p) { p.storage = DType::i32; }, [](Conv3dParams& p) { p.groups = 0; },
+           [](Conv3dParams& p) { p.groups = 2; },
            [](Conv3dParams& p) { p.c_in = 4, p.c_out = 6, p.groups = 4; },
            [](Conv3dParams& p) { p.c_in = 6, p.c_out = 4, p.groups = 6; },
            [](Conv3dParams& p) {
@@ -358,9 +428,21 @@ TEST(Conv3d, RefusesWrongArguments) {
     const DeviceWorkspace workspace(device, bytes);
     EXPECT_THROW(conv3d_forward(context, good, value.get(), nullptr, nullptr, value.get(), workspace),
                  ShapeError);
-    EXPECT_THROW(conv3d_backward_weight(context, good, half.get(), value.get(), value.get(), nullptr,
-                                        GradMode::overwrite, workspace),
-                 ShapeError);
+    Conv3dParams stored = good;
+    stored.storage = DType::bf16;
+    for (const auto& [p, x, dy, message] :
+         {std::tuple<Conv3dParams, Data, Data, const char*>{
+              good, half.get(), value.get(),
+              "conv3d_backward_weight: a tensor is stored as bf16, params.storage is f32"},
+          {stored, half.get(), value.get(),
+           "conv3d_backward_weight: a tensor is stored as f32, params.storage is bf16"}}) {
+      try {
+        conv3d_backward_weight(context, p, x, dy, value.get(), nullptr, GradMode::overwrite, workspace);
+        ADD_FAILURE() << "tensors of another type than params.storage were taken";
+      } catch (const ShapeError& error) {
+        EXPECT_STREQ(error.what(), message);
+      }
+    }
     EXPECT_THROW(conv3d_backward_weight(context, good, value.get(), value.get(), value.get(), nullptr,
                                         GradMode::overwrite, {}),
                  ShapeError);

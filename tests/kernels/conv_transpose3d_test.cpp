@@ -6,8 +6,8 @@
 
 #include "kernels/conv_transpose3d/conv_transpose3d_cases.hpp"
 #include "kernels/conv_transpose3d/conv_transpose3d_ref.hpp"
-#include "tests/kernels/harness.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -57,16 +57,16 @@ Outputs run(Context& context, const ConvTranspose3dParams& p, const Inputs& in) 
 }
 
 template <class T>
-struct Expected {
+struct Reference {
   std::vector<T> y, dx, dweight, dbias;
 };
 
 template <class T>
-Expected<T> reference_run(const ConvTranspose3dParams& p, const Inputs& in, bool with_bias = true) {
+Reference<T> reference_run(const ConvTranspose3dParams& p, const Inputs& in, bool with_bias = true) {
   const std::vector<T> x(in.x.begin(), in.x.end()), weight(in.weight.begin(), in.weight.end());
   const std::vector<T> bias(in.bias.begin(), in.bias.end()), dy(in.dy.begin(), in.dy.end());
-  Expected<T> e{std::vector<T>(in.dy.size()), std::vector<T>(in.x.size()), std::vector<T>(in.weight.size()),
-                std::vector<T>(in.bias.size())};
+  Reference<T> e{std::vector<T>(in.dy.size()), std::vector<T>(in.x.size()), std::vector<T>(in.weight.size()),
+                 std::vector<T>(in.bias.size())};
   reference::conv_transpose3d_forward(p, x.data(), weight.data(), with_bias ? bias.data() : nullptr,
                                       e.y.data());
   reference::conv_transpose3d_backward_data(p, dy.data(), weight.data(), e.dx.data());
@@ -74,8 +74,8 @@ Expected<T> reference_run(const ConvTranspose3dParams& p, const Inputs& in, bool
   return e;
 }
 
-void expect_matches(const std::string& where, const Outputs& out, const Expected<double>& exact,
-                    const Expected<float>& naive) {
+void expect_matches(const std::string& where, const Outputs& out, const Reference<double>& exact,
+                    const Reference<float>& naive) {
   expect_close(where + "y", out.y, exact.y, naive.y);
   expect_close(where + "dx", out.dx, exact.dx, naive.dx);
   expect_close(where + "dweight", out.dweight, exact.dweight, naive.dweight);
@@ -85,8 +85,8 @@ void expect_matches(const std::string& where, const Outputs& out, const Expected
 TEST(ConvTranspose3d, MatchesTheReference) {
   for (const ConvTranspose3dCase& c : kConvTranspose3dCases) {
     const Inputs in = random_inputs(c.params);
-    const Expected<double> exact = reference_run<double>(c.params, in);
-    const Expected<float> naive = reference_run<float>(c.params, in);
+    const Reference<double> exact = reference_run<double>(c.params, in);
+    const Reference<float> naive = reference_run<float>(c.params, in);
     for (const Device device : test_devices()) {
       Context context(device);
       expect_matches(concat(c.name, " on ", to_string(device), ": "), run(context, c.params, in), exact,
@@ -146,8 +146,8 @@ TEST(ConvTranspose3d, RandomCases) {
     const ConvTranspose3dParams p = draw_conv_transpose3d(random);
     const bool integers = random.bernoulli(0.5f);
     const Inputs in = integers ? integer_inputs(p) : random_inputs(p);
-    const Expected<double> exact = reference_run<double>(p, in);
-    const Expected<float> naive = reference_run<float>(p, in);
+    const Reference<double> exact = reference_run<double>(p, in);
+    const Reference<float> naive = reference_run<float>(p, in);
     for (const Device device : test_devices()) {
       Context context(device);
       const std::string where = concat(to_string(device), ": ");
@@ -168,8 +168,8 @@ TEST(ConvTranspose3d, IsExactForIntegersWithAndWithoutBias) {
   for (const ConvTranspose3dCase& c : kConvTranspose3dCases) {
     const ConvTranspose3dParams& p = c.params;
     const Inputs in = integer_inputs(p);
-    const Expected<double> exact = reference_run<double>(p, in);
-    const Expected<double> plain = reference_run<double>(p, in, false);
+    const Reference<double> exact = reference_run<double>(p, in);
+    const Reference<double> plain = reference_run<double>(p, in, false);
     for (const Device device : test_devices()) {
       Context context(device);
       const std::string where = concat(c.name, " on ", to_string(device), ": ");
@@ -191,7 +191,7 @@ TEST(ConvTranspose3d, AccumulatesGradientsAndLeavesTheBiasAlone) {
   for (const ConvTranspose3dCase& c : kConvTranspose3dCases) {
     const ConvTranspose3dParams& p = c.params;
     const Inputs in = integer_inputs(p);
-    Expected<double> exact = reference_run<double>(p, in);
+    Reference<double> exact = reference_run<double>(p, in);
     const std::vector<float> weight_before = random_integers(p.weight_count(), 5);
     const std::vector<float> bias_before = random_integers(p.c_out, 6);
     for (size_t i = 0; i < weight_before.size(); ++i) {
@@ -230,6 +230,37 @@ TEST(ConvTranspose3d, RepeatsBitForBit) {
   }
 }
 
+// Every pass with every stored tensor; without a bias and adding to the gradients too.
+void run_stored(Call& c, ConvTranspose3dParams p, const Inputs& in, const std::vector<float>& before) {
+  p.storage = c.storage();
+  const auto workspace = [&](ConvPass pass) {
+    return c.workspace(conv_transpose3d_workspace_bytes(c.context(), p, pass));
+  };
+  // Results are compared in the order in which they are made here.
+  const Data y = c.out(p.output_count()), plain = c.out(p.output_count()), dx = c.out(p.input_count());
+  const Data dweight = c.out_float(p.weight_count()), dbias = c.out_float(p.c_out),
+             sum = c.in_out_float(before);
+  conv_transpose3d_forward(c.context(), p, c.in(in.x), c.in(in.weight), c.in_float(in.bias), y,
+                           workspace(ConvPass::forward));
+  conv_transpose3d_forward(c.context(), p, c.in(in.x), c.in(in.weight), nullptr, plain,
+                           workspace(ConvPass::forward));
+  conv_transpose3d_backward_data(c.context(), p, c.in(in.dy), c.in(in.weight), dx,
+                                 workspace(ConvPass::backward_data));
+  conv_transpose3d_backward_weight(c.context(), p, c.in(in.x), c.in(in.dy), dweight, dbias,
+                                   GradMode::overwrite, workspace(ConvPass::backward_weight));
+  conv_transpose3d_backward_weight(c.context(), p, c.in(in.x), c.in(in.dy), sum, nullptr,
+                                   GradMode::accumulate, workspace(ConvPass::backward_weight));
+}
+
+// On the CPU too the blocks of a product do not depend on the storage type.
+TEST(ConvTranspose3d, Storage) {
+  for (const ConvTranspose3dCase& c : kConvTranspose3dCases) {
+    const Inputs in = random_inputs(c.params);
+    const std::vector<float> before = random_normal(c.params.weight_count(), 7);
+    expect_rounded_float32(c.name, [&](Call& call) { run_stored(call, c.params, in, before); });
+  }
+}
+
 TEST(ConvTranspose3d, ReferenceGradientsMatchNumericDifferences) {
   for (const ConvTranspose3dParams& p : {ConvTranspose3dParams{.n = 2,
                                         .d = 2,
@@ -252,7 +283,7 @@ TEST(ConvTranspose3d, ReferenceGradientsMatchNumericDifferences) {
                                          .dilation = {1, 2, 3},
                                          .groups = 2}}) {
     const Inputs in = random_inputs(p);
-    const Expected<double> analytic = reference_run<double>(p, in);
+    const Reference<double> analytic = reference_run<double>(p, in);
     const std::vector<double> x = widen(in.x), weight = widen(in.weight), bias = widen(in.bias),
                               dy = widen(in.dy);
     const auto loss = [&](const std::vector<double>& a, const std::vector<double>& w,
