@@ -6,6 +6,7 @@
 #include "kernels/context/activations_device.hpp"
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/layer_norm/layer_norm.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -21,11 +22,13 @@ struct Affine {
   }
 };
 
-template <Activation kActivation>
+template <class T, Activation kActivation>
 VESAL_KERNEL void layer_norm_forward_kernel(int64_t rows, int64_t channels, int lanes, float eps, float slope,
-                                            const float* VESAL_RESTRICT x, const float* VESAL_RESTRICT gamma,
-                                            const float* VESAL_RESTRICT beta, float* VESAL_RESTRICT y,
+                                            const T* VESAL_RESTRICT x_, const float* VESAL_RESTRICT gamma,
+                                            const float* VESAL_RESTRICT beta, T* VESAL_RESTRICT y_,
                                             float* VESAL_RESTRICT mean, float* VESAL_RESTRICT rstd) {
+  const Input<T> x{x_};
+  const Output<T> y{y_};
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (kLoopThreads / lanes) + static_cast<int>(threadIdx.x) / lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
@@ -52,12 +55,15 @@ VESAL_KERNEL void layer_norm_forward_kernel(int64_t rows, int64_t channels, int 
   }
 }
 
-template <Activation kActivation>
+template <class T, Activation kActivation>
 VESAL_KERNEL void layer_norm_dx_kernel(int64_t rows, int64_t channels, int lanes, float slope,
-                                       const float* VESAL_RESTRICT x, const float* VESAL_RESTRICT gamma,
+                                       const T* VESAL_RESTRICT x_, const float* VESAL_RESTRICT gamma,
                                        const float* VESAL_RESTRICT beta, const float* VESAL_RESTRICT mean,
-                                       const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy,
-                                       float* VESAL_RESTRICT dx) {
+                                       const float* VESAL_RESTRICT rstd, const T* VESAL_RESTRICT dy_,
+                                       T* VESAL_RESTRICT dx_) {
+  const Input<T> x{x_};
+  const Input<T> dy{dy_};
+  const Output<T> dx{dx_};
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (kLoopThreads / lanes) + static_cast<int>(threadIdx.x) / lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
@@ -85,14 +91,14 @@ VESAL_KERNEL void layer_norm_dx_kernel(int64_t rows, int64_t channels, int lanes
   }
 }
 
-template <Activation kActivation>
+template <class T, Activation kActivation>
 struct AffineGradients {
   Affine affine;
   float slope;
-  const float* x;
+  Input<T> x;
   const float* mean;
   const float* rstd;
-  const float* dy;
+  Input<T> dy;
   float* dgamma;
   float* dbeta;
   bool accumulate;
@@ -114,44 +120,48 @@ struct AffineGradients {
 void layer_norm_forward(Context& context, const LayerNormParams& params, ConstData x, ConstData gamma,
                         ConstData beta, Data y, float* mean, float* rstd) {
   const int lanes = column_width(params.channels);
-  NormActivations::choose(params.activation, [&](auto activation) {
-    launch(context.stream(),
-           {.grid = {ceil_div(params.rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
-           layer_norm_forward_kernel<decltype(activation)::value>, params.rows, params.channels, lanes,
-           params.eps, params.negative_slope, x.as<float>("layer_norm_forward: x"),
-           gamma.as<float>("layer_norm_forward: gamma"), beta.as<float>("layer_norm_forward: beta"),
-           y.as<float>("layer_norm_forward: y"), mean, rstd);
+  with_storage("layer_norm_forward", {x, y}, [&]<class T>(T) {
+    NormActivations::choose(params.activation, [&](auto activation) {
+      launch(context.stream(),
+             {.grid = {ceil_div(params.rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
+             layer_norm_forward_kernel<T, decltype(activation)::value>, params.rows, params.channels, lanes,
+             params.eps, params.negative_slope, x.as<T>("layer_norm_forward: x"),
+             gamma.as<float>("layer_norm_forward: gamma"), beta.as<float>("layer_norm_forward: beta"),
+             y.as<T>("layer_norm_forward: y"), mean, rstd);
+    });
   });
 }
 
 void layer_norm_backward(Context& context, const LayerNormParams& params, ConstData x_, ConstData gamma_,
                          ConstData beta_, const float* mean, const float* rstd, ConstData dy_, Data dx_,
                          Data dgamma, Data dbeta, GradMode mode, Workspace workspace) {
-  const float* x = x_.as<float>("layer_norm_backward: x");
-  const float* gamma = gamma_.as<float>("layer_norm_backward: gamma");
-  const float* beta = beta_.as<float>("layer_norm_backward: beta");
-  const float* dy = dy_.as<float>("layer_norm_backward: dy");
-  float* dx = dx_.as<float>("layer_norm_backward: dx");
-  const int lanes = column_width(params.channels);
-  NormActivations::choose(params.activation, [&](auto activation) {
-    constexpr Activation kActivation = decltype(activation)::value;
-    launch(context.stream(),
-           {.grid = {ceil_div(params.rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
-           layer_norm_dx_kernel<kActivation>, params.rows, params.channels, lanes, params.negative_slope, x,
-           gamma, beta, mean, rstd, dy, dx);
-    if (dgamma) {
-      launch_column_sums<2>(context.stream(), 1, params.rows, params.channels,
-                            static_cast<float*>(workspace.data),
-                            AffineGradients<kActivation>{{gamma, beta},
-                                                         params.negative_slope,
-                                                         x,
-                                                         mean,
-                                                         rstd,
-                                                         dy,
-                                                         dgamma.as<float>("layer_norm_backward: dgamma"),
-                                                         dbeta.as<float>("layer_norm_backward: dbeta"),
-                                                         mode == GradMode::accumulate});
-    }
+  with_storage("layer_norm_backward", {x_, dy_, dx_}, [&]<class T>(T) {
+    const T* x = x_.as<T>("layer_norm_backward: x");
+    const float* gamma = gamma_.as<float>("layer_norm_backward: gamma");
+    const float* beta = beta_.as<float>("layer_norm_backward: beta");
+    const T* dy = dy_.as<T>("layer_norm_backward: dy");
+    T* dx = dx_.as<T>("layer_norm_backward: dx");
+    const int lanes = column_width(params.channels);
+    NormActivations::choose(params.activation, [&](auto activation) {
+      constexpr Activation kActivation = decltype(activation)::value;
+      launch(context.stream(),
+             {.grid = {ceil_div(params.rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
+             layer_norm_dx_kernel<T, kActivation>, params.rows, params.channels, lanes, params.negative_slope,
+             x, gamma, beta, mean, rstd, dy, dx);
+      if (dgamma) {
+        launch_column_sums<2>(context.stream(), 1, params.rows, params.channels,
+                              static_cast<float*>(workspace.data),
+                              AffineGradients<T, kActivation>{{gamma, beta},
+                                                              params.negative_slope,
+                                                              Input<T>{x},
+                                                              mean,
+                                                              rstd,
+                                                              Input<T>{dy},
+                                                              dgamma.as<float>("layer_norm_backward: dgamma"),
+                                                              dbeta.as<float>("layer_norm_backward: dbeta"),
+                                                              mode == GradMode::accumulate});
+      }
+    });
   });
 }
 

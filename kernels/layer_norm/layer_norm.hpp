@@ -2,6 +2,7 @@
 // voxel, then activated:
 //   y = activation((x - mean) * rstd * gamma + beta),   rstd = 1 / sqrt(variance + eps)
 // with mean and the biased variance of each row.
+// x, y, dy and dx are stored as float32, bf16 or f16 (kernels/context/storage.hpp); all else is float32.
 #pragma once
 
 #include <cstdint>

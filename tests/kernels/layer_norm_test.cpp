@@ -9,6 +9,8 @@
 #include "kernels/layer_norm/layer_norm_ref.hpp"
 #include "tests/kernels/norm_fixture.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/shape_error.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -89,6 +91,53 @@ TEST(LayerNorm, WrongArgumentsThrow) {
   EXPECT_THROW(layer_norm_backward(context, {.rows = 1, .channels = 4}, p, p, p, p, p, p, p, nullptr, p,
                                    GradMode::overwrite, {p, 64}),
                ShapeError);
+}
+
+TEST(LayerNorm, Storage) {
+  for (const LayerNormCase& c : kLayerNormCases) {
+    const Inputs in(c);
+    const LayerNormParams& p = in.params;
+    const int64_t count = p.rows * p.channels;
+    expect_rounded_float32(c.name, [&](Call& call) {
+      const auto given = [&](const std::vector<float>& values) {
+        return c.affine ? call.in_float(values) : Data();
+      };
+      const auto added_to = [&](const std::vector<float>& values) {
+        return c.affine ? call.in_out_float(values) : Data();
+      };
+      const Data gamma = given(in.gamma), beta = given(in.beta);
+      const Data mean = call.out_float(p.rows), rstd = call.out_float(p.rows);
+      layer_norm_forward(call.context(), p, call.in(in.x), gamma, beta, call.out(count), nullptr, nullptr);
+      layer_norm_forward(call.context(), p, call.in(in.x), gamma, beta, call.out(count),
+                         mean.as<float>("mean"), rstd.as<float>("rstd"));
+      for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
+        layer_norm_backward(call.context(), p, call.in(in.x), gamma, beta, mean.as<float>("mean"),
+                            rstd.as<float>("rstd"), call.in(in.dy), call.out(count), added_to(in.gamma),
+                            added_to(in.beta), mode,
+                            call.workspace(layer_norm_backward_workspace_bytes(call.context(), p)));
+      }
+    });
+  }
+}
+
+TEST(LayerNorm, MixedStorageIsOneLine) {
+  for (const Device device : test_devices()) {
+    Call call(device, DType::bf16, DType::bf16);
+    const std::vector<float> values(4, 1.0f);
+    const LayerNormParams p{.rows = 1, .channels = 4};
+    EXPECT_EQ(shape_error([&] {
+                layer_norm_forward(call.context(), p, call.in(values), {}, {}, call.out_float(4), nullptr,
+                                   nullptr);
+              }),
+              "layer_norm_forward: tensors are stored as bf16 and f32, expected one type");
+    float* statistics = call.in_float(values).as<float>("statistics");
+    EXPECT_EQ(shape_error([&] {
+                layer_norm_backward(call.context(), p, call.in(values), {}, {}, statistics, statistics,
+                                    call.in(values), call.out_float(4), {}, {}, GradMode::overwrite,
+                                    call.workspace(layer_norm_backward_workspace_bytes(call.context(), p)));
+              }),
+              "layer_norm_backward: tensors are stored as bf16 and f32, expected one type");
+  }
 }
 
 // For tests/oracle/norms.py.
