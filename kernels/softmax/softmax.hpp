@@ -1,4 +1,5 @@
 // Softmax over the last axis, computed from x - max(x).
+// All tensors are stored as float32, bf16 or f16 (kernels/context/storage.hpp).
 #pragma once
 
 #include <cstdint>

@@ -8,6 +8,8 @@
 #include "kernels/softmax/softmax_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/shape_error.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -127,6 +129,34 @@ TEST(Softmax, SpecialValues) {
         EXPECT_TRUE(std::isnan(out[2 * row + c])) << to_string(device);
       }
     }
+  }
+}
+
+TEST(Softmax, Storage) {
+  for (const SoftmaxCase& c : kSoftmaxCases) {
+    const int64_t count = c.rows * c.channels;
+    const std::vector<float> x = random_normal(count, 1, 3.0f), dy = random_normal(count, 2);
+    std::vector<float> y(x.size());
+    reference::softmax_forward<float>(c.rows, c.channels, x.data(), y.data());
+    expect_rounded_float32(c.name, [&](Call& call) {
+      softmax_forward(call.context(), c.rows, c.channels, call.in(x), call.out(count));
+      const Data in_place = call.in_out(x);
+      softmax_forward(call.context(), c.rows, c.channels, in_place, in_place);
+      softmax_backward(call.context(), c.rows, c.channels, call.in(y), call.in(dy), call.out(count));
+    });
+  }
+}
+
+TEST(Softmax, MixedStorageIsOneLine) {
+  for (const Device device : test_devices()) {
+    Call call(device, DType::f16, DType::f16);
+    const std::vector<float> values(4, 0.25f);
+    EXPECT_EQ(shape_error([&] { softmax_forward(call.context(), 1, 4, call.in(values), call.out_float(4)); }),
+              "softmax_forward: tensors are stored as f16 and f32, expected one type");
+    EXPECT_EQ(shape_error([&] {
+                softmax_backward(call.context(), 1, 4, call.in(values), call.in_float(values), call.out(4));
+              }),
+              "softmax_backward: tensors are stored as f16 and f32, expected one type");
   }
 }
 
