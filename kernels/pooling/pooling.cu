@@ -7,6 +7,7 @@
 // decompose them are not free. A window is one thread's work: for a single output a sample, kernels/reduce
 // has more of them. No GPU timing exists yet (see bench/results/README.md).
 #include "base/size.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/pooling/pool_axis.hpp"
 #include "kernels/pooling/pooling.hpp"
 #include "kernels/simt/device.hpp"
@@ -41,10 +42,12 @@ VESAL_DEVICE Position<Index> position_of(Index element, int d, int h, int w, Ind
   return p;
 }
 
-// Index is int or int64_t; Number, of the voxels in a window, uint8_t or int32_t.
-template <class Index, class Number>
-VESAL_KERNEL void max_forward(Axes axes, Index count, Index channels, const float* VESAL_RESTRICT x,
-                              float* VESAL_RESTRICT y, Number* VESAL_RESTRICT index) {
+// T is the storage type; Index is int or int64_t; Number, of the voxels in a window, uint8_t or int32_t.
+template <class T, class Index, class Number>
+VESAL_KERNEL void max_forward(Axes axes, Index count, Index channels, const T* VESAL_RESTRICT x_,
+                              T* VESAL_RESTRICT y_, Number* VESAL_RESTRICT index) {
+  const Input<T> x{x_};
+  const Output<T> y{y_};
   const int64_t element = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (element >= count) {
     return;
@@ -59,7 +62,7 @@ VESAL_KERNEL void max_forward(Axes axes, Index count, Index channels, const floa
   int winner = -1;
   for (int d = axes.d.first(p.d); d < last_d; ++d) {
     for (int h = first_h; h < last_h; ++h) {
-      const float* line = x + ((p.n * axes.d.in + d) * axes.h.in + h) * axes.w.in * channels + p.c;
+      const auto line = x + ((p.n * axes.d.in + d) * axes.h.in + h) * axes.w.in * channels + p.c;
       for (int w = first_w; w < last_w; ++w) {
         const float value = line[w * channels];
         if (winner < 0 || value > best || (value != value && best == best)) {
@@ -75,9 +78,11 @@ VESAL_KERNEL void max_forward(Axes axes, Index count, Index channels, const floa
   }
 }
 
-template <class Index>
+template <class T, class Index>
 VESAL_KERNEL void average_forward(Axes axes, Index count, Index channels, bool count_include_pad,
-                                  const float* VESAL_RESTRICT x, float* VESAL_RESTRICT y) {
+                                  const T* VESAL_RESTRICT x_, T* VESAL_RESTRICT y_) {
+  const Input<T> x{x_};
+  const Output<T> y{y_};
   const int64_t element = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (element >= count) {
     return;
@@ -89,7 +94,7 @@ VESAL_KERNEL void average_forward(Axes axes, Index count, Index channels, bool c
   float sum = 0.0f;
   for (int d = axes.d.first(p.d); d < last_d; ++d) {
     for (int h = first_h; h < last_h; ++h) {
-      const float* line = x + ((p.n * axes.d.in + d) * axes.h.in + h) * axes.w.in * channels + p.c;
+      const auto line = x + ((p.n * axes.d.in + d) * axes.h.in + h) * axes.w.in * channels + p.c;
       float line_sum = 0.0f;  // a sum of sums: large windows round less
       for (int w = first_w; w < last_w; ++w) {
         line_sum += line[w * channels];
@@ -102,9 +107,11 @@ VESAL_KERNEL void average_forward(Axes axes, Index count, Index channels, bool c
                                         axes.w.divisor(p.w, count_include_pad));
 }
 
-template <class Index, class Number>
-VESAL_KERNEL void max_backward(Axes axes, Index count, Index channels, const float* VESAL_RESTRICT dy,
-                               const Number* VESAL_RESTRICT index, float* VESAL_RESTRICT dx) {
+template <class T, class Index, class Number>
+VESAL_KERNEL void max_backward(Axes axes, Index count, Index channels, const T* VESAL_RESTRICT dy_,
+                               const Number* VESAL_RESTRICT index, T* VESAL_RESTRICT dx_) {
+  const Input<T> dy{dy_};
+  const Output<T> dx{dx_};
   const int64_t element = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (element >= count) {
     return;
@@ -130,9 +137,11 @@ VESAL_KERNEL void max_backward(Axes axes, Index count, Index channels, const flo
   dx[element] = sum;
 }
 
-template <class Index>
+template <class T, class Index>
 VESAL_KERNEL void average_backward(Axes axes, Index count, Index channels, bool count_include_pad,
-                                   const float* VESAL_RESTRICT dy, float* VESAL_RESTRICT dx) {
+                                   const T* VESAL_RESTRICT dy_, T* VESAL_RESTRICT dx_) {
+  const Input<T> dy{dy_};
+  const Output<T> dx{dx_};
   const int64_t element = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (element >= count) {
     return;
@@ -184,45 +193,53 @@ void with_number(const PoolParams& p, Use&& use) {
 }  // namespace
 
 void max_pool3d_forward(Context& context, const PoolParams& params, ConstData x_, Data y_, Data index) {
-  const float* x = x_.as<float>("max_pool3d_forward: x");
-  float* y = y_.as<float>("max_pool3d_forward: y");
-  with_number(params, [&]<class Number>() {
-    Number* numbers = index.as<Number>("max_pool3d_forward: index");
-    with_index(params, output_count(params), [&]<class Index>(Index count, Index channels) {
-      launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, max_forward<Index, Number>,
-             pool_axes<int>(params), count, channels, x, y, numbers);
+  with_storage("max_pool3d_forward", {x_, y_}, [&]<class T>(T) {
+    const T* x = x_.as<T>("max_pool3d_forward: x");
+    T* y = y_.as<T>("max_pool3d_forward: y");
+    with_number(params, [&]<class Number>() {
+      Number* numbers = index.as<Number>("max_pool3d_forward: index");
+      with_index(params, output_count(params), [&]<class Index>(Index count, Index channels) {
+        launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock},
+               max_forward<T, Index, Number>, pool_axes<int>(params), count, channels, x, y, numbers);
+      });
     });
   });
 }
 
 void max_pool3d_backward(Context& context, const PoolParams& params, ConstData dy_, ConstData index,
                          Data dx_) {
-  const float* dy = dy_.as<float>("max_pool3d_backward: dy");
-  float* dx = dx_.as<float>("max_pool3d_backward: dx");
-  with_number(params, [&]<class Number>() {
-    const Number* numbers = index.as<Number>("max_pool3d_backward: index");
-    with_index(params, input_count(params), [&]<class Index>(Index count, Index channels) {
-      launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock},
-             max_backward<Index, Number>, pool_axes<int>(params), count, channels, dy, numbers, dx);
+  with_storage("max_pool3d_backward", {dy_, dx_}, [&]<class T>(T) {
+    const T* dy = dy_.as<T>("max_pool3d_backward: dy");
+    T* dx = dx_.as<T>("max_pool3d_backward: dx");
+    with_number(params, [&]<class Number>() {
+      const Number* numbers = index.as<Number>("max_pool3d_backward: index");
+      with_index(params, input_count(params), [&]<class Index>(Index count, Index channels) {
+        launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock},
+               max_backward<T, Index, Number>, pool_axes<int>(params), count, channels, dy, numbers, dx);
+      });
     });
   });
 }
 
 void avg_pool3d_forward(Context& context, const PoolParams& params, ConstData x_, Data y_) {
-  const float* x = x_.as<float>("avg_pool3d_forward: x");
-  float* y = y_.as<float>("avg_pool3d_forward: y");
-  with_index(params, output_count(params), [&]<class Index>(Index count, Index channels) {
-    launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, average_forward<Index>,
-           pool_axes<int>(params), count, channels, params.count_include_pad, x, y);
+  with_storage("avg_pool3d_forward", {x_, y_}, [&]<class T>(T) {
+    const T* x = x_.as<T>("avg_pool3d_forward: x");
+    T* y = y_.as<T>("avg_pool3d_forward: y");
+    with_index(params, output_count(params), [&]<class Index>(Index count, Index channels) {
+      launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, average_forward<T, Index>,
+             pool_axes<int>(params), count, channels, params.count_include_pad, x, y);
+    });
   });
 }
 
 void avg_pool3d_backward(Context& context, const PoolParams& params, ConstData dy_, Data dx_) {
-  const float* dy = dy_.as<float>("avg_pool3d_backward: dy");
-  float* dx = dx_.as<float>("avg_pool3d_backward: dx");
-  with_index(params, input_count(params), [&]<class Index>(Index count, Index channels) {
-    launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, average_backward<Index>,
-           pool_axes<int>(params), count, channels, params.count_include_pad, dy, dx);
+  with_storage("avg_pool3d_backward", {dy_, dx_}, [&]<class T>(T) {
+    const T* dy = dy_.as<T>("avg_pool3d_backward: dy");
+    T* dx = dx_.as<T>("avg_pool3d_backward: dx");
+    with_index(params, input_count(params), [&]<class Index>(Index count, Index channels) {
+      launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, average_backward<T, Index>,
+             pool_axes<int>(params), count, channels, params.count_include_pad, dy, dx);
+    });
   });
 }
 

@@ -1,5 +1,7 @@
 // Max and average pooling of channels-last volumes, as PyTorch's max_pool3d, avg_pool3d, adaptive_max_pool3d
 // and adaptive_avg_pool3d.
+// x, y, dy and dx are stored as float32, bf16 or f16 (kernels/context/storage.hpp); what overlapping windows
+// add to an element of dx is summed in float32 and rounded once.
 #pragma once
 
 #include <array>

@@ -3,12 +3,15 @@
 // of dy that it needs stay in the cache from one input row to the next.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
 #include "base/parallel.hpp"
 #include "base/size.hpp"
+#include "kernels/context/float_rows_cpu.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/pooling/pool_axis.hpp"
 #include "kernels/pooling/pooling.hpp"
 
@@ -25,8 +28,9 @@ int64_t grain(int64_t elements_per_item) {
 }
 
 // The voxels under the window of one output.
+template <class T>
 struct Window {
-  const float* sample;  // x of this sample
+  const T* sample;      // x of this sample
   int64_t height, row;  // h of the volume, elements of a row of voxels
   int64_t channels;
   int64_t d0, d1, h0, h1, w0, w1;
@@ -47,15 +51,15 @@ struct Window {
 };
 
 // Calls body(output voxel, window) for all output voxels, in parallel over output rows.
-template <class Body>
-void for_each_window(const PoolParams& p, const float* x, Body&& body) {
+template <class T, class Body>
+void for_each_window(const PoolParams& p, const T* x, Body&& body) {
   const Axes axes = pool_axes<int64_t>(p);
   const int64_t out_d = axes.d.out, out_h = axes.h.out, out_w = axes.w.out;
   const int64_t rows = p.n * out_d * out_h;
   const int64_t row_elements =
       rows > 0 ? axes.d.extent(0) * axes.h.extent(0) * p.w * p.c : 0;  // about what an output row reads
   parallel_for(rows, grain(row_elements), [&](int64_t begin, int64_t end) {
-    Window window;
+    Window<T> window;
     window.height = p.h;
     window.row = p.w * p.c;
     window.channels = p.c;
@@ -90,23 +94,35 @@ struct Vectors {
   using Bytes [[gnu::vector_size(kLanes)]] = uint8_t;
 };
 
-template <int kLanes, int kCount>
-void max_lanes(const float* const* voxel, int64_t c, float* y, uint8_t* index) {
+template <int kLanes, class T>
+typename Vectors<kLanes>::Values load_values(const T* source) {
+  float scratch[kLanes];
+  typename Vectors<kLanes>::Values values;
+  std::memcpy(&values, as_floats(source, kLanes, scratch), sizeof(values));
+  return values;
+}
+
+template <int kLanes, class T>
+void store_values(const typename Vectors<kLanes>::Values& values, T* target) {
+  float scratch[kLanes];
+  write_floats(target, kLanes, scratch, [&](float* floats) { std::memcpy(floats, &values, sizeof(values)); });
+}
+
+template <int kLanes, int kCount, class T>
+void max_lanes(const T* const* voxel, int64_t c, T* y, uint8_t* index) {
   using Values = typename Vectors<kLanes>::Values;
   using Numbers = typename Vectors<kLanes>::Numbers;
   using Bytes = typename Vectors<kLanes>::Bytes;
-  Values best;
-  std::memcpy(&best, voxel[0] + c, sizeof(best));
+  Values best = load_values<kLanes>(voxel[0] + c);
   Numbers winner{};
 #pragma GCC unroll 8
   for (int k = 1; k < kCount; ++k) {
-    Values value;
-    std::memcpy(&value, voxel[k] + c, sizeof(value));
+    const Values value = load_values<kLanes>(voxel[k] + c);
     const Numbers wins = ~(value <= best) & (best == best);  // larger, or the first NaN
     best = wins ? value : best;
     winner = wins ? Numbers{} + k : winner;
   }
-  std::memcpy(y + c, &best, sizeof(best));
+  store_values<kLanes>(best, y + c);
   if (index != nullptr) {
     const Bytes bytes = __builtin_convertvector(winner, Bytes);
     std::memcpy(index + c, &bytes, sizeof(bytes));
@@ -114,10 +130,11 @@ void max_lanes(const float* const* voxel, int64_t c, float* y, uint8_t* index) {
 }
 
 // The eight voxels of a whole window of 2 x 2 x 2, unrolled.
-void max_of_eight(const Window& window, int64_t channels, float* y, uint8_t* index) {
+template <class T>
+void max_of_eight(const Window<T>& window, int64_t channels, T* y, uint8_t* index) {
   constexpr int kCount = 8;
-  const float* voxel[kCount];
-  window.for_each_line([&](const float* line, int64_t number) {
+  const T* voxel[kCount];
+  window.for_each_line([&](const T* line, int64_t number) {
     voxel[number] = line;
     voxel[number + 1] = line + channels;
   });
@@ -129,14 +146,15 @@ void max_of_eight(const Window& window, int64_t channels, float* y, uint8_t* ind
     max_lanes<8, kCount>(voxel, c, y, index);
   }
   for (; c < channels; ++c) {
-    float best = voxel[0][c];
+    float best = widen(voxel[0][c]);
     int winner = 0;
     for (int k = 1; k < kCount; ++k) {
-      const bool wins = beats(voxel[k][c], best);
-      best = wins ? voxel[k][c] : best;
+      const float value = widen(voxel[k][c]);
+      const bool wins = beats(value, best);
+      best = wins ? value : best;
       winner = wins ? k : winner;
     }
-    y[c] = best;
+    y[c] = narrow<T>(best);
     if (index != nullptr) {
       index[c] = static_cast<uint8_t>(winner);
     }
@@ -168,40 +186,44 @@ void load_bytes(const uint8_t* source, typename Vectors<kLanes>::Numbers& number
 }
 
 // dx += dy where the voxel `number` won.
-template <int kLanes>
-void add_won_lanes(const float* dy, const uint8_t* winner, int32_t number, float* dx) {
+template <int kLanes, class T>
+void add_won_lanes(const T* dy, const uint8_t* winner, int32_t number, float* dx) {
   using Values = typename Vectors<kLanes>::Values;
   using Numbers = typename Vectors<kLanes>::Numbers;
-  Values source, target;
-  std::memcpy(&source, dy, sizeof(source));
-  std::memcpy(&target, dx, sizeof(target));
+  const Values source = load_values<kLanes>(dy);
+  Values target = load_values<kLanes>(dx);
   Numbers numbers;
   load_bytes<kLanes>(winner, numbers);
   const Numbers won = numbers == number;
   target += won ? source : Values{};
-  std::memcpy(dx, &target, sizeof(target));
+  store_values<kLanes>(target, dx);
 }
 
-template <class Number>
-void max_any_window(const Window& window, int64_t channels, float* y, Number* index) {
+template <class T, class Number>
+void max_any_window(const Window<T>& window, int64_t channels, T* y, Number* index) {
   for (int64_t first = 0; first < channels; first += kChannels) {
     const int64_t count = std::min(kChannels, channels - first);
     float best[kChannels] = {};
     int32_t winner[kChannels];
     std::fill_n(winner, kChannels, -1);
-    window.for_each_line([&](const float* line, int64_t line_number) {
+    window.for_each_line([&](const T* line, int64_t line_number) {
       for (int64_t w = 0; w < window.w1 - window.w0; ++w) {
-        const float* voxel = line + w * channels + first;
+        const Input<T> voxel{line + w * channels + first};
         const auto number = static_cast<int32_t>(line_number + w);
 #pragma omp simd
         for (int64_t c = 0; c < count; ++c) {
-          const bool wins = winner[c] < 0 || beats(voxel[c], best[c]);
-          best[c] = wins ? voxel[c] : best[c];
+          const float value = voxel[c];
+          const bool wins = winner[c] < 0 || beats(value, best[c]);
+          best[c] = wins ? value : best[c];
           winner[c] = wins ? number : winner[c];
         }
       }
     });
-    std::copy_n(best, count, y + first);
+    const Output<T> target{y + first};
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) {
+      target[c] = best[c];
+    }
     if (index != nullptr) {
       for (int64_t c = 0; c < count; ++c) {
         index[first + c] = static_cast<Number>(winner[c]);
@@ -211,16 +233,21 @@ void max_any_window(const Window& window, int64_t channels, float* y, Number* in
 }
 
 // Rows of voxels are summed by themselves: large windows round less.
-void average_window(const Window& window, int64_t channels, float* y) {
+template <class T>
+void average_window(const Window<T>& window, int64_t channels, T* y) {
   const float scale = 1.0f / static_cast<float>(window.divisor);
   for (int64_t first = 0; first < channels; first += kChannels) {
     const int64_t count = std::min(kChannels, channels - first);
     float sum[kChannels] = {};
-    window.for_each_line([&](const float* line, int64_t) {
+    window.for_each_line([&](const T* line, int64_t) {
       float line_sum[kChannels];
-      std::copy_n(line + first, count, line_sum);
+      const Input<T> start{line + first};
+#pragma omp simd
+      for (int64_t c = 0; c < count; ++c) {
+        line_sum[c] = start[c];
+      }
       for (int64_t w = 1; w < window.w1 - window.w0; ++w) {
-        const float* voxel = line + w * channels + first;
+        const Input<T> voxel = start + w * channels;
 #pragma omp simd
         for (int64_t c = 0; c < count; ++c) {
           line_sum[c] += voxel[c];
@@ -231,41 +258,45 @@ void average_window(const Window& window, int64_t channels, float* y) {
         sum[c] += line_sum[c];
       }
     });
+    const Output<T> target{y + first};
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) {
-      y[first + c] = sum[c] * scale;
+      target[c] = sum[c] * scale;
     }
   }
 }
 
-// Calls body(dx of the voxel, output voxel, number of the voxel in that window, what that window's average
-// divides by) for the windows over each input voxel, after zeroing it; in parallel over input rows.
-template <class Body>
-void for_each_cover(const PoolParams& p, float* dx, Body&& body) {
+// Calls body(float32 dx of the voxel, output voxel, number of the voxel in that window, what that window's
+// average divides by) for the windows over each input voxel, after zeroing it; in parallel over input rows.
+template <class T, class Body>
+void for_each_cover(const PoolParams& p, T* dx, Body&& body) {
   const Axes axes = pool_axes<int64_t>(p);
   const bool include = p.count_include_pad;
-  parallel_for(p.n * p.d * p.h, grain(p.w * p.c), [&](int64_t begin, int64_t end) {
+  const int64_t row_elements = p.w * p.c;
+  parallel_for(p.n * p.d * p.h, grain(row_elements), [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch = float_scratch<T>(row_elements);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t h = row % p.h, d = row / p.h % p.d, n = row / p.h / p.d;
       const auto over_d = axes.d.windows_over(d);
       const auto over_h = axes.h.windows_over(h);
-      float* target = dx + row * p.w * p.c;
-      std::memset(target, 0, static_cast<size_t>(p.w * p.c) * sizeof(float));
-      for (int64_t od = over_d.begin; od < over_d.end; ++od) {
-        for (int64_t oh = over_h.begin; oh < over_h.end; ++oh) {
-          const int64_t divisor = axes.d.divisor(od, include) * axes.h.divisor(oh, include);
-          const int64_t line = (d - axes.d.begin(od)) * axes.h.extent(oh) + h - axes.h.begin(oh);
-          const int64_t out_row = ((n * axes.d.out + od) * axes.h.out + oh) * axes.w.out;
-          for (int64_t ow = 0; ow < axes.w.out; ++ow) {
-            const int64_t line_divisor = divisor * axes.w.divisor(ow, include);
-            const int64_t number = line * axes.w.extent(ow) - axes.w.begin(ow);
-            const int64_t last = axes.w.last(ow);
-            for (int64_t w = axes.w.first(ow); w < last; ++w) {
-              body(target + w * p.c, out_row + ow, static_cast<int32_t>(number + w), line_divisor);
+      write_floats(dx + row * row_elements, row_elements, scratch.data(), [&](float* target) {
+        std::memset(target, 0, static_cast<size_t>(row_elements) * sizeof(float));
+        for (int64_t od = over_d.begin; od < over_d.end; ++od) {
+          for (int64_t oh = over_h.begin; oh < over_h.end; ++oh) {
+            const int64_t divisor = axes.d.divisor(od, include) * axes.h.divisor(oh, include);
+            const int64_t line = (d - axes.d.begin(od)) * axes.h.extent(oh) + h - axes.h.begin(oh);
+            const int64_t out_row = ((n * axes.d.out + od) * axes.h.out + oh) * axes.w.out;
+            for (int64_t ow = 0; ow < axes.w.out; ++ow) {
+              const int64_t line_divisor = divisor * axes.w.divisor(ow, include);
+              const int64_t number = line * axes.w.extent(ow) - axes.w.begin(ow);
+              const int64_t last = axes.w.last(ow);
+              for (int64_t w = axes.w.first(ow); w < last; ++w) {
+                body(target + w * p.c, out_row + ow, static_cast<int32_t>(number + w), line_divisor);
+              }
             }
           }
         }
-      }
+      });
     }
   });
 }
@@ -273,77 +304,86 @@ void for_each_cover(const PoolParams& p, float* dx, Body&& body) {
 }  // namespace
 
 void max_pool3d_forward(Context&, const PoolParams& p, ConstData x_, Data y_, Data index_) {
-  const float* x = x_.as<float>("max_pool3d_forward: x");
-  float* y = y_.as<float>("max_pool3d_forward: y");
-  if (p.index_type() == DType::i32) {
-    auto* index = index_.as<int32_t>("max_pool3d_forward: index");
-    for_each_window(p, x, [&](int64_t out, const Window& window) {
-      max_any_window(window, p.c, y + out * p.c, index == nullptr ? nullptr : index + out * p.c);
-    });
-    return;
-  }
-  auto* index = index_.as<uint8_t>("max_pool3d_forward: index");
-  const bool eight = p.kernel[0] == 2 && p.kernel[1] == 2 && p.kernel[2] == 2;
-  for_each_window(p, x, [&](int64_t out, const Window& window) {
-    float* target = y + out * p.c;
-    uint8_t* winner = index == nullptr ? nullptr : index + out * p.c;
-    if (eight && window.count() == 8) {
-      max_of_eight(window, p.c, target, winner);
-    } else {
-      max_any_window(window, p.c, target, winner);
+  with_storage("max_pool3d_forward", {x_, y_}, [&]<class T>(T) {
+    const T* x = x_.as<T>("max_pool3d_forward: x");
+    T* y = y_.as<T>("max_pool3d_forward: y");
+    if (p.index_type() == DType::i32) {
+      auto* index = index_.as<int32_t>("max_pool3d_forward: index");
+      for_each_window(p, x, [&](int64_t out, const Window<T>& window) {
+        max_any_window(window, p.c, y + out * p.c, index == nullptr ? nullptr : index + out * p.c);
+      });
+      return;
     }
+    auto* index = index_.as<uint8_t>("max_pool3d_forward: index");
+    const bool eight = p.kernel[0] == 2 && p.kernel[1] == 2 && p.kernel[2] == 2;
+    for_each_window(p, x, [&](int64_t out, const Window<T>& window) {
+      T* target = y + out * p.c;
+      uint8_t* winner = index == nullptr ? nullptr : index + out * p.c;
+      if (eight && window.count() == 8) {
+        max_of_eight(window, p.c, target, winner);
+      } else {
+        max_any_window(window, p.c, target, winner);
+      }
+    });
   });
 }
 
 void max_pool3d_backward(Context&, const PoolParams& p, ConstData dy_, ConstData index_, Data dx_) {
-  const float* dy = dy_.as<float>("max_pool3d_backward: dy");
-  float* dx = dx_.as<float>("max_pool3d_backward: dx");
-  if (p.index_type() == DType::i32) {
-    const auto* index = index_.as<int32_t>("max_pool3d_backward: index");
-    for_each_cover(p, dx, [&](float* target, int64_t out, int32_t number, int64_t) {
-      const float* source = dy + out * p.c;
-      const int32_t* winner = index + out * p.c;
+  with_storage("max_pool3d_backward", {dy_, dx_}, [&]<class T>(T) {
+    const T* dy = dy_.as<T>("max_pool3d_backward: dy");
+    T* dx = dx_.as<T>("max_pool3d_backward: dx");
+    if (p.index_type() == DType::i32) {
+      const auto* index = index_.as<int32_t>("max_pool3d_backward: index");
+      for_each_cover(p, dx, [&](float* target, int64_t out, int32_t number, int64_t) {
+        const Input<T> source{dy + out * p.c};
+        const int32_t* winner = index + out * p.c;
 #pragma omp simd
-      for (int64_t c = 0; c < p.c; ++c) {
-        target[c] += winner[c] == number ? source[c] : 0.0f;
+        for (int64_t c = 0; c < p.c; ++c) {
+          const float value = source[c];
+          target[c] += winner[c] == number ? value : 0.0f;
+        }
+      });
+      return;
+    }
+    const auto* index = index_.as<uint8_t>("max_pool3d_backward: index");
+    for_each_cover(p, dx, [&](float* target, int64_t out, int32_t number, int64_t) {
+      const T* source = dy + out * p.c;
+      const uint8_t* winner = index + out * p.c;
+      int64_t c = 0;
+      for (; c + 16 <= p.c; c += 16) {
+        add_won_lanes<16>(source + c, winner + c, number, target + c);
+      }
+      for (; c + 8 <= p.c; c += 8) {
+        add_won_lanes<8>(source + c, winner + c, number, target + c);
+      }
+      for (; c < p.c; ++c) {
+        target[c] += winner[c] == number ? widen(source[c]) : 0.0f;
       }
     });
-    return;
-  }
-  const auto* index = index_.as<uint8_t>("max_pool3d_backward: index");
-  for_each_cover(p, dx, [&](float* target, int64_t out, int32_t number, int64_t) {
-    const float* source = dy + out * p.c;
-    const uint8_t* winner = index + out * p.c;
-    int64_t c = 0;
-    for (; c + 16 <= p.c; c += 16) {
-      add_won_lanes<16>(source + c, winner + c, number, target + c);
-    }
-    for (; c + 8 <= p.c; c += 8) {
-      add_won_lanes<8>(source + c, winner + c, number, target + c);
-    }
-    for (; c < p.c; ++c) {
-      target[c] += winner[c] == number ? source[c] : 0.0f;
-    }
   });
 }
 
 void avg_pool3d_forward(Context&, const PoolParams& p, ConstData x_, Data y_) {
-  const float* x = x_.as<float>("avg_pool3d_forward: x");
-  float* y = y_.as<float>("avg_pool3d_forward: y");
-  for_each_window(p, x,
-                  [&](int64_t out, const Window& window) { average_window(window, p.c, y + out * p.c); });
+  with_storage("avg_pool3d_forward", {x_, y_}, [&]<class T>(T) {
+    const T* x = x_.as<T>("avg_pool3d_forward: x");
+    T* y = y_.as<T>("avg_pool3d_forward: y");
+    for_each_window(
+        p, x, [&](int64_t out, const Window<T>& window) { average_window(window, p.c, y + out * p.c); });
+  });
 }
 
 void avg_pool3d_backward(Context&, const PoolParams& p, ConstData dy_, Data dx_) {
-  const float* dy = dy_.as<float>("avg_pool3d_backward: dy");
-  float* dx = dx_.as<float>("avg_pool3d_backward: dx");
-  for_each_cover(p, dx, [&](float* target, int64_t out, int32_t, int64_t divisor) {
-    const float* source = dy + out * p.c;
-    const float scale = 1.0f / static_cast<float>(divisor);
+  with_storage("avg_pool3d_backward", {dy_, dx_}, [&]<class T>(T) {
+    const T* dy = dy_.as<T>("avg_pool3d_backward: dy");
+    T* dx = dx_.as<T>("avg_pool3d_backward: dx");
+    for_each_cover(p, dx, [&](float* target, int64_t out, int32_t, int64_t divisor) {
+      const Input<T> source{dy + out * p.c};
+      const float scale = 1.0f / static_cast<float>(divisor);
 #pragma omp simd
-    for (int64_t c = 0; c < p.c; ++c) {
-      target[c] += source[c] * scale;
-    }
+      for (int64_t c = 0; c < p.c; ++c) {
+        target[c] += source[c] * scale;
+      }
+    });
   });
 }
 

@@ -11,6 +11,8 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/shape_error.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -348,6 +350,40 @@ TEST(Pooling, NothingOrOneVoxel) {
     EXPECT_EQ(max_forward_on(device, one, {-5}).y, std::vector<float>{-5});
     EXPECT_EQ(average_on(device, one, {54}, {27}).y, std::vector<float>{2});
     EXPECT_EQ(average_on(device, one, {54}, {27}).dx, std::vector<float>{1});
+  }
+}
+
+// The index is of its own type; a wrong one would show in dx.
+TEST(Pooling, Storage) {
+  for (const PoolCase& c : kPoolCases) {
+    const PoolParams& p = c.params;
+    const std::vector<float> x = random_normal(input_count(p), 16), dy = random_normal(output_count(p), 17);
+    expect_rounded_float32(c.name, [&](Call& call) {
+      const IndexArray index(call.context().device(), p, output_count(p));
+      max_pool3d_forward(call.context(), p, call.in(x), call.out(output_count(p)), nullptr);
+      max_pool3d_forward(call.context(), p, call.in(x), call.out(output_count(p)), index.data());
+      max_pool3d_backward(call.context(), p, call.in(dy), index.data(), call.out(input_count(p)));
+      avg_pool3d_forward(call.context(), p, call.in(x), call.out(output_count(p)));
+      avg_pool3d_backward(call.context(), p, call.in(dy), call.out(input_count(p)));
+    });
+  }
+}
+
+TEST(Pooling, MixedStorageIsOneLine) {
+  for (const Device device : test_devices()) {
+    Call call(device, DType::bf16, DType::bf16);
+    const PoolParams p{1, 2, 2, 2, 1};
+    const Data small = call.in_out_float({1}), large = call.in(std::vector<float>(8, 1.0f));
+    const DeviceArray<uint8_t> index(device, 1);
+    const std::string mixed = ": tensors are stored as f32 and bf16, expected one type";
+    EXPECT_EQ(shape_error([&] { max_pool3d_forward(call.context(), p, small, large, index.get()); }),
+              "max_pool3d_forward" + mixed);
+    EXPECT_EQ(shape_error([&] { max_pool3d_backward(call.context(), p, small, index.get(), large); }),
+              "max_pool3d_backward" + mixed);
+    EXPECT_EQ(shape_error([&] { avg_pool3d_forward(call.context(), p, small, large); }),
+              "avg_pool3d_forward" + mixed);
+    EXPECT_EQ(shape_error([&] { avg_pool3d_backward(call.context(), p, small, large); }),
+              "avg_pool3d_backward" + mixed);
   }
 }
 
