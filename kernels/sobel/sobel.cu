@@ -7,6 +7,7 @@
 // a byte: limited by memory. Backward sums over the channels with up to 32 lanes a voxel in a fixed order. No
 // GPU timing exists yet (see bench/results/README.md).
 #include "base/size.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/simt/device.hpp"
 #include "kernels/sobel/sobel.hpp"
 
@@ -41,8 +42,8 @@ VESAL_DEVICE Tile tile_of(const Volume& v, int64_t index) {
 using Plane = float[kTileH + 2][kTileW + 2];
 
 // One component of a tile with its border, zeros outside the volume. `stride` is the number of components.
-VESAL_DEVICE void load_tile(const Volume& v, const Tile& tile, const float* source, int stride,
-                            Plane* target) {
+template <class In>
+VESAL_DEVICE void load_tile(const Volume& v, const Tile& tile, In source, int stride, Plane* target) {
   constexpr int kCount = (kTileD + 2) * (kTileH + 2) * (kTileW + 2);
   for (int i = static_cast<int>(threadIdx.x); i < kCount; i += kThreads) {
     const int c = i % (kTileW + 2);
@@ -50,7 +51,8 @@ VESAL_DEVICE void load_tile(const Volume& v, const Tile& tile, const float* sour
     const int a = i / (kTileW + 2) / (kTileH + 2);
     const int64_t d = tile.d + a - 1, h = tile.h + b - 1, w = tile.w + c - 1;
     const bool inside = d >= 0 && d < v.d && h >= 0 && h < v.h && w >= 0 && w < v.w;
-    target[a][b][c] = inside ? source[(((tile.n * v.d + d) * v.h + h) * v.w + w) * stride] : 0.0f;
+    target[a][b][c] =
+        inside ? static_cast<float>(source[(((tile.n * v.d + d) * v.h + h) * v.w + w) * stride]) : 0.0f;
   }
 }
 
@@ -85,16 +87,22 @@ VESAL_DEVICE float along_w(const Plane* t, int a, int b, int c) {
   return sum;
 }
 
-enum class Output { gradient, magnitude, magnitude_backward };
+enum class Result { gradient, magnitude, magnitude_backward };
+
+// What goes to the workspace is float32.
+template <class T, Result kResult>
+using StencilOut = std::conditional_t<kResult == Result::magnitude_backward, float, T>;
 
 // gradient: out [.., 3]. magnitude: out [..]. magnitude_backward: out [.., 3] is the gradient of the loss
 // with respect to the Sobel gradient, given dmagnitude.
-template <Output kOutput>
-VESAL_KERNEL void sobel_stencil(Volume v, const float* VESAL_RESTRICT x,
-                                const float* VESAL_RESTRICT dmagnitude, float* VESAL_RESTRICT out) {
+template <class T, Result kResult>
+VESAL_KERNEL void sobel_stencil(Volume v, const T* VESAL_RESTRICT x, const T* VESAL_RESTRICT dmagnitude_,
+                                StencilOut<T, kResult>* VESAL_RESTRICT out_) {
+  const Input<T> dmagnitude{dmagnitude_};
+  const Output<StencilOut<T, kResult>> out{out_};
   VESAL_SHARED(float, tile_x, [kTileD + 2][kTileH + 2][kTileW + 2]);
   const Tile tile = tile_of(v, blockIdx.x);
-  load_tile(v, tile, x, 1, tile_x);
+  load_tile(v, tile, Input<T>{x}, 1, tile_x);
   __syncthreads();
   const int c = static_cast<int>(threadIdx.x) % kTileW;
   const int b = static_cast<int>(threadIdx.x) / kTileW;
@@ -106,13 +114,13 @@ VESAL_KERNEL void sobel_stencil(Volume v, const float* VESAL_RESTRICT x,
     const float gd = along_d(tile_x, a, b, c) * v.scale_d;
     const float gh = along_h(tile_x, a, b, c) * v.scale_h;
     const float gw = along_w(tile_x, a, b, c) * v.scale_w;
-    if constexpr (kOutput == Output::gradient) {
+    if constexpr (kResult == Result::gradient) {
       out[voxel * 3] = gd;
       out[voxel * 3 + 1] = gh;
       out[voxel * 3 + 2] = gw;
     } else {
       const float square = gd * gd + gh * gh + gw * gw + v.eps;
-      if constexpr (kOutput == Output::magnitude) {
+      if constexpr (kResult == Result::magnitude) {
         out[voxel] = sqrtf(square);
       } else {
         const float scale = square > 0.0f ? dmagnitude[voxel] / sqrtf(square) : 0.0f;
@@ -125,8 +133,10 @@ VESAL_KERNEL void sobel_stencil(Volume v, const float* VESAL_RESTRICT x,
 }
 
 // The transposed stencil: smoothing is its own transpose, the derivative changes its sign.
-VESAL_KERNEL void sobel_transposed(Volume v, const float* VESAL_RESTRICT dgradient,
-                                   float* VESAL_RESTRICT dx) {
+template <class In, class T>
+VESAL_KERNEL void sobel_transposed(Volume v, const In* VESAL_RESTRICT dgradient_, T* VESAL_RESTRICT dx_) {
+  const Input<In> dgradient{dgradient_};
+  const Output<T> dx{dx_};
   VESAL_SHARED(float, tile_d, [kTileD + 2][kTileH + 2][kTileW + 2]);
   VESAL_SHARED(float, tile_h, [kTileD + 2][kTileH + 2][kTileW + 2]);
   VESAL_SHARED(float, tile_w, [kTileD + 2][kTileH + 2][kTileW + 2]);
@@ -153,7 +163,8 @@ struct Gate {
   float gate;
 };
 
-VESAL_DEVICE Gate gate_of(const float* gradient, int64_t voxel, float eps) {
+template <class In>
+VESAL_DEVICE Gate gate_of(In gradient, int64_t voxel, float eps) {
   Gate g;
   g.gd = gradient[voxel * 3];
   g.gh = gradient[voxel * 3 + 1];
@@ -164,28 +175,36 @@ VESAL_DEVICE Gate gate_of(const float* gradient, int64_t voxel, float eps) {
 }
 
 // `lanes` (a power of two) threads a voxel, over its channels.
+template <class T>
 VESAL_KERNEL void gate_forward(int64_t voxels, int64_t channels, int lanes, float eps,
-                               const float* VESAL_RESTRICT gradient, const float* VESAL_RESTRICT x,
-                               float* VESAL_RESTRICT y) {
+                               const T* VESAL_RESTRICT gradient, const T* VESAL_RESTRICT x_,
+                               T* VESAL_RESTRICT y_) {
+  const Input<T> x{x_};
+  const Output<T> y{y_};
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t voxel = thread / lanes;
   if (voxel >= voxels) {
     return;
   }
-  const Gate g = gate_of(gradient, voxel, eps);
+  const Gate g = gate_of(Input<T>{gradient}, voxel, eps);
   for (int64_t c = thread % lanes; c < channels; c += lanes) {
     y[voxel * channels + c] = g.gate * x[voxel * channels + c];
   }
 }
 
+template <class T>
 VESAL_KERNEL void gate_backward(int64_t voxels, int64_t channels, int lanes, float eps,
-                                const float* VESAL_RESTRICT gradient, const float* VESAL_RESTRICT x,
-                                const float* VESAL_RESTRICT dy, float* VESAL_RESTRICT dgradient,
-                                float* VESAL_RESTRICT dx) {
+                                const T* VESAL_RESTRICT gradient, const T* VESAL_RESTRICT x_,
+                                const T* VESAL_RESTRICT dy_, T* VESAL_RESTRICT dgradient_,
+                                T* VESAL_RESTRICT dx_) {
+  const Input<T> x{x_};
+  const Input<T> dy{dy_};
+  const Output<T> dgradient{dgradient_};
+  const Output<T> dx{dx_};
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t voxel = thread / lanes;
   const bool valid = voxel < voxels;
-  const Gate g = gate_of(gradient, valid ? voxel : 0, eps);
+  const Gate g = gate_of(Input<T>{gradient}, valid ? voxel : 0, eps);
   float dgate = 0.0f;
   if (valid) {
     for (int64_t c = thread % lanes; c < channels; c += lanes) {
@@ -232,67 +251,70 @@ int gate_lanes(const EdgeGateParams& p) {
 
 }  // namespace
 
-void sobel_gradient_forward(Context& context, const SobelParams& params, ConstData x_, Data gradient_) {
-  const float* x = x_.as<float>("sobel_gradient_forward: x");
-  float* gradient = gradient_.as<float>("sobel_gradient_forward: gradient");
+void sobel_gradient_forward(Context& context, const SobelParams& params, ConstData x, Data gradient) {
   const Volume volume = volume_of(params);
-  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_stencil<Output::gradient>,
-         volume, x, nullptr, gradient);
+  with_storage("sobel_gradient_forward", {x, gradient}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_stencil<T, Result::gradient>,
+           volume, x.as<T>("sobel_gradient_forward: x"), nullptr,
+           gradient.as<T>("sobel_gradient_forward: gradient"));
+  });
 }
 
-void sobel_gradient_backward(Context& context, const SobelParams& params, ConstData dgradient_, Data dx_) {
-  const float* dgradient = dgradient_.as<float>("sobel_gradient_backward: dgradient");
-  float* dx = dx_.as<float>("sobel_gradient_backward: dx");
+void sobel_gradient_backward(Context& context, const SobelParams& params, ConstData dgradient, Data dx) {
   const Volume volume = volume_of(params);
-  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_transposed, volume, dgradient,
-         dx);
+  with_storage("sobel_gradient_backward", {dgradient, dx}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_transposed<T, T>, volume,
+           dgradient.as<T>("sobel_gradient_backward: dgradient"), dx.as<T>("sobel_gradient_backward: dx"));
+  });
 }
 
-void sobel_magnitude_forward(Context& context, const SobelParams& params, ConstData x_, Data magnitude_) {
-  const float* x = x_.as<float>("sobel_magnitude_forward: x");
-  float* magnitude = magnitude_.as<float>("sobel_magnitude_forward: magnitude");
+void sobel_magnitude_forward(Context& context, const SobelParams& params, ConstData x, Data magnitude) {
   const Volume volume = volume_of(params);
-  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_stencil<Output::magnitude>,
-         volume, x, nullptr, magnitude);
+  with_storage("sobel_magnitude_forward", {x, magnitude}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_stencil<T, Result::magnitude>,
+           volume, x.as<T>("sobel_magnitude_forward: x"), nullptr,
+           magnitude.as<T>("sobel_magnitude_forward: magnitude"));
+  });
 }
 
 size_t sobel_magnitude_workspace_bytes(Context&, const SobelParams& p) {
   return static_cast<size_t>(p.n * p.d * p.h * p.w) * 3 * sizeof(float);
 }
 
-void sobel_magnitude_backward(Context& context, const SobelParams& params, ConstData x_,
-                              ConstData dmagnitude_, Data dx_, Workspace workspace) {
-  const float* x = x_.as<float>("sobel_magnitude_backward: x");
-  const float* dmagnitude = dmagnitude_.as<float>("sobel_magnitude_backward: dmagnitude");
-  float* dx = dx_.as<float>("sobel_magnitude_backward: dx");
+void sobel_magnitude_backward(Context& context, const SobelParams& params, ConstData x, ConstData dmagnitude,
+                              Data dx, Workspace workspace) {
   auto* dgradient = static_cast<float*>(workspace.data);
   const Volume volume = volume_of(params);
-  launch(context.stream(), {.grid = tiles(volume), .block = kThreads},
-         sobel_stencil<Output::magnitude_backward>, volume, x, dmagnitude, dgradient);
-  launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_transposed, volume, dgradient,
-         dx);
+  with_storage("sobel_magnitude_backward", {x, dmagnitude, dx}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = tiles(volume), .block = kThreads},
+           sobel_stencil<T, Result::magnitude_backward>, volume, x.as<T>("sobel_magnitude_backward: x"),
+           dmagnitude.as<T>("sobel_magnitude_backward: dmagnitude"), dgradient);
+    launch(context.stream(), {.grid = tiles(volume), .block = kThreads}, sobel_transposed<float, T>, volume,
+           dgradient, dx.as<T>("sobel_magnitude_backward: dx"));
+  });
 }
 
-void edge_gate_forward(Context& context, const EdgeGateParams& params, ConstData gradient_, ConstData x_,
-                       Data y_) {
-  const float* gradient = gradient_.as<float>("edge_gate_forward: gradient");
-  const float* x = x_.as<float>("edge_gate_forward: x");
-  float* y = y_.as<float>("edge_gate_forward: y");
+void edge_gate_forward(Context& context, const EdgeGateParams& params, ConstData gradient, ConstData x,
+                       Data y) {
   const int lanes = gate_lanes(params);
-  launch(context.stream(), {.grid = ceil_div(params.voxels * lanes, kBlock), .block = kBlock}, gate_forward,
-         params.voxels, params.channels, lanes, params.eps, gradient, x, y);
+  with_storage("edge_gate_forward", {gradient, x, y}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = ceil_div(params.voxels * lanes, kBlock), .block = kBlock},
+           gate_forward<T>, params.voxels, params.channels, lanes, params.eps,
+           gradient.as<T>("edge_gate_forward: gradient"), x.as<T>("edge_gate_forward: x"),
+           y.as<T>("edge_gate_forward: y"));
+  });
 }
 
-void edge_gate_backward(Context& context, const EdgeGateParams& params, ConstData gradient_, ConstData x_,
-                        ConstData dy_, Data dgradient_, Data dx_) {
-  const float* gradient = gradient_.as<float>("edge_gate_backward: gradient");
-  const float* x = x_.as<float>("edge_gate_backward: x");
-  const float* dy = dy_.as<float>("edge_gate_backward: dy");
-  float* dgradient = dgradient_.as<float>("edge_gate_backward: dgradient");
-  float* dx = dx_.as<float>("edge_gate_backward: dx");
+void edge_gate_backward(Context& context, const EdgeGateParams& params, ConstData gradient, ConstData x,
+                        ConstData dy, Data dgradient, Data dx) {
   const int lanes = gate_lanes(params);
-  launch(context.stream(), {.grid = ceil_div(params.voxels * lanes, kBlock), .block = kBlock}, gate_backward,
-         params.voxels, params.channels, lanes, params.eps, gradient, x, dy, dgradient, dx);
+  with_storage("edge_gate_backward", {gradient, x, dy, dgradient, dx}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = ceil_div(params.voxels * lanes, kBlock), .block = kBlock},
+           gate_backward<T>, params.voxels, params.channels, lanes, params.eps,
+           gradient.as<T>("edge_gate_backward: gradient"), x.as<T>("edge_gate_backward: x"),
+           dy.as<T>("edge_gate_backward: dy"), dgradient.as<T>("edge_gate_backward: dgradient"),
+           dx.as<T>("edge_gate_backward: dx"));
+  });
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

@@ -1,6 +1,8 @@
 // Sobel gradients in 3D and the edge gate made of them (ESAB, "deep semantics + edge fusion", Zhu et al.
 // 2023). Each component differentiates one axis with [1, 0, -1] and smooths the two others with [1, 2, 1]
 // (cross-correlation, zeros outside), divided by the spacing of its axis.
+// All tensors are stored as float32, bf16 or f16 (kernels/context/storage.hpp). f16 ends at 65504, and a
+// component reaches 16 / spacing times the largest difference between voxels.
 #pragma once
 
 #include <array>

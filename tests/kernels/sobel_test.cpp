@@ -8,6 +8,8 @@
 #include "kernels/sobel/sobel_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/shape_error.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -339,6 +341,61 @@ TEST(EdgeGate, GradientsAreNumeric) {
   };
   expect_gradient("gradient", g, dg, [&](const std::vector<double>& at) { return loss(at, x); });
   expect_gradient("x", x, dx, [&](const std::vector<double>& at) { return loss(g, at); });
+}
+
+TEST(Sobel, Storage) {
+  for (const SobelCase& c : kSobelCases) {
+    const SobelParams& p = c.params;
+    const int64_t count = voxel_count(p);
+    const std::vector<float> x = random_normal(count, 17), dg = random_normal(3 * count, 18),
+                             dm = random_normal(count, 19);
+    expect_rounded_float32(c.name, [&](Call& call) {
+      sobel_gradient_forward(call.context(), p, call.in(x), call.out(3 * count));
+      sobel_gradient_backward(call.context(), p, call.in(dg), call.out(count));
+      sobel_magnitude_forward(call.context(), p, call.in(x), call.out(count));
+      sobel_magnitude_backward(call.context(), p, call.in(x), call.in(dm), call.out(count),
+                               call.workspace(sobel_magnitude_workspace_bytes(call.context(), p)));
+    });
+  }
+}
+
+TEST(EdgeGate, Storage) {
+  for (const EdgeGateCase& c : kEdgeGateCases) {
+    const EdgeGateParams& p = c.params;
+    const int64_t count = p.voxels * p.channels;
+    const std::vector<float> g = random_normal(3 * p.voxels, 20, 2.0f), x = random_normal(count, 21),
+                             dy = random_normal(count, 22);
+    expect_rounded_float32(c.name, [&](Call& call) {
+      edge_gate_forward(call.context(), p, call.in(g), call.in(x), call.out(count));
+      edge_gate_backward(call.context(), p, call.in(g), call.in(x), call.in(dy), call.out(3 * p.voxels),
+                         call.out(count));
+    });
+  }
+}
+
+TEST(Sobel, MixedStorageIsOneLine) {
+  for (const Device device : test_devices()) {
+    Call call(device, DType::bf16, DType::bf16);
+    Context& context = call.context();
+    const SobelParams p{};
+    const Data half = call.in_out({1, 2, 3}), wide = call.in_out_float({1, 2, 3});
+    const std::string mixed = ": tensors are stored as bf16 and f32, expected one type";
+    EXPECT_EQ(shape_error([&] { sobel_gradient_forward(context, p, half, wide); }),
+              "sobel_gradient_forward" + mixed);
+    EXPECT_EQ(shape_error([&] { sobel_gradient_backward(context, p, half, wide); }),
+              "sobel_gradient_backward" + mixed);
+    EXPECT_EQ(shape_error([&] { sobel_magnitude_forward(context, p, half, wide); }),
+              "sobel_magnitude_forward" + mixed);
+    EXPECT_EQ(shape_error([&] {
+                sobel_magnitude_backward(context, p, half, wide, half,
+                                         call.workspace(sobel_magnitude_workspace_bytes(context, p)));
+              }),
+              "sobel_magnitude_backward" + mixed);
+    EXPECT_EQ(shape_error([&] { edge_gate_forward(context, {}, half, half, wide); }),
+              "edge_gate_forward" + mixed);
+    EXPECT_EQ(shape_error([&] { edge_gate_backward(context, {}, half, half, half, wide, half); }),
+              "edge_gate_backward" + mixed);
+  }
 }
 
 TEST(Sobel, WrongArgumentsThrow) {
