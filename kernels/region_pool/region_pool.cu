@@ -11,6 +11,7 @@
 
 #include "kernels/context/block_reduce.hpp"
 #include "kernels/context/device_loops.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/region_pool/region_pool.hpp"
 #include "kernels/simt/device.hpp"
 
@@ -137,9 +138,12 @@ VESAL_KERNEL void scatter_voxels(int64_t voxels, int64_t chunks, int regions,
 
 // A warp for each region of the batch and tile of `width` channels: 32 / width voxels at a time, then a fixed
 // tree.
+template <class T>
 VESAL_KERNEL void segment_sums(int64_t rows, int64_t voxels, int regions, int64_t channels, int width,
                                int mean, const int* VESAL_RESTRICT offsets, const int* VESAL_RESTRICT index,
-                               const float* VESAL_RESTRICT x, float* VESAL_RESTRICT sums) {
+                               const T* VESAL_RESTRICT x_, T* VESAL_RESTRICT sums_) {
+  const Input<T> x{x_};
+  const Output<T> sums{sums_};
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   const int64_t channel = static_cast<int64_t>(blockIdx.y) * width + (lane & (width - 1));
@@ -160,13 +164,14 @@ VESAL_KERNEL void segment_sums(int64_t rows, int64_t voxels, int regions, int64_
   }
 }
 
+template <class T>
 void launch_segment_sums(Context& context, const RegionParams& p, int64_t channels, const RegionIndex& index,
-                         const float* x, bool mean, float* sums) {
+                         const T* x, bool mean, T* sums) {
   const int width = column_width(channels);
   const int64_t rows = p.n * p.regions;
   launch(context.stream(),
          {.grid = {ceil_div(rows * 32, kBlock), ceil_div(channels, width), 1}, .block = {kBlock, 1, 1}},
-         segment_sums, rows, p.voxels, static_cast<int>(p.regions), channels, width, mean ? 1 : 0,
+         segment_sums<T>, rows, p.voxels, static_cast<int>(p.regions), channels, width, mean ? 1 : 0,
          index.offsets, index.voxels, x, sums);
 }
 
@@ -176,14 +181,15 @@ struct Zero {
 };
 
 // y[voxel] = x[region], divided by the region's size when there are offsets.
+template <class T>
 struct Gather {
   int64_t voxels;
   int regions;
   int64_t channels;
   const int* labels;
   const int* offsets;
-  const float* x;
-  float* y;
+  Input<T> x;
+  Output<T> y;
 
   VESAL_DEVICE void operator()(int64_t i) const {
     const int64_t voxel = i / channels;
@@ -228,29 +234,37 @@ void region_index(Context& context, const RegionParams& p, const int32_t* labels
 
 void region_mean_forward(Context& context, const RegionParams& p, int64_t channels, const RegionIndex& index,
                          ConstData x, Data means) {
-  launch_segment_sums(context, p, channels, index, x.as<float>("region_mean_forward: x"), true,
-                      means.as<float>("region_mean_forward: means"));
+  with_storage("region_mean_forward", {x, means}, [&]<class T>(T) {
+    launch_segment_sums(context, p, channels, index, x.as<T>("region_mean_forward: x"), true,
+                        means.as<T>("region_mean_forward: means"));
+  });
 }
 
 void region_mean_backward(Context& context, const RegionParams& p, int64_t channels, const int32_t* labels,
                           const RegionIndex& index, ConstData dmeans, Data dx) {
-  launch_map(
-      context.stream(), p.n * p.voxels * channels,
-      Gather{p.voxels, static_cast<int>(p.regions), channels, labels, index.offsets,
-             dmeans.as<float>("region_mean_backward: dmeans"), dx.as<float>("region_mean_backward: dx")});
+  with_storage("region_mean_backward", {dmeans, dx}, [&]<class T>(T) {
+    launch_map(context.stream(), p.n * p.voxels * channels,
+               Gather<T>{p.voxels, static_cast<int>(p.regions), channels, labels, index.offsets,
+                         input<T>(dmeans, "region_mean_backward: dmeans"),
+                         output<T>(dx, "region_mean_backward: dx")});
+  });
 }
 
 void region_gather_forward(Context& context, const RegionParams& p, int64_t channels, const int32_t* labels,
                            ConstData x, Data y) {
-  launch_map(context.stream(), p.n * p.voxels * channels,
-             Gather{p.voxels, static_cast<int>(p.regions), channels, labels, nullptr,
-                    x.as<float>("region_gather_forward: x"), y.as<float>("region_gather_forward: y")});
+  with_storage("region_gather_forward", {x, y}, [&]<class T>(T) {
+    launch_map(context.stream(), p.n * p.voxels * channels,
+               Gather<T>{p.voxels, static_cast<int>(p.regions), channels, labels, nullptr,
+                         input<T>(x, "region_gather_forward: x"), output<T>(y, "region_gather_forward: y")});
+  });
 }
 
 void region_gather_backward(Context& context, const RegionParams& p, int64_t channels,
                             const RegionIndex& index, ConstData dy, Data dx) {
-  launch_segment_sums(context, p, channels, index, dy.as<float>("region_gather_backward: dy"), false,
-                      dx.as<float>("region_gather_backward: dx"));
+  with_storage("region_gather_backward", {dy, dx}, [&]<class T>(T) {
+    launch_segment_sums(context, p, channels, index, dy.as<T>("region_gather_backward: dy"), false,
+                        dx.as<T>("region_gather_backward: dx"));
+  });
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

@@ -4,6 +4,8 @@
 //
 // A label outside 0 .. regions - 1 (-1, say) puts a voxel into no region: it is never read by a mean or a
 // sum, and gets 0 from a gather. A region without voxels has mean 0, and its row is never read by a gather.
+// x, means, y and their gradients are stored as float32, bf16 or f16 (kernels/context/storage.hpp); sums are
+// float32, rounded once.
 #pragma once
 
 #include <cstdint>

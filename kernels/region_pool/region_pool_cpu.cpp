@@ -3,9 +3,12 @@
 // by side: a region's sum is one thread's, in the order of its voxels.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "base/parallel.hpp"
 #include "base/size.hpp"
+#include "kernels/context/float_rows_cpu.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/region_pool/region_pool.hpp"
 
 namespace vesal::kernels::cpu {
@@ -19,31 +22,34 @@ bool is_region(int32_t label, int64_t regions) { return label >= 0 && label < re
 int64_t row_grain(int64_t channels) { return ceil_div(kGrain, channels); }
 
 // target[region] = sum over its voxels of source, divided by their number for a mean.
-void segment_sums(const RegionParams& p, int64_t channels, const RegionIndex& index, const float* source,
-                  bool mean, float* target) {
+template <class T>
+void segment_sums(const RegionParams& p, int64_t channels, const RegionIndex& index, const T* source,
+                  bool mean, T* target) {
   const int64_t voxels_per_region = std::max<int64_t>(p.voxels / p.regions, 1);
   parallel_for(p.n * p.regions, row_grain(channels * voxels_per_region), [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch = float_scratch<T>(channels);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t sample = row / p.regions;
       const int32_t* offsets = index.offsets + sample * (p.regions + 1) + row % p.regions;
       const int32_t* voxels = index.voxels + sample * p.voxels;
-      const float* x = source + sample * p.voxels * channels;
-      float* sum = target + row * channels;
-      std::fill_n(sum, channels, 0.0f);
-      for (int64_t e = offsets[0]; e < offsets[1]; ++e) {
-        const float* voxel = x + voxels[e] * channels;
+      const Input<T> x{source + sample * p.voxels * channels};
+      write_floats(target + row * channels, channels, scratch.data(), [&](float* sum) {
+        std::fill_n(sum, channels, 0.0f);
+        for (int64_t e = offsets[0]; e < offsets[1]; ++e) {
+          const Input<T> voxel = x + voxels[e] * channels;
 #pragma omp simd
-        for (int64_t c = 0; c < channels; ++c) {
-          sum[c] += voxel[c];
+          for (int64_t c = 0; c < channels; ++c) {
+            sum[c] += voxel[c];
+          }
         }
-      }
-      if (mean && offsets[1] > offsets[0]) {
-        const auto count = static_cast<float>(offsets[1] - offsets[0]);
+        if (mean && offsets[1] > offsets[0]) {
+          const auto count = static_cast<float>(offsets[1] - offsets[0]);
 #pragma omp simd
-        for (int64_t c = 0; c < channels; ++c) {
-          sum[c] /= count;
+          for (int64_t c = 0; c < channels; ++c) {
+            sum[c] /= count;
+          }
         }
-      }
+      });
     }
   });
 }
@@ -85,53 +91,61 @@ void region_index(Context&, const RegionParams& p, const int32_t* labels, const 
 
 void region_mean_forward(Context&, const RegionParams& p, int64_t channels, const RegionIndex& index,
                          ConstData x, Data means) {
-  segment_sums(p, channels, index, x.as<float>("region_mean_forward: x"), true,
-               means.as<float>("region_mean_forward: means"));
+  with_storage("region_mean_forward", {x, means}, [&]<class T>(T) {
+    segment_sums(p, channels, index, x.as<T>("region_mean_forward: x"), true,
+                 means.as<T>("region_mean_forward: means"));
+  });
 }
 
 void region_mean_backward(Context&, const RegionParams& p, int64_t channels, const int32_t* labels,
                           const RegionIndex& index, ConstData dmeans_, Data dx_) {
-  const float* dmeans = dmeans_.as<float>("region_mean_backward: dmeans");
-  float* dx = dx_.as<float>("region_mean_backward: dx");
-  parallel_for(p.n * p.voxels, row_grain(channels), [&](int64_t begin, int64_t end) {
-    for (int64_t v = begin; v < end; ++v) {
-      const int64_t sample = v / p.voxels;
-      float* row = dx + v * channels;
-      if (!is_region(labels[v], p.regions)) {
-        std::fill_n(row, channels, 0.0f);
-        continue;
-      }
-      const int32_t* offsets = index.offsets + sample * (p.regions + 1) + labels[v];
-      const auto count = static_cast<float>(offsets[1] - offsets[0]);
-      const float* mean = dmeans + (sample * p.regions + labels[v]) * channels;
+  with_storage("region_mean_backward", {dmeans_, dx_}, [&]<class T>(T) {
+    const auto dmeans = input<T>(dmeans_, "region_mean_backward: dmeans");
+    T* dx = dx_.as<T>("region_mean_backward: dx");
+    parallel_for(p.n * p.voxels, row_grain(channels), [&](int64_t begin, int64_t end) {
+      for (int64_t v = begin; v < end; ++v) {
+        const int64_t sample = v / p.voxels;
+        if (!is_region(labels[v], p.regions)) {
+          std::fill_n(dx + v * channels, channels, narrow<T>(0.0f));
+          continue;
+        }
+        const Output<T> row{dx + v * channels};
+        const int32_t* offsets = index.offsets + sample * (p.regions + 1) + labels[v];
+        const auto count = static_cast<float>(offsets[1] - offsets[0]);
+        const Input<T> mean = dmeans + (sample * p.regions + labels[v]) * channels;
 #pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) {
-        row[c] = mean[c] / count;
+        for (int64_t c = 0; c < channels; ++c) {
+          row[c] = mean[c] / count;
+        }
       }
-    }
+    });
   });
 }
 
 void region_gather_forward(Context&, const RegionParams& p, int64_t channels, const int32_t* labels,
                            ConstData x_, Data y_) {
-  const float* x = x_.as<float>("region_gather_forward: x");
-  float* y = y_.as<float>("region_gather_forward: y");
-  parallel_for(p.n * p.voxels, row_grain(channels), [&](int64_t begin, int64_t end) {
-    for (int64_t v = begin; v < end; ++v) {
-      if (is_region(labels[v], p.regions)) {
-        std::memcpy(y + v * channels, x + (v / p.voxels * p.regions + labels[v]) * channels,
-                    static_cast<size_t>(channels) * sizeof(float));
-      } else {
-        std::fill_n(y + v * channels, channels, 0.0f);
+  with_storage("region_gather_forward", {x_, y_}, [&]<class T>(T) {
+    const T* x = x_.as<T>("region_gather_forward: x");
+    T* y = y_.as<T>("region_gather_forward: y");
+    parallel_for(p.n * p.voxels, row_grain(channels), [&](int64_t begin, int64_t end) {
+      for (int64_t v = begin; v < end; ++v) {
+        if (is_region(labels[v], p.regions)) {
+          std::memcpy(y + v * channels, x + (v / p.voxels * p.regions + labels[v]) * channels,
+                      static_cast<size_t>(channels) * sizeof(T));
+        } else {
+          std::fill_n(y + v * channels, channels, narrow<T>(0.0f));
+        }
       }
-    }
+    });
   });
 }
 
 void region_gather_backward(Context&, const RegionParams& p, int64_t channels, const RegionIndex& index,
                             ConstData dy, Data dx) {
-  segment_sums(p, channels, index, dy.as<float>("region_gather_backward: dy"), false,
-               dx.as<float>("region_gather_backward: dx"));
+  with_storage("region_gather_backward", {dy, dx}, [&]<class T>(T) {
+    segment_sums(p, channels, index, dy.as<T>("region_gather_backward: dy"), false,
+                 dx.as<T>("region_gather_backward: dx"));
+  });
 }
 
 }  // namespace vesal::kernels::cpu

@@ -10,6 +10,8 @@
 #include "kernels/region_pool/region_pool_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/shape_error.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -234,6 +236,48 @@ TEST(RegionPool, ReferenceGradients) {
     reference::region_gather_forward(p, channels, labels.data(), x.data(), y.data());
     return std::inner_product(y.begin(), y.end(), voxels.begin(), 0.0);
   });
+}
+
+TEST(RegionPool, Storage) {
+  for (const RegionCase& c : kRegionCases) {
+    const Inputs in(c);
+    const RegionParams& p = c.params;
+    const auto voxels = static_cast<int64_t>(in.voxels.size()),
+               regions = static_cast<int64_t>(in.regions.size());
+    expect_rounded_float32(c.name, [&](Call& call) {
+      const DeviceIndex index(call.context().device(), p);
+      const int32_t* labels = call.indices(in.labels);
+      region_index(call.context(), p, labels, index.get(),
+                   call.workspace(region_index_workspace_bytes(call.context(), p)));
+      region_mean_forward(call.context(), p, c.channels, index.get(), call.in(in.voxels), call.out(regions));
+      region_mean_backward(call.context(), p, c.channels, labels, index.get(), call.in(in.regions),
+                           call.out(voxels));
+      region_gather_forward(call.context(), p, c.channels, labels, call.in(in.regions), call.out(voxels));
+      region_gather_backward(call.context(), p, c.channels, index.get(), call.in(in.voxels),
+                             call.out(regions));
+    });
+  }
+}
+
+TEST(RegionPool, MixedStorageIsOneLine) {
+  for (const Device device : test_devices()) {
+    Call call(device, DType::f16, DType::f16);
+    Context& context = call.context();
+    const RegionParams p{1, 2, 1};
+    const DeviceArray<int32_t> labels(device, std::vector<int32_t>{0, 0}),
+        offsets(device, std::vector<int32_t>{0, 2}), voxels(device, std::vector<int32_t>{0, 1});
+    const RegionIndex index{offsets, voxels};
+    const Data half = call.in_out({1, 2}), wide = call.in_out_float({1, 2});
+    const std::string mixed = ": tensors are stored as f16 and f32, expected one type";
+    EXPECT_EQ(shape_error([&] { region_mean_forward(context, p, 1, index, half, wide); }),
+              "region_mean_forward" + mixed);
+    EXPECT_EQ(shape_error([&] { region_mean_backward(context, p, 1, labels, index, half, wide); }),
+              "region_mean_backward" + mixed);
+    EXPECT_EQ(shape_error([&] { region_gather_forward(context, p, 1, labels, half, wide); }),
+              "region_gather_forward" + mixed);
+    EXPECT_EQ(shape_error([&] { region_gather_backward(context, p, 1, index, half, wide); }),
+              "region_gather_backward" + mixed);
+  }
 }
 
 TEST(RegionPool, WrongArgumentsThrow) {
