@@ -7,6 +7,7 @@
 // (resize_axis.hpp); in the gather they advance by addition. No GPU timing exists yet (see
 // bench/results/README.md).
 #include "base/size.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/resize/resize.hpp"
 #include "kernels/resize/resize_axis.hpp"
 #include "kernels/simt/device.hpp"
@@ -16,10 +17,12 @@ namespace {
 
 constexpr int kBlock = 256;
 
-// Int is int or int64_t: the type of element numbers and of positions.
-template <int kTaps, class Int>
-VESAL_KERNEL void resize_elements(ResizeAxes<Int> axes, Int count, Int channels,
-                                  const float* VESAL_RESTRICT x, float* VESAL_RESTRICT y) {
+// T is the storage type; Int is int or int64_t: the type of element numbers and of positions.
+template <class T, int kTaps, class Int>
+VESAL_KERNEL void resize_elements(ResizeAxes<Int> axes, Int count, Int channels, const T* VESAL_RESTRICT x_,
+                                  T* VESAL_RESTRICT y_) {
+  const Input<T> x{x_};
+  const Output<T> y{y_};
   const int64_t element = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (element >= count) {
     return;
@@ -32,7 +35,7 @@ VESAL_KERNEL void resize_elements(ResizeAxes<Int> axes, Int count, Int channels,
   const auto w = axes.w.template taps<kTaps>(axes.w.at(static_cast<int>(voxel - line * axes.w.out)));
   const auto h = axes.h.template taps<kTaps>(axes.h.at(static_cast<int>(line - plane * axes.h.out)));
   const auto d = axes.d.template taps<kTaps>(axes.d.at(static_cast<int>(plane - n * axes.d.out)));
-  const float* sample = x + n * axes.d.in * axes.h.in * axes.w.in * channels + c;
+  const auto sample = x + n * axes.d.in * axes.h.in * axes.w.in * channels + c;
   float sum = 0.0f;
   VESAL_UNROLL
   for (int a = 0; a < kTaps; ++a) {
@@ -45,7 +48,7 @@ VESAL_KERNEL void resize_elements(ResizeAxes<Int> axes, Int count, Int channels,
       if (h.weight[b] == 0.0f) {
         continue;
       }
-      const float* row = sample + (row_d + h.index[b]) * axes.w.in * channels;
+      const auto row = sample + (row_d + h.index[b]) * axes.w.in * channels;
       float value = 0.0f;
       VESAL_UNROLL
       for (int e = 0; e < kTaps; ++e) {
@@ -57,9 +60,11 @@ VESAL_KERNEL void resize_elements(ResizeAxes<Int> axes, Int count, Int channels,
   y[element] = sum;
 }
 
-template <int kTaps, class Int>
-VESAL_KERNEL void resize_gather(ResizeAxes<Int> axes, Int count, Int channels, const float* VESAL_RESTRICT dy,
-                                float* VESAL_RESTRICT dx) {
+template <class T, int kTaps, class Int>
+VESAL_KERNEL void resize_gather(ResizeAxes<Int> axes, Int count, Int channels, const T* VESAL_RESTRICT dy_,
+                                T* VESAL_RESTRICT dx_) {
+  const Input<T> dy{dy_};
+  const Output<T> dx{dx_};
   const int64_t element = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (element >= count) {
     return;
@@ -81,14 +86,14 @@ VESAL_KERNEL void resize_gather(ResizeAxes<Int> axes, Int count, Int channels, c
   const auto stride_d = axes.d.stride();
   const auto stride_h = axes.h.stride();
   const auto stride_w = axes.w.stride();
-  const float* sample = dy + n * axes.d.out * axes.h.out * axes.w.out * channels + c;
+  const auto sample = dy + n * axes.d.out * axes.h.out * axes.w.out * channels + c;
   float sum = 0.0f;
   auto at_d = first_d;
   for (int od = over_d.begin; od < over_d.end; ++od) {
     float plane_sum = 0.0f;
     auto at_h = first_h;
     for (int oh = over_h.begin; oh < over_h.end; ++oh) {
-      const float* row = sample + (static_cast<Int>(od) * axes.h.out + oh) * axes.w.out * channels;
+      const auto row = sample + (static_cast<Int>(od) * axes.h.out + oh) * axes.w.out * channels;
       float row_sum = 0.0f;
       auto at_w = first_w;
       for (int ow = over_w.begin; ow < over_w.end; ++ow) {
@@ -124,22 +129,26 @@ void with_axes(const ResizeParams& p, Use&& use) {
 }  // namespace
 
 void resize_forward(Context& context, const ResizeParams& params, ConstData x_, Data y_) {
-  const float* x = x_.as<float>("resize_forward: x");
-  float* y = y_.as<float>("resize_forward: y");
   const int64_t count = output_count(params);
-  with_axes(params, [&]<int kTaps, class Int>(const ResizeAxes<Int>& axes) {
-    launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, resize_elements<kTaps, Int>,
-           axes, static_cast<Int>(count), static_cast<Int>(params.c), x, y);
+  with_storage("resize_forward", {x_, y_}, [&]<class T>(T) {
+    const T* x = x_.as<T>("resize_forward: x");
+    T* y = y_.as<T>("resize_forward: y");
+    with_axes(params, [&]<int kTaps, class Int>(const ResizeAxes<Int>& axes) {
+      launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock},
+             resize_elements<T, kTaps, Int>, axes, static_cast<Int>(count), static_cast<Int>(params.c), x, y);
+    });
   });
 }
 
 void resize_backward(Context& context, const ResizeParams& params, ConstData dy_, Data dx_) {
-  const float* dy = dy_.as<float>("resize_backward: dy");
-  float* dx = dx_.as<float>("resize_backward: dx");
   const int64_t count = input_count(params);
-  with_axes(params, [&]<int kTaps, class Int>(const ResizeAxes<Int>& axes) {
-    launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, resize_gather<kTaps, Int>,
-           axes, static_cast<Int>(count), static_cast<Int>(params.c), dy, dx);
+  with_storage("resize_backward", {dy_, dx_}, [&]<class T>(T) {
+    const T* dy = dy_.as<T>("resize_backward: dy");
+    T* dx = dx_.as<T>("resize_backward: dx");
+    with_axes(params, [&]<int kTaps, class Int>(const ResizeAxes<Int>& axes) {
+      launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock},
+             resize_gather<T, kTaps, Int>, axes, static_cast<Int>(count), static_cast<Int>(params.c), dy, dx);
+    });
   });
 }
 

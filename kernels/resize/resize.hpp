@@ -45,6 +45,9 @@ inline int64_t resized_extent(int64_t extent, double scale) {
   return static_cast<int64_t>(std::floor(static_cast<double>(extent) * scale));
 }
 
+// x, y, dy and dx are stored as float32, bf16 or f16 (kernels/context/storage.hpp); sums are float32, rounded
+// once.
+
 // x [n, d, h, w, c], y [n, out_d, out_h, out_w, c]. n and c may be 0; as in PyTorch, extents may not.
 void resize_forward(Context& context, const ResizeParams& params, ConstData x, Data y);
 // dx is overwritten; a gather over the outputs that read each input voxel, so no atomics.

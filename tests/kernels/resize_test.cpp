@@ -12,6 +12,8 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/shape_error.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -287,6 +289,37 @@ TEST(Resize, GradientIsNumeric) {
         return std::inner_product(y.begin(), y.end(), dy.begin(), 0.0);
       });
     }
+  }
+}
+
+TEST(Resize, Storage) {
+  for (const auto* cases : {&kResizeCases, &kScaledResizeCases}) {
+    for (const ResizeCase& c : *cases) {
+      for (const ResizeConvention& convention : kResizeConventions) {
+        const ResizeParams p = with_convention(c.params, convention);
+        if (p.align_corners || p.interpolation == Interpolation::nearest_exact) {
+          continue;  // the same code at other positions
+        }
+        const std::vector<float> x = random_normal(input_count(p), 10),
+                                 dy = random_normal(output_count(p), 11);
+        expect_rounded_float32(c.name + ", " + convention.name, [&](Call& call) {
+          resize_forward(call.context(), p, call.in(x), call.out(output_count(p)));
+          resize_backward(call.context(), p, call.in(dy), call.out(input_count(p)));
+        });
+      }
+    }
+  }
+}
+
+TEST(Resize, MixedStorageIsOneLine) {
+  for (const Device device : test_devices()) {
+    Call call(device, DType::f16, DType::f16);
+    const ResizeParams p{1, 1, 1, 2, 1, 1, 2, 1};
+    const Data half = call.in_out({1, 2}), wide = call.in_out_float({1, 2});
+    EXPECT_EQ(shape_error([&] { resize_forward(call.context(), p, half, wide); }),
+              "resize_forward: tensors are stored as f16 and f32, expected one type");
+    EXPECT_EQ(shape_error([&] { resize_backward(call.context(), p, wide, half); }),
+              "resize_backward: tensors are stored as f32 and f16, expected one type");
   }
 }
 
