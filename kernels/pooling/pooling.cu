@@ -108,10 +108,8 @@ VESAL_KERNEL void average_forward(Axes axes, Index count, Index channels, bool c
 }
 
 template <class T, class Index, class Number>
-VESAL_KERNEL void max_backward(Axes axes, Index count, Index channels, const T* VESAL_RESTRICT dy_,
-                               const Number* VESAL_RESTRICT index, T* VESAL_RESTRICT dx_) {
-  const Input<T> dy{dy_};
-  const Output<T> dx{dx_};
+VESAL_KERNEL void max_backward(Axes axes, Index count, Index channels, const T* VESAL_RESTRICT dy,
+                               const Number* VESAL_RESTRICT index, T* VESAL_RESTRICT dx) {
   const int64_t element = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (element >= count) {
     return;
@@ -130,11 +128,11 @@ VESAL_KERNEL void max_backward(Axes axes, Index count, Index channels, const T* 
       for (int ow = over_w.begin; ow < over_w.end; ++ow) {
         const Index out = (row + ow) * channels + p.c;
         const int number = in_h * axes.w.extent(ow) + p.w - axes.w.begin(ow);
-        sum += index[out] == number ? dy[out] : 0.0f;
+        sum += index[out] == number ? widen(dy[out]) : 0.0f;
       }
     }
   }
-  dx[element] = sum;
+  dx[element] = narrow<T>(sum);
 }
 
 template <class T, class Index>
