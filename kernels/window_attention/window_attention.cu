@@ -1,4 +1,5 @@
-// Window attention on a GPU, float32 arithmetic, in the portable dialect.
+// Window attention on a GPU, float32 arithmetic (tiles in shared memory too, whatever qkv is stored as), in
+// the portable dialect.
 //
 // What it computes: window_attention.hpp. For T real tokens, windows of n tokens, h heads of d dimensions:
 //   forward   at least 4 T h d (read qkv, bias table once; write out) numbers moved, 4 T n h d flops + T n h
@@ -19,6 +20,7 @@
 
 #include "kernels/context/attention_rows_device.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/simt/device.hpp"
 #include "kernels/window_attention/window_attention.hpp"
 #include "kernels/window_attention/window_geometry.hpp"
@@ -80,7 +82,8 @@ VESAL_DEVICE TileToken tile_token(const WindowGeometry& g, const WindowPlace& pl
 }
 
 // Number c of part (0 q, 1 k, 2 v) of a token; what is hidden is not read.
-VESAL_DEVICE float part_of(const Heads& heads, const float* VESAL_RESTRICT qkv,
+template <class T>
+VESAL_DEVICE float part_of(const Heads& heads, const T* VESAL_RESTRICT qkv,
                            const float* VESAL_RESTRICT qkv_bias, int64_t index, int code, int part, int head,
                            int c) {
   if (c >= heads.dim) {
@@ -88,14 +91,14 @@ VESAL_DEVICE float part_of(const Heads& heads, const float* VESAL_RESTRICT qkv,
   }
   const int column = (part * heads.count + head) * heads.dim + c;
   if (index >= 0) {
-    return qkv[index * (3 * heads.count * heads.dim) + column];
+    return widen(qkv[index * (3 * heads.count * heads.dim) + column]);
   }
   return code >= 0 && qkv_bias != nullptr ? qkv_bias[column] : 0.0f;
 }
 
-template <class V>
-VESAL_DEVICE void load_own(const Heads& heads, const float* qkv, const float* qkv_bias, int64_t index,
-                           int code, int part, int head, int lane, float factor, float (&own)[V::kDims]) {
+template <class V, class T>
+VESAL_DEVICE void load_own(const Heads& heads, const T* qkv, const float* qkv_bias, int64_t index, int code,
+                           int part, int head, int lane, float factor, float (&own)[V::kDims]) {
   VESAL_UNROLL
   for (int i = 0; i < V::kDims; ++i) {
     own[i] = factor * part_of(heads, qkv, qkv_bias, index, code, part, head, dimension<V>(lane, i));
@@ -124,11 +127,11 @@ VESAL_DEVICE float bias_at(const BiasTable& bias, int row) {
 }
 
 // Block (window x row tile, head): out and lse of kRows query rows.
-template <class V>
+template <class T, class V>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
-    forward_kernel(WindowGeometry g, Heads heads, const float* VESAL_RESTRICT qkv,
+    forward_kernel(WindowGeometry g, Heads heads, const T* VESAL_RESTRICT qkv,
                    const float* VESAL_RESTRICT qkv_bias, const float* VESAL_RESTRICT bias_table,
-                   float* VESAL_RESTRICT out, float* VESAL_RESTRICT lse) {
+                   T* VESAL_RESTRICT out, float* VESAL_RESTRICT lse) {
   VESAL_SHARED(float4, keys, [kTile][V::kWidth / 4]);
   VESAL_SHARED(float4, values, [kTile][V::kWidth / 4]);
   VESAL_SHARED(TileToken, tokens, [kTile]);
@@ -197,12 +200,12 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
     return;
   }
   const float inverse = 1.0f / sum;
-  float* target = out + query.index * (heads.count * heads.dim) + head * heads.dim;
+  T* target = out + query.index * (heads.count * heads.dim) + head * heads.dim;
   VESAL_UNROLL
   for (int i = 0; i < V::kDims; ++i) {
     const int c = dimension<V>(lane, i);
     if (c < heads.dim) {
-      target[c] = sum_out[i] * inverse;
+      target[c] = narrow<T>(sum_out[i] * inverse);
     }
   }
   if (lse != nullptr && lane == 0) {
@@ -212,13 +215,13 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
 
 // Block (chunk of window x row tile, head): dq and delta of the query rows, and the warps' bias gradients
 // tables [chunks][heads][warps][bias_rows].
-template <class V>
+template <class T, class V>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
-    backward_queries_kernel(WindowGeometry g, Heads heads, const float* VESAL_RESTRICT qkv,
+    backward_queries_kernel(WindowGeometry g, Heads heads, const T* VESAL_RESTRICT qkv,
                             const float* VESAL_RESTRICT qkv_bias, const float* VESAL_RESTRICT bias_table,
-                            const float* VESAL_RESTRICT out, const float* VESAL_RESTRICT lse,
-                            const float* VESAL_RESTRICT dout, float* VESAL_RESTRICT dqkv,
-                            float* VESAL_RESTRICT delta, float* VESAL_RESTRICT tables, int shared_gradient) {
+                            const T* VESAL_RESTRICT out, const float* VESAL_RESTRICT lse,
+                            const T* VESAL_RESTRICT dout, T* VESAL_RESTRICT dqkv, float* VESAL_RESTRICT delta,
+                            float* VESAL_RESTRICT tables, int shared_gradient) {
   VESAL_SHARED(float4, keys, [kTile][V::kWidth / 4]);
   VESAL_SHARED(float4, values, [kTile][V::kWidth / 4]);
   VESAL_SHARED(TileToken, tokens, [kTile]);
@@ -260,8 +263,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
       drow[i] = 0.0f;
       dq[i] = 0.0f;
       if (real && c < heads.dim) {
-        drow[i] = dout[out_row + c];
-        own_delta = fmaf(drow[i], out[out_row + c], own_delta);
+        drow[i] = widen(dout[out_row + c]);
+        own_delta = fmaf(drow[i], widen(out[out_row + c]), own_delta);
       }
     }
     own_delta = sum_split<V>(own_delta);
@@ -304,12 +307,12 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
       }
     }
     if (real) {
-      float* target = dqkv + query.index * (3 * heads.count * heads.dim) + head * heads.dim;
+      T* target = dqkv + query.index * (3 * heads.count * heads.dim) + head * heads.dim;
       VESAL_UNROLL
       for (int i = 0; i < V::kDims; ++i) {
         const int c = dimension<V>(lane, i);
         if (c < heads.dim) {
-          target[c] = heads.scale * dq[i];
+          target[c] = narrow<T>(heads.scale * dq[i]);
         }
       }
     }
@@ -323,12 +326,12 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
 
 // Block (chunk of window x key tile, head): dk and dv of the keys, and what flows into padding tokens:
 // padding [chunks][heads][2][head_dim].
-template <class V>
+template <class T, class V>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
-    backward_keys_kernel(WindowGeometry g, Heads heads, const float* VESAL_RESTRICT qkv,
+    backward_keys_kernel(WindowGeometry g, Heads heads, const T* VESAL_RESTRICT qkv,
                          const float* VESAL_RESTRICT qkv_bias, const float* VESAL_RESTRICT bias_table,
-                         const float* VESAL_RESTRICT lse, const float* VESAL_RESTRICT dout,
-                         const float* VESAL_RESTRICT delta, float* VESAL_RESTRICT dqkv,
+                         const float* VESAL_RESTRICT lse, const T* VESAL_RESTRICT dout,
+                         const float* VESAL_RESTRICT delta, T* VESAL_RESTRICT dqkv,
                          float* VESAL_RESTRICT padding) {
   static_assert(V::kRows <= 2 * kTile && V::kWidth <= V::kThreads);
   VESAL_SHARED(float4, rows, [2 * kTile][V::kWidth / 4]);  // kTile scaled queries, then kTile rows of dout
@@ -383,7 +386,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
         const TileToken query = tokens[e / V::kWidth];
         flat[e] = heads.scale * part_of(heads, qkv, nullptr, query.index, query.code, 0, head, c);
         flat[kTile * V::kWidth + e] = query.index >= 0 && c < heads.dim
-                                          ? dout[(query.index * heads.count + head) * heads.dim + c]
+                                          ? widen(dout[(query.index * heads.count + head) * heads.dim + c])
                                           : 0.0f;
       }
       __syncthreads();
@@ -401,13 +404,13 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, 1)
       }
     }
     if (key.index >= 0) {
-      float* target = dqkv + key.index * (3 * heads.count * heads.dim) + (heads.count + head) * heads.dim;
+      T* target = dqkv + key.index * (3 * heads.count * heads.dim) + (heads.count + head) * heads.dim;
       VESAL_UNROLL
       for (int i = 0; i < V::kDims; ++i) {
         const int c = dimension<V>(lane, i);
         if (c < heads.dim) {
-          target[c] = dk[i];
-          target[heads.count * heads.dim + c] = dv[i];
+          target[c] = narrow<T>(dk[i]);
+          target[heads.count * heads.dim + c] = narrow<T>(dv[i]);
         }
       }
     }
@@ -514,19 +517,22 @@ int64_t bias_bytes(const WindowGeometry& g) {
 
 void window_attention_forward(Context& context, const WindowAttentionParams& params, ConstData qkv_,
                               ConstData qkv_bias_, ConstData bias_table_, Data out_, float* lse) {
-  const float* qkv = qkv_.as<float>("window_attention_forward: qkv");
   const float* qkv_bias = qkv_bias_.as<float>("window_attention_forward: qkv_bias");
   const float* bias_table = bias_table_.as<float>("window_attention_forward: bias_table");
-  float* out = out_.as<float>("window_attention_forward: out");
   const WindowGeometry g = window_geometry(params);
   const Heads heads{params.heads, params.head_dim, params.scale};
-  with_variant(params.head_dim, [&](auto variant) {
-    using V = decltype(variant);
-    const int64_t row_tiles = ceil_div(g.tokens, V::kRows);
-    launch(
-        context.stream(),
-        {.grid = {g.windows * row_tiles, params.heads}, .block = V::kThreads, .shared_bytes = bias_bytes(g)},
-        forward_kernel<V>, g, heads, qkv, qkv_bias, bias_table, out, lse);
+  with_storage("window_attention_forward", {qkv_, out_}, [&]<class T>(T) {
+    const T* qkv = qkv_.as<T>("window_attention_forward: qkv");
+    T* out = out_.as<T>("window_attention_forward: out");
+    with_variant(params.head_dim, [&](auto variant) {
+      using V = decltype(variant);
+      const int64_t row_tiles = ceil_div(g.tokens, V::kRows);
+      launch(context.stream(),
+             {.grid = {g.windows * row_tiles, params.heads},
+              .block = V::kThreads,
+              .shared_bytes = bias_bytes(g)},
+             forward_kernel<T, V>, g, heads, qkv, qkv_bias, bias_table, out, lse);
+    });
   });
 }
 
@@ -538,12 +544,8 @@ void window_attention_backward(Context& context, const WindowAttentionParams& pa
                                ConstData qkv_bias_, ConstData bias_table_, ConstData out_, const float* lse,
                                ConstData dout_, Data dqkv_, Data dqkv_bias_, Data dbias_table_, GradMode mode,
                                Workspace workspace) {
-  const float* qkv = qkv_.as<float>("window_attention_backward: qkv");
   const float* qkv_bias = qkv_bias_.as<float>("window_attention_backward: qkv_bias");
   const float* bias_table = bias_table_.as<float>("window_attention_backward: bias_table");
-  const float* out = out_.as<float>("window_attention_backward: out");
-  const float* dout = dout_.as<float>("window_attention_backward: dout");
-  float* dqkv = dqkv_.as<float>("window_attention_backward: dqkv");
   float* dqkv_bias = dqkv_bias_.as<float>("window_attention_backward: dqkv_bias");
   float* dbias_table = dbias_table_.as<float>("window_attention_backward: dbias_table");
   const WindowGeometry g = window_geometry(params);
@@ -554,19 +556,26 @@ void window_attention_backward(Context& context, const WindowAttentionParams& pa
   float* padding = scratch + plan.padding;
   float* delta = scratch + plan.delta;
   const int accumulate = mode == GradMode::accumulate ? 1 : 0;
-  with_variant(params.head_dim, [&](auto variant) {
-    using V = decltype(variant);
-    const int64_t gradient_bytes = int64_t{g.bias_rows} * V::kWarps * static_cast<int64_t>(sizeof(float));
-    const bool shared_gradient = bias_bytes(g) + gradient_bytes <= kSharedGradientBytes;
-    launch(context.stream(),
-           {.grid = {plan.chunks, params.heads},
-            .block = V::kThreads,
-            .shared_bytes = bias_bytes(g) + (shared_gradient ? gradient_bytes : 0)},
-           backward_queries_kernel<V>, g, heads, qkv, qkv_bias, bias_table, out, lse, dout, dqkv, delta,
-           tables, shared_gradient ? 1 : 0);
-    launch(context.stream(),
-           {.grid = {plan.chunks, params.heads}, .block = V::kThreads, .shared_bytes = bias_bytes(g)},
-           backward_keys_kernel<V>, g, heads, qkv, qkv_bias, bias_table, lse, dout, delta, dqkv, padding);
+  with_storage("window_attention_backward", {qkv_, out_, dout_, dqkv_}, [&]<class T>(T) {
+    const T* qkv = qkv_.as<T>("window_attention_backward: qkv");
+    const T* out = out_.as<T>("window_attention_backward: out");
+    const T* dout = dout_.as<T>("window_attention_backward: dout");
+    T* dqkv = dqkv_.as<T>("window_attention_backward: dqkv");
+    with_variant(params.head_dim, [&](auto variant) {
+      using V = decltype(variant);
+      const int64_t gradient_bytes = int64_t{g.bias_rows} * V::kWarps * static_cast<int64_t>(sizeof(float));
+      const bool shared_gradient = bias_bytes(g) + gradient_bytes <= kSharedGradientBytes;
+      launch(context.stream(),
+             {.grid = {plan.chunks, params.heads},
+              .block = V::kThreads,
+              .shared_bytes = bias_bytes(g) + (shared_gradient ? gradient_bytes : 0)},
+             backward_queries_kernel<T, V>, g, heads, qkv, qkv_bias, bias_table, out, lse, dout, dqkv, delta,
+             tables, shared_gradient ? 1 : 0);
+      launch(context.stream(),
+             {.grid = {plan.chunks, params.heads}, .block = V::kThreads, .shared_bytes = bias_bytes(g)},
+             backward_keys_kernel<T, V>, g, heads, qkv, qkv_bias, bias_table, lse, dout, delta, dqkv,
+             padding);
+    });
   });
   constexpr int kBlock = 128;
   launch(context.stream(), {.grid = {ceil_div(g.bias_rows, kBlock), params.heads}, .block = kBlock},

@@ -22,6 +22,9 @@
 // window_w + x, has the place of token l of B, for those networks cut the leading block out of B's index.
 // Where B is larger on H or W this is not the distance of the tokens, but it is what the weights were trained
 // with.
+//
+// qkv, out, dout and dqkv are stored as float32, bf16 or f16 (kernels/context/storage.hpp); all else is
+// float32.
 #pragma once
 
 #include <array>

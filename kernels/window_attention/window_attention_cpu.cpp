@@ -6,15 +6,17 @@
 // The relative position bias of windows of up to 128 tokens is expanded once a task, and its gradient
 // collected in the same dense form; larger windows go through the table row by row. Each task sums its bias
 // gradient into its own table in the workspace; the tables are added in the order of the chunks, so no result
-// depends on the number of threads.
+// depends on the number of threads. Tiles are float32, whatever qkv is stored as.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "base/parallel.hpp"
 #include "kernels/context/attention_tiles_cpu.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/vector_lanes.hpp"
 #include "kernels/window_attention/window_attention.hpp"
 #include "kernels/window_attention/window_geometry.hpp"
@@ -196,40 +198,48 @@ void enter_queries(const Shape& s, const WindowPlace& place, int begin, int end,
   queries.length = (count + kRows - 1) / kRows * kRows;
 }
 
+// A key's numbers, as row j of `rows` [length][padded_dim] and, or, column j of `transposed`
+// [head_dim][length].
+template <class In>
+void enter_key(const Shape& s, In source, int j, int length, float* rows, float* transposed) {
+  if (rows != nullptr) {
+    float* row = rows + int64_t{j} * s.padded_dim;
+    for (int c = 0; c < s.padded_dim;
+         ++c) {  // a masked load; std::copy_n would call memmove for a few numbers
+      row[c] = c < s.head_dim ? source[c] : 0.0f;
+    }
+  }
+  if (transposed != nullptr) {
+    for (int c = 0; c < s.head_dim; ++c) {
+      transposed[int64_t{c} * length + j] = source[c];
+    }
+  }
+}
+
 // Part (1 k, 2 v) of each key: as rows [length][padded_dim] and, or, transposed [head_dim][length].
-void gather_keys(const Shape& s, const float* qkv, const float* qkv_bias, int head, int part,
+template <class T>
+void gather_keys(const Shape& s, Input<T> qkv, const float* qkv_bias, int head, int part,
                  const TileTokens& keys, float* rows, float* transposed) {
   const int64_t column = (int64_t{part} * s.heads + head) * s.head_dim;
   const float zeros[96] = {};
   for (int j = 0; j < keys.length; ++j) {
-    const float* source = zeros;  // what is hidden is never read
     if (keys.index[j] >= 0) {
-      source = qkv + keys.index[j] * s.token_stride + column;
-    } else if (keys.code[j] != kHiddenToken && qkv_bias != nullptr) {
-      source = qkv_bias + column;
-    }
-    if (rows != nullptr) {
-      float* row = rows + int64_t{j} * s.padded_dim;
-      for (int c = 0; c < s.padded_dim;
-           ++c) {  // a masked load; std::copy_n would call memmove for a few numbers
-        row[c] = c < s.head_dim ? source[c] : 0.0f;
-      }
-    }
-    if (transposed != nullptr) {
-      for (int c = 0; c < s.head_dim; ++c) {
-        transposed[int64_t{c} * keys.length + j] = source[c];
-      }
+      enter_key(s, qkv + (keys.index[j] * s.token_stride + column), j, keys.length, rows, transposed);
+    } else {  // what is hidden is never read
+      const bool seen = keys.code[j] != kHiddenToken && qkv_bias != nullptr;
+      enter_key(s, seen ? qkv_bias + column : zeros, j, keys.length, rows, transposed);
     }
   }
 }
 
 // Rows [queries.length][padded_dim] of `source`, token `stride` apart, times `factor`; zero beyond
 // queries.count.
-void gather_rows(const Shape& s, const float* source, int64_t stride, float factor, const TileTokens& queries,
+template <class In>
+void gather_rows(const Shape& s, In source, int64_t stride, float factor, const TileTokens& queries,
                  float* rows) {
   for (int i = 0; i < queries.length; ++i) {
     float* row = rows + int64_t{i} * s.padded_dim;
-    const float* from = source + queries.index[std::min(i, queries.count - 1)] * stride;
+    const In from = source + queries.index[std::min(i, queries.count - 1)] * stride;
     const int count = i < queries.count ? s.head_dim : 0;
     for (int c = 0; c < s.padded_dim; ++c) {
       row[c] = c < count ? factor * from[c] : 0.0f;
@@ -307,8 +317,9 @@ struct ForwardScratch {
   TileTokens query_tokens;
 };
 
-void forward_task(const Shape& s, const float* qkv, const float* qkv_bias, const float* bias_table,
-                  float* out, float* lse, int64_t chunk, int head) {
+template <class T>
+void forward_task(const Shape& s, Input<T> qkv, const float* qkv_bias, const float* bias_table, Output<T> out,
+                  float* lse, int64_t chunk, int head) {
   ForwardScratch scratch;
   TileTokens& keys = scratch.key_tokens;
   TileTokens& queries = scratch.query_tokens;
@@ -329,8 +340,8 @@ void forward_task(const Shape& s, const float* qkv, const float* qkv_bias, const
       std::fill_n(scratch.sum, queries.length, 0.0f);
       for (int key_begin = 0; key_begin < tokens; key_begin += s.tile) {
         enter_keys(s, place, key_begin, std::min(key_begin + s.tile, tokens), keys);
-        gather_keys(s, qkv, qkv_bias, head, 1, keys, nullptr, scratch.keys);
-        gather_keys(s, qkv, qkv_bias, head, 2, keys, scratch.values, nullptr);
+        gather_keys<T>(s, qkv, qkv_bias, head, 1, keys, nullptr, scratch.keys);
+        gather_keys<T>(s, qkv, qkv_bias, head, 2, keys, scratch.values, nullptr);
         for (int i = 0; i < queries.length; i += kRows) {
           multiply_rows(scratch.queries + int64_t{i} * s.padded_dim, s.padded_dim, scratch.keys, keys.length,
                         s.head_dim, keys.length, scratch.scores, kMaxTile);
@@ -347,7 +358,7 @@ void forward_task(const Shape& s, const float* qkv, const float* qkv_bias, const
       }
       for (int i = 0; i < queries.count; ++i) {
         const float* row = scratch.out + int64_t{i} * s.padded_dim;
-        float* target = out + queries.index[i] * s.channels() + int64_t{head} * s.head_dim;
+        const Output<T> target = out + (queries.index[i] * s.channels() + int64_t{head} * s.head_dim);
         const float inverse = 1.0f / scratch.sum[i];
         for (int c = 0; c < s.head_dim; ++c) {
           target[c] = row[c] * inverse;
@@ -380,20 +391,22 @@ struct BackwardScratch {
   TileTokens query_tokens;
 };
 
+template <class T>
 struct BackwardData {
-  const float* qkv;
+  Input<T> qkv;
   const float* qkv_bias;
   const float* bias_table;
-  const float* out;
+  Input<T> out;
   const float* lse;
-  const float* dout;
-  float* dqkv;
+  Input<T> dout;
+  Output<T> dqkv;
   float* tables;   // [chunks][heads][bias_rows], reversed
   float* padding;  // [chunks][heads][2][head_dim]: what flows into padding tokens' k and v
 };
 
 // delta_i = dout_i . out_i, and lse; rows beyond count get what makes all their probabilities 0.
-void enter_rows(const Shape& s, const BackwardData& data, int head, const TileTokens& queries,
+template <class T>
+void enter_rows(const Shape& s, const BackwardData<T>& data, int head, const TileTokens& queries,
                 BackwardScratch& scratch) {
   const int64_t column = int64_t{head} * s.head_dim;
   gather_rows(s, data.qkv + column, s.token_stride, s.scale, queries, scratch.queries);
@@ -402,7 +415,7 @@ void enter_rows(const Shape& s, const BackwardData& data, int head, const TileTo
     scratch.lse[i] = std::numeric_limits<float>::infinity();
     scratch.delta[i] = 0.0f;
     if (i < queries.count) {
-      const float* out = data.out + queries.index[i] * s.channels() + column;
+      const Input<T> out = data.out + (queries.index[i] * s.channels() + column);
       const float* dout = scratch.dout + int64_t{i} * s.padded_dim;
       float sum = 0.0f;
       for (int c = 0; c < s.head_dim; ++c) {  // in multiply_rows' order: a lone key's dp - delta is exactly 0
@@ -414,7 +427,8 @@ void enter_rows(const Shape& s, const BackwardData& data, int head, const TileTo
   }
 }
 
-void backward_task(const Shape& s, const BackwardData& data, int64_t chunk, int head) {
+template <class T>
+void backward_task(const Shape& s, const BackwardData<T>& data, int64_t chunk, int head) {
   BackwardScratch scratch;
   TileTokens& keys = scratch.key_tokens;
   TileTokens& queries = scratch.query_tokens;
@@ -427,14 +441,16 @@ void backward_task(const Shape& s, const BackwardData& data, int64_t chunk, int 
   if (bias.dense != nullptr) {
     std::fill_n(scratch.dense_gradient, int64_t{tokens} * bias.padded_tokens, 0.0f);
   }
+  // dq of a window whose keys are several tiles, until the last of them; row = token of the window.
+  std::vector<float> dq_sums(static_cast<size_t>(tokens > s.tile ? int64_t{tokens} * s.head_dim : 0));
   const int64_t first = s.geometry.windows * chunk / s.chunks;
   const int64_t last = s.geometry.windows * (chunk + 1) / s.chunks;
   for (int64_t window = first; window < last; ++window) {
     const WindowPlace place = window_place(s.geometry, window);
     for (int key_begin = 0; key_begin < tokens; key_begin += s.tile) {
       enter_keys(s, place, key_begin, std::min(key_begin + s.tile, tokens), keys);
-      gather_keys(s, data.qkv, data.qkv_bias, head, 1, keys, scratch.keys, scratch.keys_transposed);
-      gather_keys(s, data.qkv, data.qkv_bias, head, 2, keys, nullptr, scratch.values_transposed);
+      gather_keys<T>(s, data.qkv, data.qkv_bias, head, 1, keys, scratch.keys, scratch.keys_transposed);
+      gather_keys<T>(s, data.qkv, data.qkv_bias, head, 2, keys, nullptr, scratch.values_transposed);
       std::fill_n(scratch.dkeys, int64_t{keys.length} * s.padded_dim, 0.0f);
       std::fill_n(scratch.dvalues, int64_t{keys.length} * s.padded_dim, 0.0f);
       for (int row_begin = 0; row_begin < tokens; row_begin += s.tile) {
@@ -476,9 +492,22 @@ void backward_task(const Shape& s, const BackwardData& data, int64_t chunk, int 
                   scratch.dqueries);
           for (int r = 0; r < kRows && i + r < queries.count; ++r) {
             const float* row = scratch.dqueries + int64_t{r} * s.padded_dim;
-            float* target = data.dqkv + queries.index[i + r] * s.token_stride + int64_t{head} * s.head_dim;
+            const Output<T> target =
+                data.dqkv + (queries.index[i + r] * s.token_stride + int64_t{head} * s.head_dim);
+            if (dq_sums.empty()) {
+              for (int c = 0; c < s.head_dim; ++c) {
+                target[c] = s.scale * row[c];
+              }
+              continue;
+            }
+            float* sum = dq_sums.data() + int64_t{queries.local[i + r]} * s.head_dim;
             for (int c = 0; c < s.head_dim; ++c) {
-              target[c] = (key_begin == 0 ? 0.0f : target[c]) + s.scale * row[c];
+              sum[c] = (key_begin == 0 ? 0.0f : sum[c]) + s.scale * row[c];
+            }
+            if (key_begin + s.tile >= tokens) {
+              for (int c = 0; c < s.head_dim; ++c) {
+                target[c] = sum[c];
+              }
             }
           }
         }
@@ -487,9 +516,9 @@ void backward_task(const Shape& s, const BackwardData& data, int64_t chunk, int 
         const float* dkey = scratch.dkeys + int64_t{j} * s.padded_dim;
         const float* dvalue = scratch.dvalues + int64_t{j} * s.padded_dim;
         if (keys.index[j] >= 0) {
-          float* target =
-              data.dqkv + keys.index[j] * s.token_stride + s.channels() + int64_t{head} * s.head_dim;
-          float* value_target = target + s.channels();
+          const Output<T> target =
+              data.dqkv + (keys.index[j] * s.token_stride + s.channels() + int64_t{head} * s.head_dim);
+          const Output<T> value_target = target + s.channels();
           for (int c = 0; c < s.head_dim; ++c) {
             target[c] = dkey[c];
             value_target[c] = dvalue[c];
@@ -522,15 +551,18 @@ void assign(float& target, float value, GradMode mode) {
 
 void window_attention_forward(Context&, const WindowAttentionParams& params, ConstData qkv_,
                               ConstData qkv_bias_, ConstData bias_table_, Data out_, float* lse) {
-  const float* qkv = qkv_.as<float>("window_attention_forward: qkv");
   const float* qkv_bias = qkv_bias_.as<float>("window_attention_forward: qkv_bias");
   const float* bias_table = bias_table_.as<float>("window_attention_forward: bias_table");
-  float* out = out_.as<float>("window_attention_forward: out");
   const Shape s = shape_of(params);
-  parallel_for(s.chunks * s.heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      forward_task(s, qkv, qkv_bias, bias_table, out, lse, task / s.heads, static_cast<int>(task % s.heads));
-    }
+  with_storage("window_attention_forward", {qkv_, out_}, [&]<class T>(T) {
+    const auto qkv = input<T>(qkv_, "window_attention_forward: qkv");
+    const auto out = output<T>(out_, "window_attention_forward: out");
+    parallel_for(s.chunks * s.heads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        forward_task<T>(s, qkv, qkv_bias, bias_table, out, lse, task / s.heads,
+                        static_cast<int>(task % s.heads));
+      }
+    });
   });
 }
 
@@ -547,28 +579,31 @@ void window_attention_backward(Context&, const WindowAttentionParams& params, Co
   const Shape s = shape_of(params);
   const int64_t rows = s.geometry.bias_rows;
   float* tables = static_cast<float*>(workspace.data);
-  const BackwardData data{qkv_.as<float>("window_attention_backward: qkv"),
-                          qkv_bias_.as<float>("window_attention_backward: qkv_bias"),
-                          bias_table_.as<float>("window_attention_backward: bias_table"),
-                          out_.as<float>("window_attention_backward: out"),
-                          lse,
-                          dout_.as<float>("window_attention_backward: dout"),
-                          dqkv_.as<float>("window_attention_backward: dqkv"),
-                          tables,
-                          tables + s.chunks * s.heads * rows};
+  float* padding = tables + s.chunks * s.heads * rows;
+  with_storage("window_attention_backward", {qkv_, out_, dout_, dqkv_}, [&]<class T>(T) {
+    const BackwardData<T> data{input<T>(qkv_, "window_attention_backward: qkv"),
+                               qkv_bias_.as<float>("window_attention_backward: qkv_bias"),
+                               bias_table_.as<float>("window_attention_backward: bias_table"),
+                               input<T>(out_, "window_attention_backward: out"),
+                               lse,
+                               input<T>(dout_, "window_attention_backward: dout"),
+                               output<T>(dqkv_, "window_attention_backward: dqkv"),
+                               tables,
+                               padding};
+    parallel_for(s.chunks * s.heads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        backward_task(s, data, task / s.heads, static_cast<int>(task % s.heads));
+      }
+    });
+  });
   float* dqkv_bias = dqkv_bias_.as<float>("window_attention_backward: dqkv_bias");
   float* dbias_table = dbias_table_.as<float>("window_attention_backward: dbias_table");
-  parallel_for(s.chunks * s.heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      backward_task(s, data, task / s.heads, static_cast<int>(task % s.heads));
-    }
-  });
   parallel_for(rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       for (int head = 0; head < s.heads; ++head) {
         float sum = 0.0f;
         for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
-          sum += data.tables[(chunk * s.heads + head) * rows + rows - 1 - row];
+          sum += tables[(chunk * s.heads + head) * rows + rows - 1 - row];
         }
         assign(dbias_table[row * s.heads + head], sum, mode);
       }
@@ -584,7 +619,7 @@ void window_attention_backward(Context&, const WindowAttentionParams& params, Co
     for (int64_t part = 0; part < 2; ++part) {
       float sum = 0.0f;
       for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
-        sum += data.padding[((chunk * s.heads + head) * 2 + part) * s.head_dim + c];
+        sum += padding[((chunk * s.heads + head) * 2 + part) * s.head_dim + c];
       }
       assign(dqkv_bias[(part + 1) * s.channels() + column], sum, mode);
     }

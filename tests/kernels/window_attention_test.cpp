@@ -15,6 +15,7 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -402,6 +403,60 @@ TEST(WindowAttention, RejectsWrongArguments) {
                                          GradMode::overwrite, Workspace{scratch.data(), bytes}),
                ShapeError)
       << "dqkv_bias without qkv_bias";
+}
+
+// One case at least for each layout of a head over threads, and for a window of several tiles of keys.
+TEST(WindowAttention, Storage) {
+  for (const char* name : {"window 4^3 shifted, no qkv bias, grid not a multiple", "padding attends",
+                           "padding masked, not shifted, batch", "33 tokens a window", "65 tokens a window",
+                           "head dim 31", "head dim 33", "head dim 65", "bias table of 4097 rows",
+                           "window 4x9x5, head dim 96: several tiles of keys"}) {
+    const WindowAttentionCase& c = find_case(name);
+    const WindowAttentionParams& p = c.params;
+    const Inputs inputs = make_inputs(p, c.qkv_bias, 61);
+    // The backward pass is given an out of its own: what it computes from a rounded one is not rounded
+    // float32.
+    const Outputs<float> given = run_device(Device{DeviceType::cpu, 0}, p, inputs);
+    expect_rounded_float32(name, [&](Call& call) {
+      const Data qkv = call.in(inputs.qkv), table = call.in_float(inputs.bias_table);
+      Data bias, dbias;
+      if (c.qkv_bias) {
+        bias = call.in_float(inputs.qkv_bias);
+        dbias = call.in_out_float(inputs.qkv_bias);
+      }
+      window_attention_forward(call.context(), p, qkv, bias, table, call.out(p.tokens() * p.channels()),
+                               call.out_float(p.tokens() * p.heads).as<float>("lse"));
+      window_attention_backward(call.context(), p, qkv, bias, table, call.in(given.out),
+                                call.in_float(given.lse).as<float>("lse"), call.in(inputs.dout),
+                                call.out(p.tokens() * 3 * p.channels()), dbias,
+                                call.in_out_float(inputs.bias_table), GradMode::accumulate,
+                                call.workspace(window_attention_backward_workspace_bytes(call.context(), p)));
+    });
+  }
+}
+
+TEST(WindowAttention, StorageTypesThatDifferAreOneLine) {
+  Context context(Device{DeviceType::cpu, 0});
+  const WindowAttentionParams p{.head_dim = 4, .window = {1, 1, 1}};
+  std::vector<float> x(64);
+  std::vector<uint16_t> narrow(64);
+  const Data half(narrow.data(), DType::bf16);
+  std::string message;
+  try {
+    window_attention_forward(context, p, half, nullptr, x.data(), x.data(), nullptr);
+  } catch (const ShapeError& error) {
+    message = error.what();
+  }
+  EXPECT_EQ(message, "window_attention_forward: tensors are stored as bf16 and f32, expected one type");
+  const Workspace workspace{x.data(), window_attention_backward_workspace_bytes(context, p)};
+  ASSERT_LE(workspace.bytes, x.size() * sizeof(float));
+  try {
+    window_attention_backward(context, p, half, nullptr, x.data(), half, x.data(), half, x.data(), nullptr,
+                              x.data(), GradMode::overwrite, workspace);
+  } catch (const ShapeError& error) {
+    message = error.what();
+  }
+  EXPECT_EQ(message, "window_attention_backward: tensors are stored as bf16 and f32, expected one type");
 }
 
 // Writes every case's inputs and the CPU's results where tests/oracle/window_attention.py asks for them.
