@@ -1,4 +1,5 @@
-// Attention on a GPU, float32 arithmetic, in the portable dialect.
+// Attention on a GPU, float32 arithmetic (tiles in shared memory too, whatever q, k and v are stored as), in
+// the portable dialect.
 //
 // What it computes: attention.hpp. For N samples, h heads of d dimensions, Lq queries, Lk keys:
 //   forward   at least 2 N h d (Lq + Lk) numbers moved, 4 N h Lq Lk d flops and N h Lq Lk exponentials
@@ -17,6 +18,7 @@
 #include "kernels/attention/attention.hpp"
 #include "kernels/context/attention_rows_device.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/simt/device.hpp"
 
 namespace vesal::kernels {
@@ -106,23 +108,23 @@ VESAL_DEVICE Place block_place(int64_t length) {
 }
 
 // A token's vector of one head, times `factor`; zeros where `real` is false, which are not read.
-template <class V>
-VESAL_DEVICE void load_own(const float* VESAL_RESTRICT row, bool real, int dim, float factor, int lane,
+template <class V, class T>
+VESAL_DEVICE void load_own(const T* VESAL_RESTRICT row, bool real, int dim, float factor, int lane,
                            float (&own)[V::kDims]) {
   VESAL_UNROLL
   for (int i = 0; i < V::kDims; ++i) {
     const int c = dimension<V>(lane, i);
-    own[i] = real && c < dim ? factor * row[c] : 0.0f;
+    own[i] = real && c < dim ? factor * widen(row[c]) : 0.0f;
   }
 }
 
-template <class V>
-VESAL_DEVICE void store_own(const float (&own)[V::kDims], float factor, int dim, int lane, float* row) {
+template <class V, class T>
+VESAL_DEVICE void store_own(const float (&own)[V::kDims], float factor, int dim, int lane, T* row) {
   VESAL_UNROLL
   for (int i = 0; i < V::kDims; ++i) {
     const int c = dimension<V>(lane, i);
     if (c < dim) {
-      row[c] = factor * own[i];
+      row[c] = narrow<T>(factor * own[i]);
     }
   }
 }
@@ -156,10 +158,10 @@ VESAL_DEVICE TileKey tile_key(const Geometry& g, const uint8_t* VESAL_RESTRICT k
 }
 
 // Fills `keys`, and rows of k and v: those of kTile keys from `first` on. Between two barriers of its own.
-template <class V>
-VESAL_DEVICE void enter_keys(const Geometry& g, const Place& place, const float* VESAL_RESTRICT k,
-                             const float* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
-                             int64_t first, TileKey* keys, float* k_rows, float* v_rows) {
+template <class V, class T>
+VESAL_DEVICE void enter_keys(const Geometry& g, const Place& place, const T* VESAL_RESTRICT k,
+                             const T* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask, int64_t first,
+                             TileKey* keys, float* k_rows, float* v_rows) {
   const int thread = static_cast<int>(threadIdx.x);
   __syncthreads();
   if (thread < V::kTile) {
@@ -171,8 +173,8 @@ VESAL_DEVICE void enter_keys(const Geometry& g, const Place& place, const float*
     const int c = e % V::kWidth;
     const bool read = keys[j].visible != 0 && c < g.dim;
     const int64_t token = place.sample * g.keys + first + j;
-    k_rows[e] = read ? k[token * g.k_stride + place.head * g.dim + c] : 0.0f;
-    v_rows[e] = read ? v[token * g.v_stride + place.head * g.dim + c] : 0.0f;
+    k_rows[e] = read ? widen(k[token * g.k_stride + place.head * g.dim + c]) : 0.0f;
+    v_rows[e] = read ? widen(v[token * g.v_stride + place.head * g.dim + c]) : 0.0f;
   }
   __syncthreads();
 }
@@ -219,12 +221,12 @@ VESAL_DEVICE const float* query_bias_row(const Geometry& g, const Place& place, 
 }
 
 // Block (sample x query tile, head): out and lse of kRows queries.
-template <class V>
+template <class T, class V>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
-    forward_kernel(Geometry g, const float* VESAL_RESTRICT q, const float* VESAL_RESTRICT k,
-                   const float* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
+    forward_kernel(Geometry g, const T* VESAL_RESTRICT q, const T* VESAL_RESTRICT k,
+                   const T* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
                    const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
-                   float* VESAL_RESTRICT out, float* VESAL_RESTRICT lse, int shared_axial) {
+                   T* VESAL_RESTRICT out, float* VESAL_RESTRICT lse, int shared_axial) {
   VESAL_SHARED(float4, k_rows, [V::kTile][V::kWidth / 4]);
   VESAL_SHARED(float4, v_rows, [V::kTile][V::kWidth / 4]);
   VESAL_SHARED(TileKey, keys, [V::kTile]);
@@ -296,14 +298,14 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
 }
 
 // Block (sample x query tile, head): dq, delta and daxial_bias of kRows queries.
-template <class V>
+template <class T, class V>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
-    query_gradients_kernel(Geometry g, const float* VESAL_RESTRICT q, const float* VESAL_RESTRICT k,
-                           const float* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
+    query_gradients_kernel(Geometry g, const T* VESAL_RESTRICT q, const T* VESAL_RESTRICT k,
+                           const T* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
                            const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
-                           const float* VESAL_RESTRICT out, const float* VESAL_RESTRICT lse,
-                           const float* VESAL_RESTRICT dout, float* VESAL_RESTRICT dq,
-                           float* VESAL_RESTRICT delta, float* daxial_bias, int shared_axial) {
+                           const T* VESAL_RESTRICT out, const float* VESAL_RESTRICT lse,
+                           const T* VESAL_RESTRICT dout, T* VESAL_RESTRICT dq, float* VESAL_RESTRICT delta,
+                           float* daxial_bias, int shared_axial) {
   VESAL_SHARED(float4, k_rows, [V::kTile][V::kWidth / 4]);
   VESAL_SHARED(float4, v_rows, [V::kTile][V::kWidth / 4]);
   VESAL_SHARED(TileKey, keys, [V::kTile]);
@@ -340,7 +342,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   for (int i = 0; i < V::kDims; ++i) {
     const int c = dimension<V>(lane, i);
     if (real && c < g.dim) {
-      own_delta = fmaf(drow[i], out[row * g.dim + c], own_delta);
+      own_delta = fmaf(drow[i], widen(out[row * g.dim + c]), own_delta);
     }
   }
   own_delta = sum_split<V>(own_delta);
@@ -380,14 +382,13 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
 }
 
 // Block (sample x key tile, head): dk and dv of kRows keys.
-template <class V>
+template <class T, class V>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
-    key_gradients_kernel(Geometry g, const float* VESAL_RESTRICT q, const float* VESAL_RESTRICT k,
-                         const float* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
+    key_gradients_kernel(Geometry g, const T* VESAL_RESTRICT q, const T* VESAL_RESTRICT k,
+                         const T* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
                          const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
-                         const float* VESAL_RESTRICT lse, const float* VESAL_RESTRICT dout,
-                         const float* VESAL_RESTRICT delta, float* VESAL_RESTRICT dk,
-                         float* VESAL_RESTRICT dv) {
+                         const float* VESAL_RESTRICT lse, const T* VESAL_RESTRICT dout,
+                         const float* VESAL_RESTRICT delta, T* VESAL_RESTRICT dk, T* VESAL_RESTRICT dv) {
   VESAL_SHARED(float4, q_rows, [V::kTile][V::kWidth / 4]);  // times scale
   VESAL_SHARED(float4, dout_rows, [V::kTile][V::kWidth / 4]);
   VESAL_SHARED(float, row_lse, [V::kTile]);
@@ -421,9 +422,9 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
       const bool read = query < g.queries && c < g.dim;
       const int64_t query_token = place.sample * g.queries + query;
       reinterpret_cast<float*>(q_rows)[e] =
-          read ? g.scale * q[query_token * g.q_stride + place.head * g.dim + c] : 0.0f;
+          read ? g.scale * widen(q[query_token * g.q_stride + place.head * g.dim + c]) : 0.0f;
       reinterpret_cast<float*>(dout_rows)[e] =
-          read ? dout[(query_token * g.heads + place.head) * g.dim + c] : 0.0f;
+          read ? widen(dout[(query_token * g.heads + place.head) * g.dim + c]) : 0.0f;
     }
     const int count = static_cast<int>(g.queries - first < V::kTile ? g.queries - first : V::kTile);
     if (thread < count) {
@@ -466,21 +467,24 @@ int64_t shared_axial_bytes(const Geometry& g, int arrays) {
 
 void attention_forward(Context& context, const AttentionParams& params, const AttentionInputs& inputs,
                        Data out_, float* lse) {
-  const float* q = inputs.q.as<float>("attention_forward: q");
-  const float* k = inputs.k.as<float>("attention_forward: k");
-  const float* v = inputs.v.as<float>("attention_forward: v");
   const float* bias = inputs.bias.as<float>("attention_forward: bias");
   const float* axial_bias = inputs.axial_bias.as<float>("attention_forward: axial_bias");
-  float* out = out_.as<float>("attention_forward: out");
   const Geometry g = geometry_of(params, axial_bias != nullptr);
-  with_variant(params.head_dim, [&](auto variant) {
-    using V = decltype(variant);
-    const int64_t shared = shared_axial_bytes<V>(g, 1);
-    launch(context.stream(),
-           {.grid = {params.n * ceil_div(params.queries, V::kRows), params.heads},
-            .block = V::kThreads,
-            .shared_bytes = shared},
-           forward_kernel<V>, g, q, k, v, inputs.key_mask, bias, axial_bias, out, lse, shared > 0 ? 1 : 0);
+  with_storage("attention_forward", {inputs.q, inputs.k, inputs.v, out_}, [&]<class T>(T) {
+    const T* q = inputs.q.as<T>("attention_forward: q");
+    const T* k = inputs.k.as<T>("attention_forward: k");
+    const T* v = inputs.v.as<T>("attention_forward: v");
+    T* out = out_.as<T>("attention_forward: out");
+    with_variant(params.head_dim, [&](auto variant) {
+      using V = decltype(variant);
+      const int64_t shared = shared_axial_bytes<V>(g, 1);
+      launch(context.stream(),
+             {.grid = {params.n * ceil_div(params.queries, V::kRows), params.heads},
+              .block = V::kThreads,
+              .shared_bytes = shared},
+             forward_kernel<T, V>, g, q, k, v, inputs.key_mask, bias, axial_bias, out, lse,
+             shared > 0 ? 1 : 0);
+    });
   });
 }
 
@@ -491,32 +495,37 @@ size_t attention_backward_workspace_bytes(Context&, const AttentionParams& param
 void attention_backward(Context& context, const AttentionParams& params, const AttentionInputs& inputs,
                         ConstData out_, const float* lse, ConstData dout_,
                         const AttentionGradients& gradients, Workspace workspace) {
-  const float* q = inputs.q.as<float>("attention_backward: q");
-  const float* k = inputs.k.as<float>("attention_backward: k");
-  const float* v = inputs.v.as<float>("attention_backward: v");
   const float* bias = inputs.bias.as<float>("attention_backward: bias");
   const float* axial_bias = inputs.axial_bias.as<float>("attention_backward: axial_bias");
-  const float* out = out_.as<float>("attention_backward: out");
-  const float* dout = dout_.as<float>("attention_backward: dout");
-  float* dq = gradients.dq.as<float>("attention_backward: dq");
-  float* dk = gradients.dk.as<float>("attention_backward: dk");
-  float* dv = gradients.dv.as<float>("attention_backward: dv");
   float* daxial_bias = gradients.daxial_bias.as<float>("attention_backward: daxial_bias");
   float* delta = static_cast<float*>(workspace.data);
   const Geometry g = geometry_of(params, axial_bias != nullptr);
-  with_variant(params.head_dim, [&](auto variant) {
-    using V = decltype(variant);
-    const int64_t shared = shared_axial_bytes<V>(g, 2);
-    launch(context.stream(),
-           {.grid = {params.n * ceil_div(params.queries, V::kRows), params.heads},
-            .block = V::kThreads,
-            .shared_bytes = shared},
-           query_gradients_kernel<V>, g, q, k, v, inputs.key_mask, bias, axial_bias, out, lse, dout, dq,
-           delta, daxial_bias, shared > 0 ? 1 : 0);
-    launch(context.stream(),
-           {.grid = {params.n * ceil_div(params.keys, V::kRows), params.heads}, .block = V::kThreads},
-           key_gradients_kernel<V>, g, q, k, v, inputs.key_mask, bias, axial_bias, lse, dout, delta, dk, dv);
-  });
+  with_storage(
+      "attention_backward",
+      {inputs.q, inputs.k, inputs.v, out_, dout_, gradients.dq, gradients.dk, gradients.dv}, [&]<class T>(T) {
+        const T* q = inputs.q.as<T>("attention_backward: q");
+        const T* k = inputs.k.as<T>("attention_backward: k");
+        const T* v = inputs.v.as<T>("attention_backward: v");
+        const T* out = out_.as<T>("attention_backward: out");
+        const T* dout = dout_.as<T>("attention_backward: dout");
+        T* dq = gradients.dq.as<T>("attention_backward: dq");
+        T* dk = gradients.dk.as<T>("attention_backward: dk");
+        T* dv = gradients.dv.as<T>("attention_backward: dv");
+        with_variant(params.head_dim, [&](auto variant) {
+          using V = decltype(variant);
+          const int64_t shared = shared_axial_bytes<V>(g, 2);
+          launch(context.stream(),
+                 {.grid = {params.n * ceil_div(params.queries, V::kRows), params.heads},
+                  .block = V::kThreads,
+                  .shared_bytes = shared},
+                 query_gradients_kernel<T, V>, g, q, k, v, inputs.key_mask, bias, axial_bias, out, lse, dout,
+                 dq, delta, daxial_bias, shared > 0 ? 1 : 0);
+          launch(context.stream(),
+                 {.grid = {params.n * ceil_div(params.keys, V::kRows), params.heads}, .block = V::kThreads},
+                 key_gradients_kernel<T, V>, g, q, k, v, inputs.key_mask, bias, axial_bias, lse, dout, delta,
+                 dk, dv);
+        });
+      });
 }
 
 }  // namespace VESAL_BACKEND

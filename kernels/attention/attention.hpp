@@ -16,6 +16,9 @@
 // The scores are never stored: a running softmax goes over tiles of keys (Milakov and Gimelshein 2018; Dao et
 // al. 2022), the forward pass keeps lse only, and the backward pass computes them again, once for dq and once
 // for dk and dv, so that every gradient has one owner and no result depends on the number of threads.
+//
+// q, k, v, out, dout, dq, dk and dv are stored as float32, bf16 or f16 (kernels/context/storage.hpp); all
+// else is float32, the axial bias and its gradient too: one is added to scores, the other summed over keys.
 #pragma once
 
 #include <array>

@@ -1,7 +1,8 @@
 // Attention on the CPU. A task is one head of one sample and a tile of queries (or, for dk and dv, of keys).
 // It gathers q, k and v into small contiguous tiles on its stack and works through them eight query rows at a
 // time, vectorised over the keys (scores) and over the head dimension (outputs). Every number of a result is
-// computed by one task in an order of its own, so nothing depends on the number of threads.
+// computed by one task in an order of its own, so nothing depends on the number of threads. Tiles are
+// float32, whatever q, k and v are stored as.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -10,6 +11,7 @@
 #include "kernels/attention/attention.hpp"
 #include "kernels/context/attention_tiles_cpu.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 
 namespace vesal::kernels {
 
@@ -24,11 +26,17 @@ constexpr int kMaxTile = 512;      // tokens of a tile
 constexpr int kTileFloats = 8192;  // numbers of a tile: tokens x padded head_dim
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
-struct Arrays {
-  const float *q, *k, *v;
+// What is added to the scores; each may be null.
+struct Biases {
   const uint8_t* key_mask;
   const float* bias;
   const float* axial_bias;
+};
+
+template <class T>
+struct Arrays {
+  Input<T> q, k, v;
+  Biases biases;
 };
 
 // The params with what follows from them.
@@ -70,7 +78,7 @@ struct KeyTile {
   bool visible(int j) const { return hide[j] == 0.0f; }
 };
 
-void enter_keys(const Shape& s, const Arrays& arrays, int64_t sample, int64_t first, KeyTile& keys) {
+void enter_keys(const Shape& s, const Biases& biases, int64_t sample, int64_t first, KeyTile& keys) {
   keys.sample = sample;
   keys.first = first;
   keys.count = static_cast<int>(std::min<int64_t>(s.tile, s.p.keys - first));
@@ -78,32 +86,41 @@ void enter_keys(const Shape& s, const Arrays& arrays, int64_t sample, int64_t fi
   keys.all_visible = keys.count == keys.length;
   for (int j = 0; j < keys.length; ++j) {
     const bool visible =
-        j < keys.count && (arrays.key_mask == nullptr || arrays.key_mask[sample * s.p.keys + first + j] != 0);
+        j < keys.count && (biases.key_mask == nullptr || biases.key_mask[sample * s.p.keys + first + j] != 0);
     keys.hide[j] = visible ? 0.0f : kNegativeInfinity;
     keys.all_visible = keys.all_visible && visible;
   }
 }
 
+// A key's numbers, as row j of `rows` [length][padded_dim] and, or, column j of `transposed`
+// [head_dim][length].
+template <class In>
+void enter_key(const Shape& s, In from, int j, int length, float* rows, float* transposed) {
+  if (rows != nullptr) {
+    float* row = rows + int64_t{j} * s.padded_dim;
+    for (int c = 0; c < s.padded_dim; ++c) {
+      row[c] = c < s.p.head_dim ? from[c] : 0.0f;
+    }
+  }
+  if (transposed != nullptr) {
+    for (int c = 0; c < s.p.head_dim; ++c) {
+      transposed[int64_t{c} * length + j] = from[c];
+    }
+  }
+}
+
 // k or v of each key: as rows [length][padded_dim] and, or, transposed [head_dim][length]. What is hidden is
 // not read.
-void gather_keys(const Shape& s, const float* source, int64_t stride, int head, const KeyTile& keys,
-                 float* rows, float* transposed) {
+template <class In>
+void gather_keys(const Shape& s, In source, int64_t stride, int head, const KeyTile& keys, float* rows,
+                 float* transposed) {
   const float zeros[256] = {};
   for (int j = 0; j < keys.length; ++j) {
-    const float* from = zeros;
     if (keys.visible(j)) {
-      from = source + (keys.sample * s.p.keys + keys.first + j) * stride + s.column(head);
-    }
-    if (rows != nullptr) {
-      float* row = rows + int64_t{j} * s.padded_dim;
-      for (int c = 0; c < s.padded_dim; ++c) {
-        row[c] = c < s.p.head_dim ? from[c] : 0.0f;
-      }
-    }
-    if (transposed != nullptr) {
-      for (int c = 0; c < s.p.head_dim; ++c) {
-        transposed[int64_t{c} * keys.length + j] = from[c];
-      }
+      enter_key(s, source + ((keys.sample * s.p.keys + keys.first + j) * stride + s.column(head)), j,
+                keys.length, rows, transposed);
+    } else {
+      enter_key(s, &zeros[0], j, keys.length, rows, transposed);
     }
   }
 }
@@ -125,10 +142,11 @@ QueryTile enter_queries(const Shape& s, int64_t sample, int64_t first) {
 }
 
 // Rows [length][padded_dim] of q or dout, times `factor`; zero beyond count.
-void gather_rows(const Shape& s, const float* source, int64_t stride, int head, float factor,
-                 const QueryTile& queries, float* rows) {
+template <class In>
+void gather_rows(const Shape& s, In source, int64_t stride, int head, float factor, const QueryTile& queries,
+                 float* rows) {
   for (int i = 0; i < queries.length; ++i) {
-    const float* from = source + (queries.sample * s.p.queries + queries.query(i)) * stride + s.column(head);
+    const In from = source + ((queries.sample * s.p.queries + queries.query(i)) * stride + s.column(head));
     const int count = i < queries.count ? s.p.head_dim : 0;
     float* row = rows + int64_t{i} * s.padded_dim;
     for (int c = 0; c < s.padded_dim; ++c) {
@@ -158,13 +176,13 @@ void for_each_grid_run(const Shape& s, const KeyTile& keys, Visit&& visit) {
 }
 
 // Adds the biases to eight rows of scores, from row i of the tile on, and hides what is hidden.
-void bias_and_mask(const Shape& s, const Arrays& arrays, int head, const QueryTile& queries, int i,
+void bias_and_mask(const Shape& s, const Biases& biases, int head, const QueryTile& queries, int i,
                    const KeyTile& keys, float* scores) {
   for (int r = 0; r < kRows; ++r) {
     float* row = scores + int64_t{r} * kMaxTile;
     const int64_t query = queries.query(i + r);
-    if (arrays.axial_bias != nullptr) {
-      const float* plane = arrays.axial_bias + s.row(queries.sample, head, query) * s.p.axial_size();
+    if (biases.axial_bias != nullptr) {
+      const float* plane = biases.axial_bias + s.row(queries.sample, head, query) * s.p.axial_size();
       const float* line = plane + s.p.key_grid[0];
       const float* column = line + s.p.key_grid[1];
       for_each_grid_run(s, keys, [&](int begin, int end, int64_t z, int64_t y, int64_t x) {
@@ -174,8 +192,8 @@ void bias_and_mask(const Shape& s, const Arrays& arrays, int head, const QueryTi
         }
       });
     }
-    if (arrays.bias != nullptr) {
-      const float* bias = arrays.bias + s.bias_row(queries.sample, head, query) + keys.first;
+    if (biases.bias != nullptr) {
+      const float* bias = biases.bias + s.bias_row(queries.sample, head, query) + keys.first;
       for (int j = 0; j < keys.count; ++j) {
         row[j] += bias[j];
       }
@@ -199,8 +217,9 @@ struct ForwardScratch {
   KeyTile key_tile;
 };
 
-void forward_task(const Shape& s, const Arrays& arrays, float* out, float* lse, int64_t sample, int head,
-                  int64_t query_tile) {
+template <class T>
+void forward_task(const Shape& s, const Arrays<T>& arrays, Output<T> out, float* lse, int64_t sample,
+                  int head, int64_t query_tile) {
   ForwardScratch scratch;
   KeyTile& keys = scratch.key_tile;
   const QueryTile queries = enter_queries(s, sample, query_tile * s.tile);
@@ -209,13 +228,13 @@ void forward_task(const Shape& s, const Arrays& arrays, float* out, float* lse, 
   std::fill_n(scratch.largest, queries.length, kNegativeInfinity);
   std::fill_n(scratch.sum, queries.length, 0.0f);
   for (int64_t first = 0; first < s.p.keys; first += s.tile) {
-    enter_keys(s, arrays, sample, first, keys);
+    enter_keys(s, arrays.biases, sample, first, keys);
     gather_keys(s, arrays.k, s.p.k_stride, head, keys, nullptr, scratch.keys);
     gather_keys(s, arrays.v, s.p.v_stride, head, keys, scratch.values, nullptr);
     for (int i = 0; i < queries.length; i += kRows) {
       multiply_rows(scratch.queries + int64_t{i} * s.padded_dim, s.padded_dim, scratch.keys, keys.length,
                     s.p.head_dim, keys.length, scratch.scores, kMaxTile);
-      bias_and_mask(s, arrays, head, queries, i, keys, scratch.scores);
+      bias_and_mask(s, arrays.biases, head, queries, i, keys, scratch.scores);
       float factor[kRows];
       softmax_step(scratch.scores, kMaxTile, keys.length, scratch.largest + i, scratch.sum + i, factor);
       combine(scratch.scores, kMaxTile, scratch.values, s.padded_dim, keys.count, factor,
@@ -227,7 +246,7 @@ void forward_task(const Shape& s, const Arrays& arrays, float* out, float* lse, 
     const bool attended = scratch.largest[i] != kNegativeInfinity;
     const float inverse = attended ? 1.0f / scratch.sum[i] : 0.0f;
     const float* from = scratch.out + int64_t{i} * s.padded_dim;
-    float* target = out + row * s.p.head_dim;
+    const Output<T> target = out + row * s.p.head_dim;
     for (int c = 0; c < s.p.head_dim; ++c) {
       target[c] = from[c] * inverse;
     }
@@ -237,11 +256,12 @@ void forward_task(const Shape& s, const Arrays& arrays, float* out, float* lse, 
   }
 }
 
+template <class T>
 struct BackwardData {
-  Arrays arrays;
+  Arrays<T> arrays;
   const float* lse;
-  const float* dout;
-  float *dq, *dk, *dv;
+  Input<T> out, dout;
+  Output<T> dq, dk, dv;
   float* daxial_bias;
   float* delta;  // [n, queries, heads]: dout_i . out_i
 };
@@ -259,21 +279,23 @@ struct BackwardScratch {
   KeyTile key_tile;
 };
 
-void gather_query_rows(const Shape& s, const BackwardData& data, int head, const QueryTile& queries,
+template <class T>
+void gather_query_rows(const Shape& s, const BackwardData<T>& data, int head, const QueryTile& queries,
                        BackwardScratch& scratch) {
   gather_rows(s, data.arrays.q, s.p.q_stride, head, s.p.scale, queries, scratch.queries);
   gather_rows(s, data.dout, s.p.channels(), head, 1.0f, queries, scratch.dout);
 }
 
 // Probabilities and ds of eight queries, from row i of the tile on, and a tile of keys.
-void recompute(const Shape& s, const BackwardData& data, int head, const QueryTile& queries, int i,
+template <class T>
+void recompute(const Shape& s, const BackwardData<T>& data, int head, const QueryTile& queries, int i,
                BackwardScratch& scratch) {
   const KeyTile& keys = scratch.key_tile;
   multiply_rows(scratch.queries + int64_t{i} * s.padded_dim, s.padded_dim, scratch.keys_transposed,
                 keys.length, s.p.head_dim, keys.length, scratch.probability, kMaxTile);
   multiply_rows(scratch.dout + int64_t{i} * s.padded_dim, s.padded_dim, scratch.values_transposed,
                 keys.length, s.p.head_dim, keys.length, scratch.dscores, kMaxTile);
-  bias_and_mask(s, data.arrays, head, queries, i, keys, scratch.probability);
+  bias_and_mask(s, data.arrays.biases, head, queries, i, keys, scratch.probability);
   float lse[kRows];
   float delta[kRows];
   for (int r = 0; r < kRows; ++r) {
@@ -286,8 +308,9 @@ void recompute(const Shape& s, const BackwardData& data, int head, const QueryTi
 }
 
 // dq, delta and daxial_bias of a tile of queries.
-void query_gradients_task(const Shape& s, const BackwardData& data, const float* out, int64_t sample,
-                          int head, int64_t query_tile) {
+template <class T>
+void query_gradients_task(const Shape& s, const BackwardData<T>& data, int64_t sample, int head,
+                          int64_t query_tile) {
   BackwardScratch scratch;
   KeyTile& keys = scratch.key_tile;
   const QueryTile queries = enter_queries(s, sample, query_tile * s.tile);
@@ -298,7 +321,7 @@ void query_gradients_task(const Shape& s, const BackwardData& data, const float*
     const float* dout_row = scratch.dout + int64_t{i} * s.padded_dim;
     float sum = 0.0f;
     for (int c = 0; c < s.p.head_dim; ++c) {  // in multiply_rows' order: a lone key's dp - delta is exactly 0
-      sum = __builtin_fmaf(dout_row[c], out[row * s.p.head_dim + c], sum);
+      sum = __builtin_fmaf(dout_row[c], data.out[row * s.p.head_dim + c], sum);
     }
     data.delta[row] = sum;
     if (data.daxial_bias != nullptr) {
@@ -306,7 +329,7 @@ void query_gradients_task(const Shape& s, const BackwardData& data, const float*
     }
   }
   for (int64_t first = 0; first < s.p.keys; first += s.tile) {
-    enter_keys(s, data.arrays, sample, first, keys);
+    enter_keys(s, data.arrays.biases, sample, first, keys);
     gather_keys(s, data.arrays.k, s.p.k_stride, head, keys, scratch.keys, scratch.keys_transposed);
     gather_keys(s, data.arrays.v, s.p.v_stride, head, keys, nullptr, scratch.values_transposed);
     for (int i = 0; i < queries.length; i += kRows) {
@@ -333,7 +356,8 @@ void query_gradients_task(const Shape& s, const BackwardData& data, const float*
   }
   for (int i = 0; i < queries.count; ++i) {
     const float* row = scratch.sums + int64_t{i} * s.padded_dim;
-    float* target = data.dq + (sample * s.p.queries + queries.first + i) * s.p.q_stride + s.column(head);
+    const Output<T> target =
+        data.dq + ((sample * s.p.queries + queries.first + i) * s.p.q_stride + s.column(head));
     for (int c = 0; c < s.p.head_dim; ++c) {
       target[c] = s.p.scale * row[c];
     }
@@ -341,11 +365,12 @@ void query_gradients_task(const Shape& s, const BackwardData& data, const float*
 }
 
 // dk and dv of a tile of keys.
-void key_gradients_task(const Shape& s, const BackwardData& data, int64_t sample, int head,
+template <class T>
+void key_gradients_task(const Shape& s, const BackwardData<T>& data, int64_t sample, int head,
                         int64_t key_tile) {
   BackwardScratch scratch;
   KeyTile& keys = scratch.key_tile;
-  enter_keys(s, data.arrays, sample, key_tile * s.tile, keys);
+  enter_keys(s, data.arrays.biases, sample, key_tile * s.tile, keys);
   gather_keys(s, data.arrays.k, s.p.k_stride, head, keys, nullptr, scratch.keys_transposed);
   gather_keys(s, data.arrays.v, s.p.v_stride, head, keys, nullptr, scratch.values_transposed);
   std::fill_n(scratch.sums, int64_t{keys.length} * s.padded_dim, 0.0f);
@@ -363,10 +388,12 @@ void key_gradients_task(const Shape& s, const BackwardData& data, int64_t sample
   }
   for (int j = 0; j < keys.count; ++j) {
     const int64_t token = sample * s.p.keys + keys.first + j;
-    std::copy_n(scratch.sums + int64_t{j} * s.padded_dim, s.p.head_dim,
-                data.dk + token * s.p.k_stride + s.column(head));
-    std::copy_n(scratch.value_sums + int64_t{j} * s.padded_dim, s.p.head_dim,
-                data.dv + token * s.p.v_stride + s.column(head));
+    const Output<T> dk = data.dk + (token * s.p.k_stride + s.column(head));
+    const Output<T> dv = data.dv + (token * s.p.v_stride + s.column(head));
+    for (int c = 0; c < s.p.head_dim; ++c) {
+      dk[c] = scratch.sums[int64_t{j} * s.padded_dim + c];
+      dv[c] = scratch.value_sums[int64_t{j} * s.padded_dim + c];
+    }
   }
 }
 
@@ -385,16 +412,17 @@ void for_each_task(const Shape& s, int64_t tiles, Body&& body) {
 
 void attention_forward(Context&, const AttentionParams& params, const AttentionInputs& inputs, Data out_,
                        float* lse) {
-  const Arrays arrays{inputs.q.as<float>("attention_forward: q"),
-                      inputs.k.as<float>("attention_forward: k"),
-                      inputs.v.as<float>("attention_forward: v"),
-                      inputs.key_mask,
-                      inputs.bias.as<float>("attention_forward: bias"),
+  const Biases biases{inputs.key_mask, inputs.bias.as<float>("attention_forward: bias"),
                       inputs.axial_bias.as<float>("attention_forward: axial_bias")};
-  float* out = out_.as<float>("attention_forward: out");
   const Shape s = shape_of(params);
-  for_each_task(s, s.query_tiles(), [&](int64_t sample, int head, int64_t tile) {
-    forward_task(s, arrays, out, lse, sample, head, tile);
+  with_storage("attention_forward", {inputs.q, inputs.k, inputs.v, out_}, [&]<class T>(T) {
+    const Arrays<T> arrays{input<T>(inputs.q, "attention_forward: q"),
+                           input<T>(inputs.k, "attention_forward: k"),
+                           input<T>(inputs.v, "attention_forward: v"), biases};
+    const auto out = output<T>(out_, "attention_forward: out");
+    for_each_task(s, s.query_tiles(), [&](int64_t sample, int head, int64_t tile) {
+      forward_task<T>(s, arrays, out, lse, sample, head, tile);
+    });
   });
 }
 
@@ -402,31 +430,33 @@ size_t attention_backward_workspace_bytes(Context&, const AttentionParams& param
   return static_cast<size_t>(params.n * params.queries * params.heads) * sizeof(float);
 }
 
-void attention_backward(Context&, const AttentionParams& params, const AttentionInputs& inputs,
-                        ConstData out_, const float* lse, ConstData dout, const AttentionGradients& gradients,
+void attention_backward(Context&, const AttentionParams& params, const AttentionInputs& inputs, ConstData out,
+                        const float* lse, ConstData dout, const AttentionGradients& gradients,
                         Workspace workspace) {
-  const Arrays arrays{inputs.q.as<float>("attention_backward: q"),
-                      inputs.k.as<float>("attention_backward: k"),
-                      inputs.v.as<float>("attention_backward: v"),
-                      inputs.key_mask,
-                      inputs.bias.as<float>("attention_backward: bias"),
+  const Biases biases{inputs.key_mask, inputs.bias.as<float>("attention_backward: bias"),
                       inputs.axial_bias.as<float>("attention_backward: axial_bias")};
-  const BackwardData data{arrays,
-                          lse,
-                          dout.as<float>("attention_backward: dout"),
-                          gradients.dq.as<float>("attention_backward: dq"),
-                          gradients.dk.as<float>("attention_backward: dk"),
-                          gradients.dv.as<float>("attention_backward: dv"),
-                          gradients.daxial_bias.as<float>("attention_backward: daxial_bias"),
-                          static_cast<float*>(workspace.data)};
-  const float* out = out_.as<float>("attention_backward: out");
   const Shape s = shape_of(params);
-  for_each_task(s, s.query_tiles(), [&](int64_t sample, int head, int64_t tile) {
-    query_gradients_task(s, data, out, sample, head, tile);
-  });
-  for_each_task(s, s.key_tiles(), [&](int64_t sample, int head, int64_t tile) {
-    key_gradients_task(s, data, sample, head, tile);
-  });
+  with_storage(
+      "attention_backward",
+      {inputs.q, inputs.k, inputs.v, out, dout, gradients.dq, gradients.dk, gradients.dv}, [&]<class T>(T) {
+        const BackwardData<T> data{
+            {input<T>(inputs.q, "attention_backward: q"), input<T>(inputs.k, "attention_backward: k"),
+             input<T>(inputs.v, "attention_backward: v"), biases},
+            lse,
+            input<T>(out, "attention_backward: out"),
+            input<T>(dout, "attention_backward: dout"),
+            output<T>(gradients.dq, "attention_backward: dq"),
+            output<T>(gradients.dk, "attention_backward: dk"),
+            output<T>(gradients.dv, "attention_backward: dv"),
+            gradients.daxial_bias.as<float>("attention_backward: daxial_bias"),
+            static_cast<float*>(workspace.data)};
+        for_each_task(s, s.query_tiles(), [&](int64_t sample, int head, int64_t tile) {
+          query_gradients_task(s, data, sample, head, tile);
+        });
+        for_each_task(s, s.key_tiles(), [&](int64_t sample, int head, int64_t tile) {
+          key_gradients_task(s, data, sample, head, tile);
+        });
+      });
 }
 
 }  // namespace cpu

@@ -16,6 +16,7 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -469,6 +470,85 @@ std::vector<float> packed(const std::vector<float>& values, int64_t offset, int6
     }
   }
   return result;
+}
+
+Data after(const Data& data, int64_t count) {
+  return {static_cast<char*>(data.pointer) + count * static_cast<int64_t>(size_of(data.dtype)), data.dtype};
+}
+
+// One case at least for each layout of a head over threads and of the tensors, and for several tiles.
+TEST(Attention, Storage) {
+  for (const char* name :
+       {"head dim 7", "head dim 15, fused", "head dim 17, roomy", "head dim 64, 127 keys", "head dim 96",
+        "head dim 128", "head dim 129", "513 keys", "key mask", "bias per sample and head, roomy",
+        "axial 1x6x7, fused", "axial, bias and key mask", "axial of 132: gradient not in shared memory"}) {
+    const AttentionCase& c = find_case(name);
+    const AttentionParams p = laid_out(c.params, c.layout);
+    const Inputs<float> inputs = make_inputs(c, 71);
+    // The backward pass is given an out of its own: what it computes from a rounded one is not rounded
+    // float32.
+    const Outputs<float> given = run_device(Device{DeviceType::cpu, 0}, c, inputs);
+    expect_rounded_float32(name, [&](Call& call) {
+      const Data q = call.in(inputs.q);
+      AttentionInputs in;
+      in.q = q;
+      AttentionGradients gradients;
+      gradients.dq = call.in_out(std::vector<float>(inputs.q.size(), kUntouched));
+      if (c.layout == AttentionLayout::fused) {
+        in.k = after(q, p.channels());
+        in.v = after(q, 2 * p.channels());
+        gradients.dk = after(gradients.dq, p.channels());
+        gradients.dv = after(gradients.dq, 2 * p.channels());
+      } else {
+        in.k = call.in(inputs.k);
+        in.v = call.in(inputs.v);
+        gradients.dk = call.in_out(std::vector<float>(inputs.k.size(), kUntouched));
+        gradients.dv = call.in_out(std::vector<float>(inputs.v.size(), kUntouched));
+      }
+      const DeviceArray<uint8_t> key_mask(call.context().device(), inputs.key_mask);
+      if (c.key_mask) {
+        in.key_mask = key_mask.get();
+      }
+      if (c.bias) {
+        in.bias = call.in_float(inputs.bias);
+      }
+      if (c.axial) {
+        in.axial_bias = call.in_float(inputs.axial_bias);
+        gradients.daxial_bias = call.out_float(static_cast<int64_t>(inputs.axial_bias.size()));
+      }
+      attention_forward(call.context(), p, in, call.out(p.n * p.queries * p.channels()),
+                        call.out_float(p.n * p.queries * p.heads).as<float>("lse"));
+      attention_backward(call.context(), p, in, call.in(given.out), call.in_float(given.lse).as<float>("lse"),
+                         call.in(inputs.dout), gradients,
+                         call.workspace(attention_backward_workspace_bytes(call.context(), p)));
+    });
+  }
+}
+
+TEST(Attention, StorageTypesThatDifferAreOneLine) {
+  Context context(Device{DeviceType::cpu, 0});
+  const AttentionParams p{.head_dim = 4};
+  std::vector<float> x(4);
+  std::vector<uint16_t> narrow(4);
+  const Data wide = x.data(), half{narrow.data(), DType::f16};
+  const auto message = [&](const auto& call) {
+    try {
+      call();
+    } catch (const ShapeError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing");
+  };
+  EXPECT_EQ(message([&] {
+              attention_forward(context, p, AttentionInputs{half, half, wide}, half, nullptr);
+            }),
+            "attention_forward: tensors are stored as f16 and f32, expected one type");
+  const Workspace workspace{x.data(), x.size() * sizeof(float)};
+  EXPECT_EQ(message([&] {
+              attention_backward(context, p, AttentionInputs{half, half, half}, half, x.data(), half,
+                                 AttentionGradients{half, half, wide}, workspace);
+            }),
+            "attention_backward: tensors are stored as f16 and f32, expected one type");
 }
 
 // Writes every case's inputs and the CPU's results where tests/oracle/attention.py asks for them.
