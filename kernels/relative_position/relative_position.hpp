@@ -9,6 +9,9 @@
 // Where the grids are equal, rel(p, k) = p - k + K - 1. Otherwise the larger of Q and K must be a multiple of
 // the smaller. A table has 2 max(Q, K) - 1 rows of head_dim numbers that all heads share; one of another
 // length is resized first (kernels/resize), as SAM does. An axis without a table contributes zeros.
+//
+// q and dq are stored as float32, bf16 or f16 (kernels/context/storage.hpp). Tables, the axial bias and the
+// gradients of both are float32: few parameters, and what attention adds to its float32 scores.
 #pragma once
 
 #include <algorithm>

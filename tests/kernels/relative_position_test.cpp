@@ -13,6 +13,7 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -267,6 +268,44 @@ TEST(RelativePosition, RejectsWrongArguments) {
   EXPECT_THROW(relative_position_backward(context, {}, x, {x, x, nullptr}, x, x, GradMode::overwrite,
                                           {x, x, x}, GradMode::overwrite),
                ShapeError);
+}
+
+TEST(RelativePosition, Storage) {
+  for (const RelativePositionCase& c : kRelativePositionCases) {
+    const RelativePositionParams& p = c.params;
+    const Inputs<float> inputs = make_inputs(c, 61);
+    for (const GradMode mode : {GradMode::overwrite, GradMode::accumulate}) {
+      expect_rounded_float32(c.name, [&](Call& call) {
+        RelativePositionTables tables{};
+        RelativePositionTableGradients dtables{};
+        for (size_t axis = 0; axis < 3; ++axis) {
+          if (c.tables[axis]) {
+            tables[axis] = call.in_float(inputs.tables[axis]);
+            dtables[axis] = call.in_out_float(inputs.tables[axis]);
+          }
+        }
+        const Data q = call.in(inputs.q);
+        relative_position_forward(call.context(), p, q, tables,
+                                  call.out_float(static_cast<int64_t>(inputs.daxial_bias.size())));
+        relative_position_backward(call.context(), p, q, tables, call.in_float(inputs.daxial_bias),
+                                   call.in_out(inputs.q), mode, dtables, mode);
+      });
+    }
+  }
+}
+
+TEST(RelativePosition, StorageTypesThatDifferAreOneLine) {
+  Context context(Device{DeviceType::cpu, 0});
+  std::vector<float> x(3);
+  std::vector<uint16_t> half(1);
+  std::string message;
+  try {
+    relative_position_backward(context, {.head_dim = 1}, Data(half.data(), DType::bf16), {}, x.data(),
+                               x.data(), GradMode::overwrite, {}, GradMode::overwrite);
+  } catch (const ShapeError& error) {
+    message = error.what();
+  }
+  EXPECT_EQ(message, "relative_position_backward: tensors are stored as bf16 and f32, expected one type");
 }
 
 // Writes the cases with packed queries and the CPU's results where tests/oracle/attention.py asks for them.
