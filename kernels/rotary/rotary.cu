@@ -5,6 +5,7 @@
 // 20. What limits it: memory. How: a thread a pair; neighbouring threads read neighbouring pairs.
 // No GPU timing exists yet (see bench/results/README.md).
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/rotary/rotary.hpp"
 #include "kernels/rotary/rotary_angle.hpp"
 #include "kernels/simt/device.hpp"
@@ -27,8 +28,9 @@ struct Geometry {
 };
 
 // Thread (token, head, pair); the last pair of an odd head_dim is a single number.
-VESAL_KERNEL void turn_kernel(Geometry g, RotaryFrequencies frequencies, const float* x, int64_t x_stride,
-                              float* y, int64_t y_stride, float direction) {
+template <class T>
+VESAL_KERNEL void turn_kernel(Geometry g, RotaryFrequencies frequencies, const T* x, int64_t x_stride, T* y,
+                              int64_t y_stride, float direction) {
   const int row_pairs = (g.dim + 1) / 2;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x;
   if (index >= g.all_tokens * g.heads * row_pairs) {
@@ -37,11 +39,11 @@ VESAL_KERNEL void turn_kernel(Geometry g, RotaryFrequencies frequencies, const f
   const int pair = static_cast<int>(index % row_pairs);
   const int64_t head = index / row_pairs % g.heads;
   const int64_t token = index / row_pairs / g.heads;
-  const float* from = x + token * x_stride + head * g.dim + 2 * pair;
-  float* to = y + token * y_stride + head * g.dim + 2 * pair;
+  const T* from = x + token * x_stride + head * g.dim + 2 * pair;
+  T* to = y + token * y_stride + head * g.dim + 2 * pair;
   const bool whole = 2 * pair + 1 < g.dim;
-  const float first = from[0];
-  const float second = whole ? from[1] : 0.0f;
+  const float first = widen(from[0]);
+  const float second = whole ? widen(from[1]) : 0.0f;
   const int64_t l = token % g.tokens;
   RotaryAngle angle{1.0f, 0.0f};
   const int axis = pair / g.pairs;
@@ -53,32 +55,32 @@ VESAL_KERNEL void turn_kernel(Geometry g, RotaryFrequencies frequencies, const f
                          frequencies.rest[pair % g.pairs]);
     angle.sine *= direction;
   }
-  to[0] = first * angle.cosine - second * angle.sine;
+  to[0] = narrow<T>(first * angle.cosine - second * angle.sine);
   if (whole) {
-    to[1] = first * angle.sine + second * angle.cosine;
+    to[1] = narrow<T>(first * angle.sine + second * angle.cosine);
   }
 }
 
-void turn(Context& context, const RotaryParams& p, const float* x, int64_t x_stride, float* y,
+void turn(Context& context, const char* op, const RotaryParams& p, ConstData x, int64_t x_stride, Data y,
           int64_t y_stride, float direction) {
   const Geometry g{
       p.tokens,  p.n * p.tokens, p.tokens - p.excluded, p.grid_size(), p.heads, p.head_dim, p.axes, p.pairs(),
       p.grid[2], p.grid[1]};
-  launch(context.stream(),
-         {.grid = ceil_div(g.all_tokens * g.heads * ((g.dim + 1) / 2), kBlock), .block = kBlock}, turn_kernel,
-         g, rotary_frequencies(p), x, x_stride, y, y_stride, direction);
+  with_storage(op, {x, y}, [&]<class T>(T) {
+    launch(context.stream(),
+           {.grid = ceil_div(g.all_tokens * g.heads * ((g.dim + 1) / 2), kBlock), .block = kBlock},
+           turn_kernel<T>, g, rotary_frequencies(p), x.as<T>(op), x_stride, y.as<T>(op), y_stride, direction);
+  });
 }
 
 }  // namespace
 
 void rotary_forward(Context& context, const RotaryParams& p, ConstData x, Data y) {
-  turn(context, p, x.as<float>("rotary_forward: x"), p.x_stride, y.as<float>("rotary_forward: y"), p.y_stride,
-       1.0f);
+  turn(context, "rotary_forward", p, x, p.x_stride, y, p.y_stride, 1.0f);
 }
 
 void rotary_backward(Context& context, const RotaryParams& p, ConstData dy, Data dx) {
-  turn(context, p, dy.as<float>("rotary_backward: dy"), p.y_stride, dx.as<float>("rotary_backward: dx"),
-       p.x_stride, -1.0f);
+  turn(context, "rotary_backward", p, dy, p.y_stride, dx, p.x_stride, -1.0f);
 }
 
 }  // namespace VESAL_BACKEND

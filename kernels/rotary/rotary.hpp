@@ -9,6 +9,8 @@
 // Channels from 2 A P on pass unchanged (none where 2 A divides head_dim, as in SAM 2). Token l of `tokens`
 // has place (z, y, x) of l modulo the grid's size, x fastest: a memory of several frames repeats the grid
 // once a frame. The last `excluded` tokens (SAM 2's object pointers) pass unchanged.
+//
+// x, y, dy and dx are stored as float32, bf16 or f16 (kernels/context/storage.hpp).
 #pragma once
 
 #include <array>

@@ -15,6 +15,7 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -208,6 +209,38 @@ TEST(Rotary, RejectsWrongArguments) {
   EXPECT_THROW(rotary_forward(context, {}, x, nullptr), ShapeError);
   EXPECT_THROW(rotary_forward(context, {}, ConstData{x, DType::bf16}, x), ShapeError);
   EXPECT_THROW(rotary_backward(context, {}, nullptr, x), ShapeError);
+}
+
+TEST(Rotary, Storage) {
+  for (const RotaryCase& c : kRotaryCases) {
+    const RotaryParams& p = c.params;
+    const std::vector<float> x = make_input(p, Pass::forward, 51), dy = make_input(p, Pass::backward, 52);
+    expect_rounded_float32(c.name, [&](Call& call) {
+      rotary_forward(call.context(), p, call.in(x), call.in_out(std::vector<float>(dy.size(), kUntouched)));
+      rotary_backward(call.context(), p, call.in(dy), call.in_out(std::vector<float>(x.size(), kUntouched)));
+      if (x.size() == dy.size()) {
+        const Data both = call.in_out(x);
+        rotary_forward(call.context(), p, both, both);
+      }
+    });
+  }
+}
+
+TEST(Rotary, StorageTypesThatDifferAreOneLine) {
+  Context context(Device{DeviceType::cpu, 0});
+  std::vector<float> x(4);
+  std::vector<uint16_t> half(4);
+  const auto message = [&](const auto& pass) {
+    try {
+      pass(context, RotaryParams{}, Data(half.data(), DType::bf16), Data(x.data()));
+    } catch (const ShapeError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing");
+  };
+  EXPECT_EQ(message(rotary_forward), "rotary_forward: tensors are stored as bf16 and f32, expected one type");
+  EXPECT_EQ(message(rotary_backward),
+            "rotary_backward: tensors are stored as bf16 and f32, expected one type");
 }
 
 // Writes the cases without gaps between tokens and the CPU's results where tests/oracle/attention.py asks for
