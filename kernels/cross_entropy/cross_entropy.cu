@@ -1,19 +1,21 @@
-// Losses on the softmax of rows. Cross entropy reads 4 bytes a logit and 1 a row, and writes 4 a logit in
-// backward; distillation reads twice that. A row is read two or three times, from L1 after the first; about
-// 30 operations a logit, an exponential among them: memory bandwidth limits them. A power of two of lanes, at
-// most a warp, shares a row; sums run per slab of rows, then over slabs, in a fixed order. No GPU timing
-// exists yet: bench/results/README.md.
+// Losses on the softmax of rows. Cross entropy reads 4 bytes a float32 logit and 1 a row, and writes 4 a
+// logit in backward; distillation reads twice that. A row is read two or three times, from L1 after the
+// first; about 30 operations a logit, an exponential among them: memory bandwidth limits them. A power of two
+// of lanes, at most a warp, shares a row; sums run per slab of rows, then over slabs, in a fixed order. No
+// GPU timing exists yet: bench/results/README.md.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/cross_entropy/cross_entropy.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
 // What the kernels need to know of the classes' weights and of the labels.
+template <class T>
 struct Rows {
   CrossEntropyParams p;
-  const float* logits;
+  Input<T> logits;
   const uint8_t* labels;
   const float* class_weights;
 
@@ -40,13 +42,14 @@ struct Row {
 };
 
 // All lanes of a warp call it together; a row at `end` or beyond is inactive.
-VESAL_DEVICE Row evaluate_row(const Rows& rows, int64_t row, int64_t end, int lane, int lanes) {
+template <class T>
+VESAL_DEVICE Row evaluate_row(const Rows<T>& rows, int64_t row, int64_t end, int lane, int lanes) {
   Row v{};
   const int classes = static_cast<int>(rows.p.classes);
   v.label = row < end ? rows.labels[row] : 0;
   v.active = row < end && v.label != rows.p.ignore_label;
   const bool valid = v.label < classes;
-  const float* x = rows.logits + row * classes;
+  const auto x = rows.logits + row * classes;
   const int length = v.active ? classes : 0;
   v.largest = -INFINITY;
   for (int c = lane; c < length; c += lanes) {
@@ -78,7 +81,8 @@ VESAL_DEVICE Row evaluate_row(const Rows& rows, int64_t row, int64_t end, int la
 }
 
 // partials [slabs, 2] = sums of the costs and the weights of a slab's rows.
-VESAL_KERNEL void cross_entropy_partials_kernel(Rows rows, int lanes, float* VESAL_RESTRICT partials) {
+template <class T>
+VESAL_KERNEL void cross_entropy_partials_kernel(Rows<T> rows, int lanes, float* VESAL_RESTRICT partials) {
   VESAL_SHARED(float, scratch, [kLoopThreads]);
   const int group = static_cast<int>(threadIdx.x) / lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
@@ -114,9 +118,10 @@ struct WeightedMean {
   }
 };
 
-VESAL_KERNEL void cross_entropy_backward_kernel(Rows rows, int lanes,
+template <class T>
+VESAL_KERNEL void cross_entropy_backward_kernel(Rows<T> rows, int lanes,
                                                 const float* VESAL_RESTRICT total_weight, float weight,
-                                                float* VESAL_RESTRICT dlogits) {
+                                                Output<T> dlogits) {
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (kLoopThreads / lanes) + static_cast<int>(threadIdx.x) / lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
@@ -133,8 +138,8 @@ VESAL_KERNEL void cross_entropy_backward_kernel(Rows rows, int lanes,
   const float hard = scale * (1.0f - rows.p.label_smoothing) * v.weight * focal;
   const float soft = scale * rows.p.label_smoothing / static_cast<float>(rows.p.classes);
   const int classes = static_cast<int>(rows.p.classes);
-  const float* x = rows.logits + row * classes;
-  float* d = dlogits + row * classes;
+  const auto x = rows.logits + row * classes;
+  const auto d = dlogits + row * classes;
   for (int c = lane; c < classes; c += lanes) {
     float value = 0.0f;
     if (v.active) {
@@ -153,7 +158,8 @@ struct Softmax {
   float total;    // of the exponentials
 };
 
-VESAL_DEVICE Softmax evaluate_softmax(const float* x, int64_t length, float scale, int lane, int lanes) {
+template <class Values>
+VESAL_DEVICE Softmax evaluate_softmax(const Values& x, int64_t length, float scale, int lane, int lanes) {
   float largest = -INFINITY;
   for (int64_t c = lane; c < length; c += lanes) {
     largest = fmaxf(largest, scale * x[c]);
@@ -166,9 +172,9 @@ VESAL_DEVICE Softmax evaluate_softmax(const float* x, int64_t length, float scal
   return {largest, group_sum(total, lanes)};
 }
 
+template <class T>
 VESAL_KERNEL void distillation_partials_kernel(int64_t rows, int64_t classes, float scale, int lanes,
-                                               const float* VESAL_RESTRICT student,
-                                               const float* VESAL_RESTRICT teacher,
+                                               Input<T> student, Input<T> teacher,
                                                float* VESAL_RESTRICT partials) {
   VESAL_SHARED(float, scratch, [kLoopThreads]);
   const int group = static_cast<int>(threadIdx.x) / lanes;
@@ -179,8 +185,8 @@ VESAL_KERNEL void distillation_partials_kernel(int64_t rows, int64_t classes, fl
   for (int64_t base = slab_begin(rows, gridDim.x, blockIdx.x); base < end; base += step) {
     const int64_t row = base + group;
     const int64_t length = row < end ? classes : 0;
-    const float* xs = student + row * classes;
-    const float* xt = teacher + row * classes;
+    const auto xs = student + row * classes;
+    const auto xt = teacher + row * classes;
     const Softmax s = evaluate_softmax(xs, length, scale, lane, lanes);
     const Softmax t = evaluate_softmax(xt, length, scale, lane, lanes);
     float product = 0.0f;
@@ -205,16 +211,16 @@ struct Scaled {
   VESAL_DEVICE void finish(int64_t, int64_t, const float (&sums)[1]) const { loss[0] = factor * sums[0]; }
 };
 
+template <class T>
 VESAL_KERNEL void distillation_backward_kernel(int64_t rows, int64_t classes, float scale, int lanes,
-                                               float factor, const float* VESAL_RESTRICT student,
-                                               const float* VESAL_RESTRICT teacher,
-                                               float* VESAL_RESTRICT dstudent) {
+                                               float factor, Input<T> student, Input<T> teacher,
+                                               Output<T> dstudent) {
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (kLoopThreads / lanes) + static_cast<int>(threadIdx.x) / lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
   const int64_t length = row < rows ? classes : 0;
-  const float* xs = student + row * classes;
-  const float* xt = teacher + row * classes;
+  const auto xs = student + row * classes;
+  const auto xt = teacher + row * classes;
   const Softmax s = evaluate_softmax(xs, length, scale, lane, lanes);
   const Softmax t = evaluate_softmax(xt, length, scale, lane, lanes);
   for (int64_t c = lane; c < length; c += lanes) {
@@ -230,10 +236,12 @@ void cross_entropy_forward(Context& context, const CrossEntropyParams& p, ConstD
                            Workspace workspace) {
   const int64_t slabs = slab_count(p.rows);
   auto* partials = static_cast<float*>(workspace.data);
-  launch(context.stream(), {.grid = {slabs, 1, 1}, .block = {kLoopThreads, 1, 1}},
-         cross_entropy_partials_kernel,
-         Rows{p, logits.as<float>("cross_entropy_forward: logits"), labels, class_weights},
-         column_width(p.classes), partials);
+  with_storage("cross_entropy_forward", {logits}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = {slabs, 1, 1}, .block = {kLoopThreads, 1, 1}},
+           cross_entropy_partials_kernel<T>,
+           Rows<T>{p, input<T>(logits, "cross_entropy_forward: logits"), labels, class_weights},
+           column_width(p.classes), partials);
+  });
   launch(context.stream(), {.grid = {1, 1, 1}, .block = {kLoopThreads, 1, 1}},
          column_finish_kernel<2, WeightedMean>, slabs, int64_t{1}, 1, static_cast<const float*>(partials),
          WeightedMean{loss.as<float>("cross_entropy_forward: loss"), total_weight});
@@ -243,11 +251,13 @@ void cross_entropy_backward(Context& context, const CrossEntropyParams& p, Const
                             const uint8_t* labels, const float* class_weights, const float* total_weight,
                             float weight, Data dlogits) {
   const int lanes = column_width(p.classes);
-  launch(context.stream(),
-         {.grid = {ceil_div(p.rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
-         cross_entropy_backward_kernel,
-         Rows{p, logits.as<float>("cross_entropy_backward: logits"), labels, class_weights}, lanes,
-         total_weight, weight, dlogits.as<float>("cross_entropy_backward: dlogits"));
+  with_storage("cross_entropy_backward", {logits, dlogits}, [&]<class T>(T) {
+    launch(context.stream(),
+           {.grid = {ceil_div(p.rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
+           cross_entropy_backward_kernel<T>,
+           Rows<T>{p, input<T>(logits, "cross_entropy_backward: logits"), labels, class_weights}, lanes,
+           total_weight, weight, output<T>(dlogits, "cross_entropy_backward: dlogits"));
+  });
 }
 
 void distillation_forward(Context& context, const DistillationParams& p, ConstData student, ConstData teacher,
@@ -256,10 +266,12 @@ void distillation_forward(Context& context, const DistillationParams& p, ConstDa
   auto* partials = static_cast<float*>(workspace.data);
   const double factor =
       static_cast<double>(p.temperature) * p.temperature / static_cast<double>(std::max<int64_t>(p.rows, 1));
-  launch(context.stream(), {.grid = {slabs, 1, 1}, .block = {kLoopThreads, 1, 1}},
-         distillation_partials_kernel, p.rows, p.classes, 1.0f / p.temperature, column_width(p.classes),
-         student.as<float>("distillation_forward: student"),
-         teacher.as<float>("distillation_forward: teacher"), partials);
+  with_storage("distillation_forward", {student, teacher}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = {slabs, 1, 1}, .block = {kLoopThreads, 1, 1}},
+           distillation_partials_kernel<T>, p.rows, p.classes, 1.0f / p.temperature, column_width(p.classes),
+           input<T>(student, "distillation_forward: student"),
+           input<T>(teacher, "distillation_forward: teacher"), partials);
+  });
   launch(context.stream(), {.grid = {1, 1, 1}, .block = {kLoopThreads, 1, 1}},
          column_finish_kernel<1, Scaled>, slabs, int64_t{1}, 1, static_cast<const float*>(partials),
          Scaled{static_cast<float>(factor), loss.as<float>("distillation_forward: loss")});
@@ -270,12 +282,14 @@ void distillation_backward(Context& context, const DistillationParams& p, ConstD
   const int lanes = column_width(p.classes);
   const double factor =
       static_cast<double>(weight) * p.temperature / static_cast<double>(std::max<int64_t>(p.rows, 1));
-  launch(context.stream(),
-         {.grid = {ceil_div(p.rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
-         distillation_backward_kernel, p.rows, p.classes, 1.0f / p.temperature, lanes,
-         static_cast<float>(factor), student.as<float>("distillation_backward: student"),
-         teacher.as<float>("distillation_backward: teacher"),
-         dstudent.as<float>("distillation_backward: dstudent"));
+  with_storage("distillation_backward", {student, teacher, dstudent}, [&]<class T>(T) {
+    launch(context.stream(),
+           {.grid = {ceil_div(p.rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
+           distillation_backward_kernel<T>, p.rows, p.classes, 1.0f / p.temperature, lanes,
+           static_cast<float>(factor), input<T>(student, "distillation_backward: student"),
+           input<T>(teacher, "distillation_backward: teacher"),
+           output<T>(dstudent, "distillation_backward: dstudent"));
+  });
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

@@ -2,6 +2,8 @@
 // smoothing, a label to ignore, and the softmax form of the focal loss), and the divergence from a teacher's
 // softened softmax. A loss is written to device memory (one float32) so that nothing waits for it; its
 // backward pass takes a host-side weight.
+// Logits, those of a student and a teacher too, and their gradients are stored as float32, bf16 or f16
+// (kernels/context/storage.hpp); losses and weights are float32.
 #pragma once
 
 #include <cstdint>

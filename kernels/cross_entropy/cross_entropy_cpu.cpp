@@ -8,6 +8,7 @@
 #include "base/parallel.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/slabs.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/cross_entropy/cross_entropy.hpp"
 #include "kernels/vector_math.hpp"
 
@@ -32,7 +33,8 @@ struct Turned {
   explicit Turned(int64_t classes) : values(static_cast<size_t>(classes * kBlock)) {}
   float* at(int64_t c) { return values.data() + c * kBlock; }
 
-  void load(int64_t count, int64_t classes, const float* x, float scale) {
+  template <class Values>
+  void load(int64_t count, int64_t classes, Values x, float scale) {
     for (int64_t c = 0; c < classes; ++c) {
       float* row = at(c);
       for (int64_t r = 0; r < count; ++r) {
@@ -79,7 +81,8 @@ struct CrossEntropyBlock {
   float weight_of(int64_t c) const { return class_weights != nullptr ? class_weights[c] : 1.0f; }
 
   // Leaves exponentials in `turned`.
-  void evaluate(int64_t count, const float* logits, const uint8_t* labels) {
+  template <class Values>
+  void evaluate(int64_t count, Values logits, const uint8_t* labels) {
     turned.load(count, p.classes, logits, 1.0f);
     for (int64_t r = 0; r < count; ++r) {
       const bool ignored = labels[r] == p.ignore_label;
@@ -134,153 +137,162 @@ void for_slab_blocks(int64_t rows, int64_t classes, Prepare&& prepare) {
 
 void cross_entropy_forward(Context&, const CrossEntropyParams& p, ConstData logits_, const uint8_t* labels,
                            const float* class_weights, Data loss_, float* total_weight, Workspace workspace) {
-  const float* logits = logits_.as<float>("cross_entropy_forward: logits");
-  float* loss = loss_.as<float>("cross_entropy_forward: loss");
-  const int64_t slabs = slab_count(p.rows);
-  auto* partials = static_cast<double*>(workspace.data);  // [slabs, 2]: cost, weight
-  std::fill_n(partials, slabs * 2, 0.0);
-  for_slab_blocks(p.rows, p.classes, [&] {
-    return [&, block = CrossEntropyBlock(p, class_weights)](int64_t row, int64_t count,
-                                                            int64_t slab) mutable {
-      block.evaluate(count, logits + row * p.classes, labels + row);
-      const float hard = 1.0f - p.label_smoothing;
-      const float soft = p.label_smoothing / static_cast<float>(p.classes);
-      for (int64_t r = 0; r < count; ++r) {
-        if (block.label[r] < 0) {
-          continue;
-        }
-        const float q = block.others[r] / (block.others[r] + vector_exp(block.own[r]));
-        float cost = hard * block.weight[r] * focal_power(q, p.focal_gamma) * (block.log_z[r] - block.own[r]);
-        if (soft > 0.0f) {
-          cost += soft * (block.all_weights * block.log_z[r] - block.shifted[r]);
-        }
-        partials[slab * 2] += cost;
-        partials[slab * 2 + 1] += block.weight[r];
-      }
-    };
+  with_storage("cross_entropy_forward", {logits_}, [&]<class T>(T) {
+    const auto logits = input<T>(logits_, "cross_entropy_forward: logits");
+    float* loss = loss_.as<float>("cross_entropy_forward: loss");
+    const int64_t slabs = slab_count(p.rows);
+    auto* partials = static_cast<double*>(workspace.data);  // [slabs, 2]: cost, weight
+    std::fill_n(partials, slabs * 2, 0.0);
+    for_slab_blocks(p.rows, p.classes, [&] {
+      return
+          [&, block = CrossEntropyBlock(p, class_weights)](int64_t row, int64_t count, int64_t slab) mutable {
+            block.evaluate(count, logits + row * p.classes, labels + row);
+            const float hard = 1.0f - p.label_smoothing;
+            const float soft = p.label_smoothing / static_cast<float>(p.classes);
+            for (int64_t r = 0; r < count; ++r) {
+              if (block.label[r] < 0) {
+                continue;
+              }
+              const float q = block.others[r] / (block.others[r] + vector_exp(block.own[r]));
+              float cost =
+                  hard * block.weight[r] * focal_power(q, p.focal_gamma) * (block.log_z[r] - block.own[r]);
+              if (soft > 0.0f) {
+                cost += soft * (block.all_weights * block.log_z[r] - block.shifted[r]);
+              }
+              partials[slab * 2] += cost;
+              partials[slab * 2 + 1] += block.weight[r];
+            }
+          };
+    });
+    double cost = 0;
+    double total = 0;
+    for (int64_t slab = 0; slab < slabs; ++slab) {
+      cost += partials[slab * 2];
+      total += partials[slab * 2 + 1];
+    }
+    *total_weight = static_cast<float>(total);
+    *loss = total == 0 ? 0.0f : static_cast<float>(cost / total);
   });
-  double cost = 0;
-  double total = 0;
-  for (int64_t slab = 0; slab < slabs; ++slab) {
-    cost += partials[slab * 2];
-    total += partials[slab * 2 + 1];
-  }
-  *total_weight = static_cast<float>(total);
-  *loss = total == 0 ? 0.0f : static_cast<float>(cost / total);
 }
 
 void cross_entropy_backward(Context&, const CrossEntropyParams& p, ConstData logits_, const uint8_t* labels,
                             const float* class_weights, const float* total_weight, float weight,
                             Data dlogits_) {
-  const float* logits = logits_.as<float>("cross_entropy_backward: logits");
-  float* dlogits = dlogits_.as<float>("cross_entropy_backward: dlogits");
-  const float scale = p.rows == 0 || *total_weight == 0.0f ? 0.0f : weight / *total_weight;
-  for_slab_blocks(p.rows, p.classes, [&] {
-    return [&, block = CrossEntropyBlock(p, class_weights)](int64_t row, int64_t count, int64_t) mutable {
-      block.evaluate(count, logits + row * p.classes, labels + row);
-      const float soft = scale * p.label_smoothing / static_cast<float>(p.classes);
-      float inverse[kBlock], hard[kBlock], q[kBlock];
-      for (int64_t r = 0; r < count; ++r) {
-        const float own = vector_exp(block.own[r]);
-        inverse[r] = 1.0f / (block.others[r] + own);
-        q[r] = block.others[r] * inverse[r];
-        const float nll = block.log_z[r] - block.own[r];
-        const float ratio = q[r] > 0.0f ? nll / q[r] : 1.0f;
-        const float focal =
-            focal_power(q[r], p.focal_gamma) * (1.0f + p.focal_gamma * own * inverse[r] * ratio);
-        hard[r] = scale * (1.0f - p.label_smoothing) * block.weight[r] * focal;
-      }
-      float* target = dlogits + row * p.classes;
-      for (int64_t c = 0; c < p.classes; ++c) {
-        const float* e = block.turned.at(c);
-        const float w = block.weight_of(c);
+  with_storage("cross_entropy_backward", {logits_, dlogits_}, [&]<class T>(T) {
+    const auto logits = input<T>(logits_, "cross_entropy_backward: logits");
+    const auto dlogits = output<T>(dlogits_, "cross_entropy_backward: dlogits");
+    const float scale = p.rows == 0 || *total_weight == 0.0f ? 0.0f : weight / *total_weight;
+    for_slab_blocks(p.rows, p.classes, [&] {
+      return [&, block = CrossEntropyBlock(p, class_weights)](int64_t row, int64_t count, int64_t) mutable {
+        block.evaluate(count, logits + row * p.classes, labels + row);
+        const float soft = scale * p.label_smoothing / static_cast<float>(p.classes);
+        float inverse[kBlock], hard[kBlock], q[kBlock];
         for (int64_t r = 0; r < count; ++r) {
-          const float probability = e[r] * inverse[r];
-          // 1 - p[y] from the other exponentials: the difference would lose a small one's digits.
-          const float distance = block.label[r] == c ? -q[r] : probability;
-          const float value = hard[r] * distance + soft * (block.all_weights * probability - w);
-          target[r * p.classes + c] = block.label[r] < 0 ? 0.0f : value;
+          const float own = vector_exp(block.own[r]);
+          inverse[r] = 1.0f / (block.others[r] + own);
+          q[r] = block.others[r] * inverse[r];
+          const float nll = block.log_z[r] - block.own[r];
+          const float ratio = q[r] > 0.0f ? nll / q[r] : 1.0f;
+          const float focal =
+              focal_power(q[r], p.focal_gamma) * (1.0f + p.focal_gamma * own * inverse[r] * ratio);
+          hard[r] = scale * (1.0f - p.label_smoothing) * block.weight[r] * focal;
         }
-      }
-    };
+        const auto target = dlogits + row * p.classes;
+        for (int64_t c = 0; c < p.classes; ++c) {
+          const float* e = block.turned.at(c);
+          const float w = block.weight_of(c);
+          for (int64_t r = 0; r < count; ++r) {
+            const float probability = e[r] * inverse[r];
+            // 1 - p[y] from the other exponentials: the difference would lose a small one's digits.
+            const float distance = block.label[r] == c ? -q[r] : probability;
+            const float value = hard[r] * distance + soft * (block.all_weights * probability - w);
+            target[r * p.classes + c] = block.label[r] < 0 ? 0.0f : value;
+          }
+        }
+      };
+    });
   });
 }
 
 void distillation_forward(Context&, const DistillationParams& p, ConstData student_, ConstData teacher_,
                           Data loss_, Workspace workspace) {
-  const float* student = student_.as<float>("distillation_forward: student");
-  const float* teacher = teacher_.as<float>("distillation_forward: teacher");
-  float* loss = loss_.as<float>("distillation_forward: loss");
-  const int64_t slabs = slab_count(p.rows);
-  auto* partials = static_cast<double*>(workspace.data);
-  std::fill_n(partials, slabs, 0.0);
-  const float scale = 1.0f / p.temperature;
-  for_slab_blocks(p.rows, p.classes, [&] {
-    return
-        [&, s = Turned(p.classes), t = Turned(p.classes)](int64_t row, int64_t count, int64_t slab) mutable {
-          s.load(count, p.classes, student + row * p.classes, scale);
-          t.load(count, p.classes, teacher + row * p.classes, scale);
-          float s_total[kBlock] = {}, t_total[kBlock] = {}, product[kBlock] = {};
-          for (int64_t c = 0; c < p.classes; ++c) {
-            const float* sc = s.at(c);
-            const float* tc = t.at(c);
+  with_storage("distillation_forward", {student_, teacher_}, [&]<class T>(T) {
+    const auto student = input<T>(student_, "distillation_forward: student");
+    const auto teacher = input<T>(teacher_, "distillation_forward: teacher");
+    float* loss = loss_.as<float>("distillation_forward: loss");
+    const int64_t slabs = slab_count(p.rows);
+    auto* partials = static_cast<double*>(workspace.data);
+    std::fill_n(partials, slabs, 0.0);
+    const float scale = 1.0f / p.temperature;
+    for_slab_blocks(p.rows, p.classes, [&] {
+      return [&, s = Turned(p.classes), t = Turned(p.classes)](int64_t row, int64_t count,
+                                                               int64_t slab) mutable {
+        s.load(count, p.classes, student + row * p.classes, scale);
+        t.load(count, p.classes, teacher + row * p.classes, scale);
+        float s_total[kBlock] = {}, t_total[kBlock] = {}, product[kBlock] = {};
+        for (int64_t c = 0; c < p.classes; ++c) {
+          const float* sc = s.at(c);
+          const float* tc = t.at(c);
 #pragma omp simd
-            for (int64_t r = 0; r < count; ++r) {
-              const float e = vector_exp(tc[r]);
-              s_total[r] += vector_exp(sc[r]);
-              t_total[r] += e;
-              product[r] += e * (tc[r] - sc[r]);
-            }
-          }
           for (int64_t r = 0; r < count; ++r) {
-            // Both terms are larger than their sum: in double, so that it keeps its digits.
-            const double t = t_total[r];
-            partials[slab] += product[r] / t + std::log(s_total[r] / t);
+            const float e = vector_exp(tc[r]);
+            s_total[r] += vector_exp(sc[r]);
+            t_total[r] += e;
+            product[r] += e * (tc[r] - sc[r]);
           }
-        };
+        }
+        for (int64_t r = 0; r < count; ++r) {
+          // Both terms are larger than their sum: in double, so that it keeps its digits.
+          const double t = t_total[r];
+          partials[slab] += product[r] / t + std::log(s_total[r] / t);
+        }
+      };
+    });
+    double total = 0;
+    for (int64_t slab = 0; slab < slabs; ++slab) {
+      total += partials[slab];
+    }
+    const double factor = static_cast<double>(p.temperature) * p.temperature /
+                          static_cast<double>(std::max<int64_t>(p.rows, 1));
+    *loss = static_cast<float>(factor * total);
   });
-  double total = 0;
-  for (int64_t slab = 0; slab < slabs; ++slab) {
-    total += partials[slab];
-  }
-  const double factor =
-      static_cast<double>(p.temperature) * p.temperature / static_cast<double>(std::max<int64_t>(p.rows, 1));
-  *loss = static_cast<float>(factor * total);
 }
 
 void distillation_backward(Context&, const DistillationParams& p, ConstData student_, ConstData teacher_,
                            float weight, Data dstudent_) {
-  const float* student = student_.as<float>("distillation_backward: student");
-  const float* teacher = teacher_.as<float>("distillation_backward: teacher");
-  float* dstudent = dstudent_.as<float>("distillation_backward: dstudent");
-  const float scale = 1.0f / p.temperature;
-  const auto factor = static_cast<float>(static_cast<double>(weight) * p.temperature /
-                                         static_cast<double>(std::max<int64_t>(p.rows, 1)));
-  for_slab_blocks(p.rows, p.classes, [&] {
-    return [&, s = Turned(p.classes), t = Turned(p.classes)](int64_t row, int64_t count, int64_t) mutable {
-      s.load(count, p.classes, student + row * p.classes, scale);
-      t.load(count, p.classes, teacher + row * p.classes, scale);
-      float s_total[kBlock] = {}, t_total[kBlock] = {};
-      for (int64_t c = 0; c < p.classes; ++c) {
-        float* sc = s.at(c);
-        float* tc = t.at(c);
+  with_storage("distillation_backward", {student_, teacher_, dstudent_}, [&]<class T>(T) {
+    const auto student = input<T>(student_, "distillation_backward: student");
+    const auto teacher = input<T>(teacher_, "distillation_backward: teacher");
+    const auto dstudent = output<T>(dstudent_, "distillation_backward: dstudent");
+    const float scale = 1.0f / p.temperature;
+    const auto factor = static_cast<float>(static_cast<double>(weight) * p.temperature /
+                                           static_cast<double>(std::max<int64_t>(p.rows, 1)));
+    for_slab_blocks(p.rows, p.classes, [&] {
+      return [&, s = Turned(p.classes), t = Turned(p.classes)](int64_t row, int64_t count, int64_t) mutable {
+        s.load(count, p.classes, student + row * p.classes, scale);
+        t.load(count, p.classes, teacher + row * p.classes, scale);
+        float s_total[kBlock] = {}, t_total[kBlock] = {};
+        for (int64_t c = 0; c < p.classes; ++c) {
+          float* sc = s.at(c);
+          float* tc = t.at(c);
 #pragma omp simd
-        for (int64_t r = 0; r < count; ++r) {
-          sc[r] = vector_exp(sc[r]);
-          tc[r] = vector_exp(tc[r]);
-          s_total[r] += sc[r];
-          t_total[r] += tc[r];
+          for (int64_t r = 0; r < count; ++r) {
+            sc[r] = vector_exp(sc[r]);
+            tc[r] = vector_exp(tc[r]);
+            s_total[r] += sc[r];
+            t_total[r] += tc[r];
+          }
         }
-      }
-      float* target = dstudent + row * p.classes;
-      for (int64_t c = 0; c < p.classes; ++c) {
-        const float* sc = s.at(c);
-        const float* tc = t.at(c);
-        for (int64_t r = 0; r < count; ++r) {
-          target[r * p.classes + c] = factor * (sc[r] / s_total[r] - tc[r] / t_total[r]);
+        const auto target = dstudent + row * p.classes;
+        for (int64_t c = 0; c < p.classes; ++c) {
+          const float* sc = s.at(c);
+          const float* tc = t.at(c);
+          for (int64_t r = 0; r < count; ++r) {
+            target[r * p.classes + c] = factor * (sc[r] / s_total[r] - tc[r] / t_total[r]);
+          }
         }
-      }
-    };
+      };
+    });
   });
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/cross_entropy/cross_entropy_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -280,6 +281,62 @@ TEST(CrossEntropy, WrongArgumentsThrow) {
   EXPECT_THROW(distillation_forward(context, {}, f, nullptr, f, {f, 256}), ShapeError);
   EXPECT_THROW(distillation_forward(context, {}, f, f, f, {}), ShapeError);
   EXPECT_THROW(distillation_backward(context, {}, f, f, 1.0f, nullptr), ShapeError);
+}
+
+TEST(CrossEntropy, Storage) {
+  for (const CrossEntropyCase& c : kCrossEntropyCases) {
+    const CrossEntropyParams& p = c.params;
+    const Inputs in(c, 1);
+    expect_rounded_float32(c.name, [&](Call& call) {
+      const DeviceArray<uint8_t> labels(call.context().device(), in.labels);
+      const float* weights =
+          in.weights.empty() ? nullptr : call.in_float(in.weights).as<float>("class weights");
+      float* total = call.out_float(1).as<float>("total weight");
+      cross_entropy_forward(call.context(), p, call.in(in.logits), labels, weights, call.out_float(1), total,
+                            call.workspace(cross_entropy_workspace_bytes(call.context(), p)));
+      cross_entropy_backward(call.context(), p, call.in(in.logits), labels, weights, total, kWeight,
+                             call.out(p.rows * p.classes));
+    });
+  }
+}
+
+TEST(Distillation, Storage) {
+  for (const DistillationCase& c : kDistillationCases) {
+    const DistillationParams& p = c.params;
+    const Pair in(c, 1);
+    expect_rounded_float32(c.name, [&](Call& call) {
+      distillation_forward(call.context(), p, call.in(in.student), call.in(in.teacher), call.out_float(1),
+                           call.workspace(distillation_workspace_bytes(call.context(), p)));
+      distillation_backward(call.context(), p, call.in(in.student), call.in(in.teacher), kWeight,
+                            call.out(p.rows * p.classes));
+    });
+  }
+}
+
+TEST(CrossEntropy, StorageTypesThatDifferAreOneLine) {
+  const auto message = [](const auto& call) {
+    try {
+      call();
+    } catch (const ShapeError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing");
+  };
+  std::vector<float> wide(64);
+  std::vector<uint8_t> labels(1);
+  float* f = wide.data();
+  const Data half(f, DType::bf16);
+  for (const DeviceType type : {DeviceType::cpu, DeviceType::simt}) {
+    Context context({type, 0});
+    EXPECT_EQ(message([&] { cross_entropy_backward(context, {}, half, labels.data(), nullptr, f, 1.0f, f); }),
+              "cross_entropy_backward: tensors are stored as bf16 and f32, expected one type");
+    EXPECT_EQ(message([&] {
+                distillation_forward(context, {}, f, half, f, {f, 256});
+              }),
+              "distillation_forward: tensors are stored as f32 and bf16, expected one type");
+    EXPECT_EQ(message([&] { distillation_backward(context, {}, half, half, 1.0f, f); }),
+              "distillation_backward: tensors are stored as bf16 and f32, expected one type");
+  }
 }
 
 }  // namespace
