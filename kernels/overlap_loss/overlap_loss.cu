@@ -1,10 +1,11 @@
-// Soft Dice and IoU losses. Forward reads 4 bytes a logit and 1 or fewer of its target, backward also writes
-// 4; about 30 operations, an exponential among them: memory bandwidth limits both. For softmax a power of two
-// of lanes, at most a warp, shares a voxel; beyond 32 classes the row is read from L1 again for every further
-// tile of 32. Sums run per slab of voxels, then over slabs, in a fixed order. No GPU timing exists yet:
-// bench/results/README.md.
+// Soft Dice and IoU losses. Forward reads 4 bytes a float32 logit and 1 or fewer of its target, backward also
+// writes 4; about 30 operations, an exponential among them: memory bandwidth limits both. For softmax a power
+// of two of lanes, at most a warp, shares a voxel; beyond 32 classes the row is read from L1 again for every
+// further tile of 32. Sums run per slab of voxels, then over slabs, in a fixed order. No GPU timing exists
+// yet: bench/results/README.md.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/overlap_loss/overlap_loss.hpp"
 #include "kernels/overlap_loss/overlap_slopes.hpp"
 
@@ -17,7 +18,8 @@ struct Softmax {
 };
 
 // All lanes of a warp call it together.
-VESAL_DEVICE Softmax evaluate_softmax(const float* x, int length, int lane, int lanes) {
+template <class Values>
+VESAL_DEVICE Softmax evaluate_softmax(const Values& x, int length, int lane, int lanes) {
   float largest = -INFINITY;
   for (int c = lane; c < length; c += lanes) {
     largest = fmaxf(largest, x[c]);
@@ -32,7 +34,8 @@ VESAL_DEVICE Softmax evaluate_softmax(const float* x, int length, int lane, int 
 
 // partials [n, slabs, 3, channels] = sums of p t, p and t over a slab's voxels: block (slab, tile of
 // channels, sample).
-VESAL_KERNEL void softmax_partials_kernel(OverlapLossParams p, int lanes, const float* VESAL_RESTRICT logits,
+template <class T>
+VESAL_KERNEL void softmax_partials_kernel(OverlapLossParams p, int lanes, Input<T> logits,
                                           const uint8_t* VESAL_RESTRICT labels,
                                           float* VESAL_RESTRICT partials) {
   VESAL_SHARED(float, scratch, [kLoopThreads]);
@@ -50,7 +53,7 @@ VESAL_KERNEL void softmax_partials_kernel(OverlapLossParams p, int lanes, const 
     const int64_t v = base + group;
     const int label = v < end ? labels[v] : 0;
     const bool counts = v < end && label != p.ignore_label;
-    const float* x = logits + v * channels;
+    const auto x = logits + v * channels;
     const Softmax softmax = evaluate_softmax(x, counts ? channels : 0, lane, lanes);
     if (counts && column < channels) {
       const float probability = label < channels ? expf(x[column] - softmax.largest) * softmax.inverse : NAN;
@@ -71,8 +74,9 @@ VESAL_KERNEL void softmax_partials_kernel(OverlapLossParams p, int lanes, const 
 }
 
 // The same sums for the sigmoid of regions, and totals [n, channels, 3] for both.
+template <class T>
 struct RegionSums {
-  const float* logits;
+  Input<T> logits;
   const uint8_t* targets;
   int ignore_label;
   int64_t channels;
@@ -128,10 +132,11 @@ VESAL_KERNEL void overlap_finish_kernel(OverlapLossParams p, const float* VESAL_
   }
 }
 
-VESAL_KERNEL void softmax_backward_kernel(OverlapLossParams p, int lanes, const float* VESAL_RESTRICT logits,
+template <class T>
+VESAL_KERNEL void softmax_backward_kernel(OverlapLossParams p, int lanes, Input<T> logits,
                                           const uint8_t* VESAL_RESTRICT labels,
                                           const float* VESAL_RESTRICT slopes, float weight,
-                                          float* VESAL_RESTRICT dlogits) {
+                                          Output<T> dlogits) {
   const int channels = static_cast<int>(p.channels);
   const int64_t v =
       static_cast<int64_t>(blockIdx.x) * (kLoopThreads / lanes) + static_cast<int>(threadIdx.x) / lanes;
@@ -140,7 +145,7 @@ VESAL_KERNEL void softmax_backward_kernel(OverlapLossParams p, int lanes, const 
   const int label = inside ? labels[v] : 0;
   const bool counts = inside && label != p.ignore_label;
   const int length = counts ? channels : 0;
-  const float* x = logits + v * channels;
+  const auto x = logits + v * channels;
   const float* s = slopes + (p.batch || !inside ? 0 : v / p.voxels * channels * 2);
   const Softmax softmax = evaluate_softmax(x, length, lane, lanes);
   float projected = 0.0f;
@@ -166,15 +171,16 @@ struct RegionColumn {
   float constant, linear;
 };
 
+template <class T>
 struct RegionGradient {
-  const float* logits;
+  Input<T> logits;
   const uint8_t* targets;
   const float* slopes;
   int ignore_label;
   int64_t channels;
   bool batch;
   float weight;
-  float* dlogits;
+  Output<T> dlogits;
   VESAL_DEVICE RegionColumn prepare(int64_t sample, int64_t channel) const {
     const float* s = slopes + ((batch ? 0 : sample) * channels + channel) * 2;
     return {weight * s[0], weight * s[1]};
@@ -192,39 +198,44 @@ struct RegionGradient {
 
 void overlap_loss_forward(Context& context, const OverlapLossParams& p, ConstData logits,
                           const uint8_t* targets, Data loss, float* slopes, Workspace workspace) {
-  const float* x = logits.as<float>("overlap_loss_forward: logits");
   const int64_t slabs = slab_count(p.voxels);
   const int width = column_width(p.channels);
   const int64_t tiles = ceil_div(p.channels, width);
   auto* partials = static_cast<float*>(workspace.data);
   float* totals = partials + p.n * slabs * 3 * p.channels;
-  const RegionSums sums{x, targets, p.ignore_label, p.channels, totals};
-  if (p.softmax) {
-    launch(context.stream(), {.grid = {slabs, tiles, p.n}, .block = {kLoopThreads, 1, 1}},
-           softmax_partials_kernel, p, width, x, targets, partials);
-    launch(context.stream(), {.grid = {tiles, p.n, 1}, .block = {kLoopThreads, 1, 1}},
-           column_finish_kernel<3, RegionSums>, slabs, p.channels, width, static_cast<const float*>(partials),
-           sums);
-  } else {
-    launch_column_sums<3>(context.stream(), p.n, p.voxels, p.channels, partials, sums);
-  }
+  with_storage("overlap_loss_forward", {logits}, [&]<class T>(T) {
+    const auto x = input<T>(logits, "overlap_loss_forward: logits");
+    const RegionSums<T> sums{x, targets, p.ignore_label, p.channels, totals};
+    if (p.softmax) {
+      launch(context.stream(), {.grid = {slabs, tiles, p.n}, .block = {kLoopThreads, 1, 1}},
+             softmax_partials_kernel<T>, p, width, x, targets, partials);
+      launch(context.stream(), {.grid = {tiles, p.n, 1}, .block = {kLoopThreads, 1, 1}},
+             column_finish_kernel<3, RegionSums<T>>, slabs, p.channels, width,
+             static_cast<const float*>(partials), sums);
+    } else {
+      launch_column_sums<3>(context.stream(), p.n, p.voxels, p.channels, partials, sums);
+    }
+  });
   launch(context.stream(), {.grid = {1, 1, 1}, .block = {kLoopThreads, 1, 1}}, overlap_finish_kernel, p,
          static_cast<const float*>(totals), loss.as<float>("overlap_loss_forward: loss"), slopes);
 }
 
 void overlap_loss_backward(Context& context, const OverlapLossParams& p, ConstData logits,
                            const uint8_t* targets, const float* slopes, float weight, Data dlogits) {
-  const float* x = logits.as<float>("overlap_loss_backward: logits");
-  float* d = dlogits.as<float>("overlap_loss_backward: dlogits");
-  if (p.softmax) {
-    const int lanes = column_width(p.channels);
-    launch(context.stream(),
-           {.grid = {ceil_div(p.n * p.voxels, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
-           softmax_backward_kernel, p, lanes, x, targets, slopes, weight, d);
-  } else {
-    launch_column_map(context.stream(), p.n, p.voxels, p.channels,
-                      RegionGradient{x, targets, slopes, p.ignore_label, p.channels, p.batch, weight, d});
-  }
+  with_storage("overlap_loss_backward", {logits, dlogits}, [&]<class T>(T) {
+    const auto x = input<T>(logits, "overlap_loss_backward: logits");
+    const auto d = output<T>(dlogits, "overlap_loss_backward: dlogits");
+    if (p.softmax) {
+      const int lanes = column_width(p.channels);
+      launch(context.stream(),
+             {.grid = {ceil_div(p.n * p.voxels, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
+             softmax_backward_kernel<T>, p, lanes, x, targets, slopes, weight, d);
+    } else {
+      launch_column_map(
+          context.stream(), p.n, p.voxels, p.channels,
+          RegionGradient<T>{x, targets, slopes, p.ignore_label, p.channels, p.batch, weight, d});
+    }
+  });
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

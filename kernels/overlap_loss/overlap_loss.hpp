@@ -1,6 +1,8 @@
 // Soft Dice and soft Jaccard (IoU) losses: on the softmax over classes with integer labels, or on the sigmoid
 // of each of several regions that may overlap. The loss is written to device memory (one float32) so that
 // nothing waits for it; its backward pass takes a host-side weight.
+// logits and dlogits are stored as float32, bf16 or f16 (kernels/context/storage.hpp); loss and slopes are
+// float32.
 #pragma once
 
 #include <cstdint>

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/context/wide_rows.hpp"
 #include "kernels/overlap_loss/overlap_loss.hpp"
 #include "kernels/overlap_loss/overlap_slopes.hpp"
@@ -21,7 +22,8 @@ struct Turned {
   explicit Turned(int64_t channels) : values(static_cast<size_t>(channels * kBlock)) {}
   float* at(int64_t c) { return values.data() + c * kBlock; }
 
-  void load(int64_t count, int64_t channels, const float* x) {
+  template <class Values>
+  void load(int64_t count, int64_t channels, Values x) {
     float largest[kBlock];
     float total[kBlock] = {};
     for (int64_t c = 0; c < channels; ++c) {
@@ -81,8 +83,8 @@ void for_slab_blocks(const OverlapLossParams& p, Prepare&& prepare) {
 }
 
 // partials [n, slabs, 3, channels] = sums of p t, p and t, as column_partials leaves them.
-void softmax_partials(const OverlapLossParams& p, const float* logits, const uint8_t* targets,
-                      double* partials) {
+template <class Values>
+void softmax_partials(const OverlapLossParams& p, Values logits, const uint8_t* targets, double* partials) {
   std::fill_n(partials, p.n * slab_count(p.voxels) * 3 * p.channels, 0.0);
   for_slab_blocks(p, [&] {
     return [&, turned = Turned(p.channels)](int64_t v, int64_t count, int64_t, int64_t item) mutable {
@@ -115,8 +117,8 @@ void softmax_partials(const OverlapLossParams& p, const float* logits, const uin
   });
 }
 
-void sigmoid_partials(const OverlapLossParams& p, const float* logits, const uint8_t* targets,
-                      double* partials) {
+template <class Values>
+void sigmoid_partials(const OverlapLossParams& p, Values logits, const uint8_t* targets, double* partials) {
   const auto ignored = static_cast<float>(p.ignore_label);
   column_partials<3>(p.n, p.voxels, p.channels, partials, [=](int64_t) {
     return [=](int64_t i, int64_t, auto add) {
@@ -135,14 +137,16 @@ void sigmoid_partials(const OverlapLossParams& p, const float* logits, const uin
 
 void overlap_loss_forward(Context&, const OverlapLossParams& p, ConstData logits_, const uint8_t* targets,
                           Data loss_, float* slopes, Workspace workspace) {
-  const float* logits = logits_.as<float>("overlap_loss_forward: logits");
   float* loss = loss_.as<float>("overlap_loss_forward: loss");
   auto* partials = static_cast<double*>(workspace.data);
-  if (p.softmax) {
-    softmax_partials(p, logits, targets, partials);
-  } else {
-    sigmoid_partials(p, logits, targets, partials);
-  }
+  with_storage("overlap_loss_forward", {logits_}, [&]<class T>(T) {
+    const auto logits = input<T>(logits_, "overlap_loss_forward: logits");
+    if (p.softmax) {
+      softmax_partials(p, logits, targets, partials);
+    } else {
+      sigmoid_partials(p, logits, targets, partials);
+    }
+  });
   double* totals = partials + p.n * slab_count(p.voxels) * 3 * p.channels;  // [groups, channels, 3]
   std::fill_n(totals, p.groups() * p.channels * 3, 0.0);
   column_totals<3>(p.n, p.voxels, p.channels, partials,
@@ -168,47 +172,49 @@ void overlap_loss_forward(Context&, const OverlapLossParams& p, ConstData logits
 
 void overlap_loss_backward(Context&, const OverlapLossParams& p, ConstData logits_, const uint8_t* targets,
                            const float* slopes, float weight, Data dlogits_) {
-  const float* logits = logits_.as<float>("overlap_loss_backward: logits");
-  float* dlogits = dlogits_.as<float>("overlap_loss_backward: dlogits");
-  if (!p.softmax) {
-    const auto ignored = static_cast<float>(p.ignore_label);
-    column_map(p.n, p.voxels, p.channels, [&](int64_t sample) {
-      const float* s = slopes + (p.batch ? 0 : sample * p.channels * 2);
-      return [=, constant = repeat_channels(p.channels, [&](int64_t c) { return weight * s[2 * c]; }),
-              linear = repeat_channels(p.channels, [&](int64_t c) { return weight * s[2 * c + 1]; })](
-                 int64_t i, int64_t j) {
-        const float x = logits[i];
-        const auto target = static_cast<float>(targets[i]);
-        const float e = vector_exp(x < 0.0f ? x : -x);
-        const float inverse = 1.0f / (1.0f + e);
-        const auto column = static_cast<size_t>(j);
-        const float value = (constant[column] - linear[column] * target) * (e * inverse * inverse);
-        dlogits[i] = target == ignored ? 0.0f : value;
+  with_storage("overlap_loss_backward", {logits_, dlogits_}, [&]<class T>(T) {
+    const auto logits = input<T>(logits_, "overlap_loss_backward: logits");
+    const auto dlogits = output<T>(dlogits_, "overlap_loss_backward: dlogits");
+    if (!p.softmax) {
+      const auto ignored = static_cast<float>(p.ignore_label);
+      column_map(p.n, p.voxels, p.channels, [&](int64_t sample) {
+        const float* s = slopes + (p.batch ? 0 : sample * p.channels * 2);
+        return [=, constant = repeat_channels(p.channels, [&](int64_t c) { return weight * s[2 * c]; }),
+                linear = repeat_channels(p.channels, [&](int64_t c) { return weight * s[2 * c + 1]; })](
+                   int64_t i, int64_t j) {
+          const float x = logits[i];
+          const auto target = static_cast<float>(targets[i]);
+          const float e = vector_exp(x < 0.0f ? x : -x);
+          const float inverse = 1.0f / (1.0f + e);
+          const auto column = static_cast<size_t>(j);
+          const float value = (constant[column] - linear[column] * target) * (e * inverse * inverse);
+          dlogits[i] = target == ignored ? 0.0f : value;
+        };
+      });
+      return;
+    }
+    for_slab_blocks(p, [&] {
+      return [&, turned = Turned(p.channels)](int64_t v, int64_t count, int64_t sample, int64_t) mutable {
+        turned.load(count, p.channels, logits + v * p.channels);
+        const float* s = slopes + (p.batch ? 0 : sample * p.channels * 2);
+        float projected[kBlock] = {};
+        for (int64_t c = 0; c < p.channels; ++c) {
+          const float* row = turned.at(c);
+          for (int64_t r = 0; r < count; ++r) {
+            projected[r] += (s[2 * c] - (targets[v + r] == c ? s[2 * c + 1] : 0.0f)) * row[r];
+          }
+        }
+        const auto target = dlogits + v * p.channels;
+        for (int64_t c = 0; c < p.channels; ++c) {
+          const float* row = turned.at(c);
+          for (int64_t r = 0; r < count; ++r) {
+            const float slope = s[2 * c] - (targets[v + r] == c ? s[2 * c + 1] : 0.0f);
+            const float value = weight * row[r] * (slope - projected[r]);
+            target[r * p.channels + c] = targets[v + r] == p.ignore_label ? 0.0f : value;
+          }
+        }
       };
     });
-    return;
-  }
-  for_slab_blocks(p, [&] {
-    return [&, turned = Turned(p.channels)](int64_t v, int64_t count, int64_t sample, int64_t) mutable {
-      turned.load(count, p.channels, logits + v * p.channels);
-      const float* s = slopes + (p.batch ? 0 : sample * p.channels * 2);
-      float projected[kBlock] = {};
-      for (int64_t c = 0; c < p.channels; ++c) {
-        const float* row = turned.at(c);
-        for (int64_t r = 0; r < count; ++r) {
-          projected[r] += (s[2 * c] - (targets[v + r] == c ? s[2 * c + 1] : 0.0f)) * row[r];
-        }
-      }
-      float* target = dlogits + v * p.channels;
-      for (int64_t c = 0; c < p.channels; ++c) {
-        const float* row = turned.at(c);
-        for (int64_t r = 0; r < count; ++r) {
-          const float slope = s[2 * c] - (targets[v + r] == c ? s[2 * c + 1] : 0.0f);
-          const float value = weight * row[r] * (slope - projected[r]);
-          target[r * p.channels + c] = targets[v + r] == p.ignore_label ? 0.0f : value;
-        }
-      }
-    };
   });
 }
 

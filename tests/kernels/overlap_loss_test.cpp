@@ -7,6 +7,7 @@
 #include "kernels/overlap_loss/overlap_loss_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -202,6 +203,41 @@ TEST(OverlapLoss, WrongArgumentsThrow) {
   EXPECT_THROW(overlap_loss_forward(context, {}, f, targets.data(), f, nullptr, {f, 256}), ShapeError);
   EXPECT_THROW(overlap_loss_forward(context, {}, f, targets.data(), f, f, {}), ShapeError);
   EXPECT_THROW(overlap_loss_backward(context, {}, f, targets.data(), f, 1.0f, nullptr), ShapeError);
+}
+
+TEST(OverlapLoss, Storage) {
+  for (const OverlapLossCase& c : kOverlapLossCases) {
+    const OverlapLossParams& p = c.params;
+    const Inputs in(c, 1);
+    expect_rounded_float32(c.name, [&](Call& call) {
+      const DeviceArray<uint8_t> targets(call.context().device(), in.targets);
+      float* slopes = call.out_float(p.groups() * p.channels * 2).as<float>("slopes");
+      overlap_loss_forward(call.context(), p, call.in(in.logits), targets, call.out_float(1), slopes,
+                           call.workspace(overlap_loss_workspace_bytes(call.context(), p)));
+      overlap_loss_backward(call.context(), p, call.in(in.logits), targets, slopes, kWeight,
+                            call.out(p.n * p.voxels * p.channels));
+    });
+  }
+}
+
+TEST(OverlapLoss, StorageTypesThatDifferAreOneLine) {
+  const auto message = [](const auto& call) {
+    try {
+      call();
+    } catch (const ShapeError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing");
+  };
+  std::vector<float> wide(64);
+  std::vector<uint8_t> targets(1);
+  float* f = wide.data();
+  for (const DeviceType type : {DeviceType::cpu, DeviceType::simt}) {
+    Context context({type, 0});
+    EXPECT_EQ(
+        message([&] { overlap_loss_backward(context, {}, f, targets.data(), f, 1.0f, Data(f, DType::f16)); }),
+        "overlap_loss_backward: tensors are stored as f32 and f16, expected one type");
+  }
 }
 
 }  // namespace
