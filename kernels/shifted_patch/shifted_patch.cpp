@@ -33,6 +33,12 @@ void check_params(const char* op, const ShiftedPatchParams& p) {
                     " elements, at most 2^31 - 1 fit");
 }
 
+// Without it the workspace would be sized for another type.
+void check_storage(const char* op, const ShiftedPatchParams& p, ConstData x) {
+  check<ShapeError>(x.dtype == p.storage, op, ": x is stored as ", name_of(x.dtype), ", the parameters say ",
+                    name_of(p.storage));
+}
+
 }  // namespace
 
 int shift_copies(ShiftSet shifts) {
@@ -96,6 +102,7 @@ void shifted_patch_forward(Context& context, const ShiftedPatchParams& params, C
   check_params("shifted_patch_forward", params);
   check<ShapeError>(x && gamma && beta && weight && bias && y,
                     "shifted_patch_forward: only mask, missing, mean and rstd may be null");
+  check_storage("shifted_patch_forward", params, x);
   check<ShapeError>(mask == nullptr || missing,
                     "shifted_patch_forward: a mask is given, but missing is null");
   check<ShapeError>((mean == nullptr) == (rstd == nullptr),
@@ -115,6 +122,7 @@ void shifted_patch_backward(Context& context, const ShiftedPatchParams& params, 
   check<ShapeError>(x && gamma && beta && weight && mean != nullptr && rstd != nullptr && dy && dgamma &&
                         dbeta && dweight && dbias,
                     "shifted_patch_backward: only mask, dx and dmissing may be null");
+  check_storage("shifted_patch_backward", params, x);
   workspace.require(shifted_patch_workspace_bytes(context, params, ShiftedPatchPass::backward),
                     "shifted_patch_backward");
   VESAL_DISPATCH(context,

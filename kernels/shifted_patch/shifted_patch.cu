@@ -11,11 +11,14 @@
 // 32 columns a block, 4 x 4 numbers a thread. What is absent is skipped: a block handles one sample, so the
 // choice is uniform. Parameters' gradients: partial products D^T X per chunk of tokens in the workspace,
 // added in order (see shifted_patch_cpu.cpp for the identities). dx: within one copy no two features read the
-// same voxel, so one launch a copy adds to dx without conflicts, in the order of the copies. No GPU timing
-// exists yet (see bench/results/README.md).
+// same voxel, so one launch a copy adds to dx without conflicts, in the order of the copies; where dx is
+// stored in 16 bits, to a float32 copy in the workspace. No GPU timing exists yet (see
+// bench/results/README.md).
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/shifted_patch/shifted_patch.hpp"
 #include "kernels/simt/device.hpp"
 
@@ -125,7 +128,8 @@ VESAL_DEVICE int64_t element_of(const Grid& g, const Directions& directions, con
          feature % channels;
 }
 
-VESAL_DEVICE float feature_of(const Grid& g, const Directions& directions, const float* VESAL_RESTRICT x,
+template <class Values>
+VESAL_DEVICE float feature_of(const Grid& g, const Directions& directions, const Values& x,
                               const Place& place, int64_t group, int feature) {
   const int64_t element = element_of(g, directions, place, group, feature);
   return element < 0 ? 0.0f : x[element];
@@ -151,7 +155,8 @@ VESAL_DEVICE float warp_sum(float value) {
 }
 
 // Warp per (group, token of all samples): mean and rstd [groups, samples x tokens].
-VESAL_KERNEL void statistics_kernel(Grid g, Directions directions, const float* VESAL_RESTRICT x,
+template <class T>
+VESAL_KERNEL void statistics_kernel(Grid g, Directions directions, Input<T> x,
                                     const uint8_t* VESAL_RESTRICT mask, float* VESAL_RESTRICT mean,
                                     float* VESAL_RESTRICT rstd) {
   const int64_t item = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
@@ -215,13 +220,12 @@ VESAL_DEVICE void clear(float (&acc)[4][4]) {
 }
 
 // Block (token tile, output tile, sample): y.
+template <class T>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
-    forward_kernel(Grid g, Directions directions, const float* VESAL_RESTRICT x,
-                   const uint8_t* VESAL_RESTRICT mask, const float* VESAL_RESTRICT gamma,
-                   const float* VESAL_RESTRICT beta, const float* VESAL_RESTRICT weight,
+    forward_kernel(Grid g, Directions directions, Input<T> x, const uint8_t* VESAL_RESTRICT mask,
+                   const float* VESAL_RESTRICT gamma, const float* VESAL_RESTRICT beta, Input<T> weight,
                    const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT missing,
-                   const float* VESAL_RESTRICT mean, const float* VESAL_RESTRICT rstd,
-                   float* VESAL_RESTRICT y) {
+                   const float* VESAL_RESTRICT mean, const float* VESAL_RESTRICT rstd, Output<T> y) {
   VESAL_SHARED(float, a, [kTileDepth][kTileRows + 1]);
   VESAL_SHARED(float, b, [kTileDepth][kTileColumns + 1]);
   VESAL_SHARED(Place, places, [kTileRows]);
@@ -301,7 +305,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
 
 // Block (output tile, chunk, sample) of 32 x 8 threads: partial sums of dy over tokens,
 // [chunks][samples][outs].
-VESAL_KERNEL void sum_dy_kernel(Grid g, const float* VESAL_RESTRICT dy, float* VESAL_RESTRICT sums) {
+template <class T>
+VESAL_KERNEL void sum_dy_kernel(Grid g, Input<T> dy, float* VESAL_RESTRICT sums) {
   VESAL_SHARED(float, partial, [8][32]);
   const int64_t o = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
   const int64_t sample = blockIdx.z;
@@ -354,11 +359,11 @@ VESAL_KERNEL void group_sums_kernel(Grid g, int chunks, const uint8_t* VESAL_RES
 
 // Block (feature tile, output tile, group x chunk): partial products D^T X over a chunk of the tokens of all
 // samples, [chunks][groups][outs][features]. Tile rows are features, columns outputs, depth tokens.
+template <class T>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
-    weight_partial_kernel(Grid g, Directions directions, int chunks, const float* VESAL_RESTRICT x,
+    weight_partial_kernel(Grid g, Directions directions, int chunks, Input<T> x,
                           const uint8_t* VESAL_RESTRICT mask, const float* VESAL_RESTRICT mean,
-                          const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy,
-                          float* VESAL_RESTRICT partial) {
+                          const float* VESAL_RESTRICT rstd, Input<T> dy, float* VESAL_RESTRICT partial) {
   VESAL_SHARED(float, a, [kTileDepth][kTileRows + 1]);
   VESAL_SHARED(float, b, [kTileDepth][kTileColumns + 1]);
   VESAL_SHARED(Place, places, [kTileDepth]);
@@ -418,8 +423,9 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
 }
 
 // Thread per (group, feature): dweight, dgamma and dbeta from the partial products and b.
+template <class T>
 VESAL_KERNEL void parameters_kernel(Grid g, int chunks, const float* VESAL_RESTRICT gamma,
-                                    const float* VESAL_RESTRICT beta, const float* VESAL_RESTRICT weight,
+                                    const float* VESAL_RESTRICT beta, Input<T> weight,
                                     const float* VESAL_RESTRICT partial, const float* VESAL_RESTRICT b,
                                     float* VESAL_RESTRICT dgamma, float* VESAL_RESTRICT dbeta,
                                     float* VESAL_RESTRICT dweight, int accumulate) {
@@ -465,10 +471,10 @@ VESAL_DEVICE int feature_of_column(const Grid& g, int copy, int e) {
 
 // acc = gradient of the normalised features before gamma, unscaled: sum over outputs of dy weight, for 64
 // tokens from first_token and 32 columns from first_column.
+template <class Values>
 VESAL_DEVICE void multiply_dy(const Grid& g, int copy, int columns, int64_t sample, int64_t group,
-                              int64_t first_token, int first_column, const float* VESAL_RESTRICT weight,
-                              const float* VESAL_RESTRICT dy, float (*a)[kTileRows + 1],
-                              float (*b)[kTileColumns + 1], float (&acc)[4][4]) {
+                              int64_t first_token, int first_column, const Values& weight, const Values& dy,
+                              float (*a)[kTileRows + 1], float (*b)[kTileColumns + 1], float (&acc)[4][4]) {
   const int thread = static_cast<int>(threadIdx.x);
   clear(acc);
   for (int64_t first = 0; first < g.outs; first += kTileDepth) {
@@ -494,12 +500,11 @@ VESAL_DEVICE void multiply_dy(const Grid& g, int copy, int columns, int64_t samp
 
 // Block (token tile, 1, sample x group): of each token's row of gradients, mean and mean of the product with
 // the normalised features: moments [2][groups, samples x tokens].
+template <class T>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
-    moments_kernel(Grid g, Directions directions, const float* VESAL_RESTRICT x,
-                   const uint8_t* VESAL_RESTRICT mask, const float* VESAL_RESTRICT gamma,
-                   const float* VESAL_RESTRICT weight, const float* VESAL_RESTRICT mean,
-                   const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy,
-                   float* VESAL_RESTRICT moments) {
+    moments_kernel(Grid g, Directions directions, Input<T> x, const uint8_t* VESAL_RESTRICT mask,
+                   const float* VESAL_RESTRICT gamma, Input<T> weight, const float* VESAL_RESTRICT mean,
+                   const float* VESAL_RESTRICT rstd, Input<T> dy, float* VESAL_RESTRICT moments) {
   VESAL_SHARED(float, a, [kTileDepth][kTileRows + 1]);
   VESAL_SHARED(float, b, [kTileDepth][kTileColumns + 1]);
   const int thread = static_cast<int>(threadIdx.x);
@@ -554,12 +559,12 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
 }
 
 // Block (token tile, column tile, sample x group): adds the gradients of one copy's features to dx.
+template <class T>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
-    dx_kernel(Grid g, Directions directions, int copy, const float* VESAL_RESTRICT x,
-              const uint8_t* VESAL_RESTRICT mask, const float* VESAL_RESTRICT gamma,
-              const float* VESAL_RESTRICT weight, const float* VESAL_RESTRICT mean,
-              const float* VESAL_RESTRICT rstd, const float* VESAL_RESTRICT dy,
-              const float* VESAL_RESTRICT moments, float* VESAL_RESTRICT dx) {
+    dx_kernel(Grid g, Directions directions, int copy, Input<T> x, const uint8_t* VESAL_RESTRICT mask,
+              const float* VESAL_RESTRICT gamma, Input<T> weight, const float* VESAL_RESTRICT mean,
+              const float* VESAL_RESTRICT rstd, Input<T> dy, const float* VESAL_RESTRICT moments,
+              float* VESAL_RESTRICT dx) {
   VESAL_SHARED(float, a, [kTileDepth][kTileRows + 1]);
   VESAL_SHARED(float, b, [kTileDepth][kTileColumns + 1]);
   const int thread = static_cast<int>(threadIdx.x);
@@ -602,11 +607,22 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
   }
 }
 
+template <class T>
+VESAL_KERNEL void store_kernel(int64_t count, const float* VESAL_RESTRICT source, Output<T> target) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    target[i] = source[i];
+  }
+}
+
+int64_t voxel_values(const ShiftedPatchParams& p) { return p.n * p.d * p.h * p.w * p.groups * p.channels; }
+
 // Where the parts of the workspace lie, in floats.
 struct Plan {
   int chunks;
   int64_t mean, rstd;  // forward
   int64_t partial, sums, b, moments;
+  int64_t dx;  // where dx is not stored as float32
   int64_t total;
 };
 
@@ -627,7 +643,8 @@ Plan make_plan(const ShiftedPatchParams& p, ShiftedPatchPass pass) {
   plan.sums = plan.partial + chunks * parameters;
   plan.b = plan.sums + chunks * p.n * p.out;
   plan.moments = plan.b + p.groups * p.out;
-  plan.total = plan.moments + 2 * statistics;
+  plan.dx = plan.moments + 2 * statistics;
+  plan.total = plan.dx + (p.storage == DType::f32 ? 0 : voxel_values(p));
   return plan;
 }
 
@@ -640,36 +657,34 @@ size_t shifted_patch_workspace_bytes(Context&, const ShiftedPatchParams& params,
 void shifted_patch_forward(Context& context, const ShiftedPatchParams& p, ConstData x_, const uint8_t* mask,
                            ConstData gamma_, ConstData beta_, ConstData weight_, ConstData bias_,
                            ConstData missing_, Data y_, float* mean, float* rstd, Workspace workspace) {
-  const float* x = x_.as<float>("shifted_patch_forward: x");
   const float* gamma = gamma_.as<float>("shifted_patch_forward: gamma");
   const float* beta = beta_.as<float>("shifted_patch_forward: beta");
-  const float* weight = weight_.as<float>("shifted_patch_forward: weight");
   const float* bias = bias_.as<float>("shifted_patch_forward: bias");
   const float* missing = missing_.as<float>("shifted_patch_forward: missing");
-  float* y = y_.as<float>("shifted_patch_forward: y");
   const Grid g = make_grid(p);
   const Directions directions = make_directions(p);
   const Plan plan = make_plan(p, ShiftedPatchPass::forward);
   float* scratch = static_cast<float*>(workspace.data);
   float* used_mean = mean != nullptr ? mean : scratch + plan.mean;
   float* used_rstd = rstd != nullptr ? rstd : scratch + plan.rstd;
-  launch(context.stream(), {.grid = ceil_div(p.groups * p.tokens(), kThreads / 32), .block = kThreads},
-         statistics_kernel, g, directions, x, mask, used_mean, used_rstd);
-  launch(context.stream(),
-         {.grid = {ceil_div(g.tokens, kTileRows), ceil_div(p.out, kTileColumns), p.n}, .block = kThreads},
-         forward_kernel, g, directions, x, mask, gamma, beta, weight, bias, missing, used_mean, used_rstd, y);
+  with_storage("shifted_patch_forward", {x_, weight_, y_}, [&]<class T>(T) {
+    const auto x = input<T>(x_, "shifted_patch_forward: x");
+    launch(context.stream(), {.grid = ceil_div(p.groups * p.tokens(), kThreads / 32), .block = kThreads},
+           statistics_kernel<T>, g, directions, x, mask, used_mean, used_rstd);
+    launch(context.stream(),
+           {.grid = {ceil_div(g.tokens, kTileRows), ceil_div(p.out, kTileColumns), p.n}, .block = kThreads},
+           forward_kernel<T>, g, directions, x, mask, gamma, beta,
+           input<T>(weight_, "shifted_patch_forward: weight"), bias, missing, used_mean, used_rstd,
+           output<T>(y_, "shifted_patch_forward: y"));
+  });
 }
 
 void shifted_patch_backward(Context& context, const ShiftedPatchParams& p, ConstData x_, const uint8_t* mask,
                             ConstData gamma_, ConstData beta_, ConstData weight_, const float* mean,
                             const float* rstd, ConstData dy_, Data dx_, Data dgamma_, Data dbeta_,
                             Data dweight_, Data dbias_, Data dmissing_, GradMode mode, Workspace workspace) {
-  const float* x = x_.as<float>("shifted_patch_backward: x");
   const float* gamma = gamma_.as<float>("shifted_patch_backward: gamma");
   const float* beta = beta_.as<float>("shifted_patch_backward: beta");
-  const float* weight = weight_.as<float>("shifted_patch_backward: weight");
-  const float* dy = dy_.as<float>("shifted_patch_backward: dy");
-  float* dx = dx_.as<float>("shifted_patch_backward: dx");
   float* dgamma = dgamma_.as<float>("shifted_patch_backward: dgamma");
   float* dbeta = dbeta_.as<float>("shifted_patch_backward: dbeta");
   float* dweight = dweight_.as<float>("shifted_patch_backward: dweight");
@@ -685,31 +700,47 @@ void shifted_patch_backward(Context& context, const ShiftedPatchParams& p, Const
   float* moments = scratch + plan.moments;
   const int accumulate = mode == GradMode::accumulate ? 1 : 0;
   const StreamHandle stream = context.stream();
-  launch(stream, {.grid = {ceil_div(p.out, 32), plan.chunks, p.n}, .block = {32, 8}}, sum_dy_kernel, g, dy,
-         sums);
-  launch(stream, {.grid = ceil_div(p.groups * p.out, kThreads), .block = kThreads}, group_sums_kernel, g,
-         plan.chunks, mask, sums, b, dbias, dmissing, accumulate);
-  launch(stream,
-         {.grid = {ceil_div(g.features, kTileRows), ceil_div(p.out, kTileColumns), p.groups * plan.chunks},
-          .block = kThreads},
-         weight_partial_kernel, g, directions, plan.chunks, x, mask, mean, rstd, dy, partial);
-  launch(stream, {.grid = ceil_div(p.groups * g.features, kThreads), .block = kThreads}, parameters_kernel, g,
-         plan.chunks, gamma, beta, weight, partial, b, dgamma, dbeta, dweight, accumulate);
-  if (dx == nullptr) {
-    return;
-  }
-  const int64_t elements = p.n * p.d * p.h * p.w * p.groups * p.channels;
-  launch(stream, {.grid = std::min<int64_t>(ceil_div(elements, kThreads), 65536), .block = kThreads},
-         zero_kernel, dx, elements);
-  launch(stream, {.grid = {ceil_div(g.tokens, kTileRows), 1, p.n * p.groups}, .block = kThreads},
-         moments_kernel, g, directions, x, mask, gamma, weight, mean, rstd, dy, moments);
-  for (int copy = 0; copy < g.copies; ++copy) {
+  with_storage("shifted_patch_backward", {x_, weight_, dy_, dx_}, [&]<class T>(T) {
+    const auto x = input<T>(x_, "shifted_patch_backward: x");
+    const auto weight = input<T>(weight_, "shifted_patch_backward: weight");
+    const auto dy = input<T>(dy_, "shifted_patch_backward: dy");
+    launch(stream, {.grid = {ceil_div(p.out, 32), plan.chunks, p.n}, .block = {32, 8}}, sum_dy_kernel<T>, g,
+           dy, sums);
+    launch(stream, {.grid = ceil_div(p.groups * p.out, kThreads), .block = kThreads}, group_sums_kernel, g,
+           plan.chunks, mask, sums, b, dbias, dmissing, accumulate);
     launch(stream,
-           {.grid = {ceil_div(g.tokens, kTileRows), ceil_div(g.features / g.copies, kTileColumns),
-                     p.n * p.groups},
+           {.grid = {ceil_div(g.features, kTileRows), ceil_div(p.out, kTileColumns), p.groups * plan.chunks},
             .block = kThreads},
-           dx_kernel, g, directions, copy, x, mask, gamma, weight, mean, rstd, dy, moments, dx);
-  }
+           weight_partial_kernel<T>, g, directions, plan.chunks, x, mask, mean, rstd, dy, partial);
+    launch(stream, {.grid = ceil_div(p.groups * g.features, kThreads), .block = kThreads},
+           parameters_kernel<T>, g, plan.chunks, gamma, beta, weight, partial, b, dgamma, dbeta, dweight,
+           accumulate);
+    if (!dx_) {
+      return;
+    }
+    const auto dx = output<T>(dx_, "shifted_patch_backward: dx");
+    float* sum = nullptr;
+    if constexpr (std::is_same_v<T, float>) {
+      sum = dx;
+    } else {
+      sum = scratch + plan.dx;
+    }
+    const int64_t elements = voxel_values(p);
+    const int64_t blocks = std::min<int64_t>(ceil_div(elements, kThreads), 65536);
+    launch(stream, {.grid = blocks, .block = kThreads}, zero_kernel, sum, elements);
+    launch(stream, {.grid = {ceil_div(g.tokens, kTileRows), 1, p.n * p.groups}, .block = kThreads},
+           moments_kernel<T>, g, directions, x, mask, gamma, weight, mean, rstd, dy, moments);
+    for (int copy = 0; copy < g.copies; ++copy) {
+      launch(stream,
+             {.grid = {ceil_div(g.tokens, kTileRows), ceil_div(g.features / g.copies, kTileColumns),
+                       p.n * p.groups},
+              .block = kThreads},
+             dx_kernel<T>, g, directions, copy, x, mask, gamma, weight, mean, rstd, dy, moments, sum);
+    }
+    if constexpr (!std::is_same_v<T, float>) {
+      launch(stream, {.grid = blocks, .block = kThreads}, store_kernel<T>, elements, sum, dx);
+    }
+  });
 }
 
 }  // namespace VESAL_BACKEND

@@ -16,6 +16,9 @@
 // Images are volumes of depth 1 with patch {1, p, p}, shift {0, s, s} and one of the paper's own sets of
 // shifts, which move within a slice: features are then in the order (p_row, p_col, copy, c) of 2D
 // checkpoints.
+//
+// x, weight, y, dy and dx are stored as float32, bf16 or f16 (kernels/context/storage.hpp); all else, the
+// parameters' gradients too, is float32.
 #pragma once
 
 #include <array>
@@ -51,6 +54,9 @@ struct ShiftedPatchParams {
   std::array<int, 3> shift{1, 1, 1};  // voxels, >= 0; patch / 2 in the paper
   ShiftSet shifts = ShiftSet::corner8;
   float eps = 1e-5f;
+  // What x and the rest are stored as: with bf16 and f16 the workspace also holds dx in float32, in which the
+  // copies' shares are added.
+  DType storage = DType::f32;
 
   int copies() const { return shift_copies(shifts); }
   int64_t features() const { return int64_t{copies()} * patch[0] * patch[1] * patch[2] * channels; }

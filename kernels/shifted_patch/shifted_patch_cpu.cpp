@@ -7,14 +7,17 @@
 //   dweight = gamma A + beta B,  dgamma = sum over outputs of weight A,  dbeta = sum over outputs of weight
 //   B,
 // so one product over the tokens serves all three. It is shared out over features, each thread adding all
-// tokens in order; the gradient of x is collected per voxel. So no result depends on the number of threads.
+// tokens in order; the gradient of x is collected per voxel, for a sample in float32 scratch where it is
+// stored in 16 bits. So no result depends on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 #include "base/parallel.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/shifted_patch/shifted_patch.hpp"
 #include "kernels/vector_lanes.hpp"
 
@@ -50,14 +53,15 @@ struct Plan {
   Tap* tap = nullptr;
   float* weight =
       nullptr;  // forward [groups][padded_features][padded_outs], backward [groups][outs][padded_features]
-  float* constant = nullptr;  // [groups][padded_outs]: bias + weight beta
-  float* base = nullptr;      // [padded_outs]: a sample's sum of constants
-  float* x = nullptr;         // [slice][groups][padded_features], normalised
-  float* dx = nullptr;        // the same, gradients
-  float* y = nullptr;         // [slice][padded_outs]; backward: scaled dy
-  float* a = nullptr;         // [groups][outs][padded_features]
-  double* sums = nullptr;     // [n][padded_outs]: dy summed over tokens
-  float* b = nullptr;         // [groups][padded_outs]
+  float* constant = nullptr;   // [groups][padded_outs]: bias + weight beta
+  float* base = nullptr;       // [padded_outs]: a sample's sum of constants
+  float* x = nullptr;          // [slice][groups][padded_features], normalised
+  float* dx = nullptr;         // the same, gradients
+  float* y = nullptr;          // [slice][padded_outs]; backward: scaled dy
+  float* a = nullptr;          // [groups][outs][padded_features]
+  double* sums = nullptr;      // [n][padded_outs]: dy summed over tokens
+  float* b = nullptr;          // [groups][padded_outs]
+  float* collected = nullptr;  // a sample's dx, where that is not stored as float32
   size_t bytes = 0;
 
   template <class T>
@@ -68,6 +72,8 @@ struct Plan {
     bytes += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
   }
 };
+
+int64_t sample_values(const ShiftedPatchParams& p) { return p.d * p.h * p.w * p.groups * p.channels; }
 
 Plan make_plan(const ShiftedPatchParams& p, ShiftedPatchPass pass, void* base) {
   Plan plan{};
@@ -99,6 +105,9 @@ Plan make_plan(const ShiftedPatchParams& p, ShiftedPatchPass pass, void* base) {
     plan.place(plan.a, base, p.groups * plan.outs * plan.padded_features);
     plan.place(plan.sums, base, p.n * plan.padded_outs);
     plan.place(plan.b, base, p.groups * plan.padded_outs);
+    if (p.storage != DType::f32) {
+      plan.place(plan.collected, base, sample_values(p));
+    }
   }
   return plan;
 }
@@ -217,7 +226,8 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int6
 // ---- Gathering ----
 
 // A token's features of one group; `row` is padded with zeros.
-void gather(const ShiftedPatchParams& p, const Plan& plan, const float* x, int64_t sample, int64_t token,
+template <class Values>
+void gather(const ShiftedPatchParams& p, const Plan& plan, Values x, int64_t sample, int64_t token,
             int64_t group, float* row) {
   const int64_t first[3] = {token / (p.out_w() * p.out_h()) * p.patch[0],
                             token / p.out_w() % p.out_h() * p.patch[1], token % p.out_w() * p.patch[2]};
@@ -227,7 +237,7 @@ void gather(const ShiftedPatchParams& p, const Plan& plan, const float* x, int64
     interior = interior && first[axis] >= plan.reach[axis] &&
                first[axis] + p.patch[axis] + plan.reach[axis] <= extent[axis];
   }
-  const float* start =
+  const auto start =
       x + ((((sample * p.d + first[0]) * p.h + first[1]) * p.w + first[2]) * p.groups + group) * p.channels;
   const Tap* tap = plan.tap;
   const int64_t channels = p.channels;
@@ -248,7 +258,7 @@ void gather(const ShiftedPatchParams& p, const Plan& plan, const float* x, int64
       }
       float* target = row + t * channels;
       if (inside) {
-        const float* source = start + tap[t].element;
+        const auto source = start + tap[t].element;
         for (int64_t c = 0; c < channels; ++c) {
           target[c] = source[c];
         }
@@ -294,15 +304,16 @@ void normalise(float* row, int64_t count, float mean, float rstd) {
 
 // weight[k][f][o] = W[k][o][f] gamma[k][f], padded with zeros; constant[k][o] = bias + sum over f of
 // W[k][o][f] beta[k][f].
+template <class Values>
 void pack_forward(const ShiftedPatchParams& p, const Plan& plan, const float* gamma, const float* beta,
-                  const float* weight, const float* bias) {
+                  Values weight, const float* bias) {
   const int64_t blocks = plan.padded_outs / kLanes;
   parallel_for(p.groups * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t k = task / blocks;
       const int64_t first = task % blocks * kLanes;
       const int64_t count = std::min<int64_t>(kLanes, plan.outs - first);
-      const float* source = weight + (k * plan.outs + first) * plan.features;
+      const auto source = weight + (k * plan.outs + first) * plan.features;
       float* target = plan.weight + k * plan.padded_features * plan.padded_outs + first;
       float sum[kLanes] = {};
       for (int64_t f = 0; f < plan.padded_features; ++f) {
@@ -326,14 +337,15 @@ void pack_forward(const ShiftedPatchParams& p, const Plan& plan, const float* ga
 
 // D = dy * scale, padded; X = normalised features; then, where dx is wanted, the gradients of the gathered
 // features.
-void backward_tokens(const ShiftedPatchParams& p, const Plan& plan, const float* x, const uint8_t* mask,
+template <class Values>
+void backward_tokens(const ShiftedPatchParams& p, const Plan& plan, Values x, const uint8_t* mask,
                      int64_t sample, int64_t slice_begin, int64_t begin, int64_t end, float scale,
-                     const float* mean, const float* rstd, const float* dy, bool want_dx) {
+                     const float* mean, const float* rstd, Values dy, bool want_dx) {
   for (int64_t first = begin; first < end; first += kTokenBlock) {
     const int64_t count = std::min(kTokenBlock, end - first);
     float* d = plan.y + first * plan.padded_outs;
     for (int64_t t = 0; t < count; ++t) {
-      const float* source = dy + (sample * plan.tokens + slice_begin + first + t) * plan.outs;
+      const auto source = dy + (sample * plan.tokens + slice_begin + first + t) * plan.outs;
       for (int64_t o = 0; o < plan.padded_outs; ++o) {
         d[t * plan.padded_outs + o] = o < plan.outs ? scale * source[o] : 0.0f;
       }
@@ -376,11 +388,11 @@ void backward_tokens(const ShiftedPatchParams& p, const Plan& plan, const float*
   }
 }
 
-// Adds to dx what the tokens [begin, end) of a sample read from each voxel of row (z, y).
+// Adds to the sample's dx what its tokens [begin, end) read from each voxel of row (z, y).
 void collect_row(const ShiftedPatchParams& p, const Plan& plan, const uint8_t* mask, int64_t sample,
                  int64_t begin, int64_t end, int64_t z, int64_t y, float* dx) {
   const int copies = p.copies();
-  float* target_row = dx + ((sample * p.d + z) * p.h + y) * p.w * p.groups * p.channels;
+  float* target_row = dx + (z * p.h + y) * p.w * p.groups * p.channels;
   for (int copy = 0; copy < copies; ++copy) {
     const std::array<int, 3> direction = shift_direction(p.shifts, copy);
     const int64_t uz = z - int64_t{p.shift[0]} * direction[0];
@@ -429,193 +441,211 @@ size_t shifted_patch_workspace_bytes(Context&, const ShiftedPatchParams& params,
 void shifted_patch_forward(Context&, const ShiftedPatchParams& p, ConstData x_, const uint8_t* mask,
                            ConstData gamma_, ConstData beta_, ConstData weight_, ConstData bias_,
                            ConstData missing_, Data y_, float* mean, float* rstd, Workspace workspace) {
-  const float* x = x_.as<float>("shifted_patch_forward: x");
-  const float* missing = missing_.as<float>("shifted_patch_forward: missing");
-  float* y = y_.as<float>("shifted_patch_forward: y");
-  const Plan plan = make_plan(p, ShiftedPatchPass::forward, workspace.data);
-  fill_taps(p, plan.tap);
-  pack_forward(p, plan, gamma_.as<float>("shifted_patch_forward: gamma"),
-               beta_.as<float>("shifted_patch_forward: beta"),
-               weight_.as<float>("shifted_patch_forward: weight"),
-               bias_.as<float>("shifted_patch_forward: bias"));
-  for (int64_t sample = 0; sample < p.n; ++sample) {
-    const float scale = scale_of(p, mask, sample);
-    for (int64_t o = 0; o < plan.outs; ++o) {
-      float sum = 0.0f;
-      for (int64_t k = 0; k < p.groups; ++k) {
-        sum += is_present(p, mask, sample, k) ? scale * plan.constant[k * plan.padded_outs + o]
-                                              : missing[k * plan.outs + o];
+  with_storage("shifted_patch_forward", {x_, weight_, y_}, [&]<class T>(T) {
+    const auto x = input<T>(x_, "shifted_patch_forward: x");
+    const float* missing = missing_.as<float>("shifted_patch_forward: missing");
+    const auto y = output<T>(y_, "shifted_patch_forward: y");
+    const Plan plan = make_plan(p, ShiftedPatchPass::forward, workspace.data);
+    fill_taps(p, plan.tap);
+    pack_forward(p, plan, gamma_.as<float>("shifted_patch_forward: gamma"),
+                 beta_.as<float>("shifted_patch_forward: beta"),
+                 input<T>(weight_, "shifted_patch_forward: weight"),
+                 bias_.as<float>("shifted_patch_forward: bias"));
+    for (int64_t sample = 0; sample < p.n; ++sample) {
+      const float scale = scale_of(p, mask, sample);
+      for (int64_t o = 0; o < plan.outs; ++o) {
+        float sum = 0.0f;
+        for (int64_t k = 0; k < p.groups; ++k) {
+          sum += is_present(p, mask, sample, k) ? scale * plan.constant[k * plan.padded_outs + o]
+                                                : missing[k * plan.outs + o];
+        }
+        plan.base[o] = sum;
       }
-      plan.base[o] = sum;
-    }
-    for (int64_t slice = 0; slice < plan.tokens; slice += plan.slice) {
-      parallel_for(std::min(plan.slice, plan.tokens - slice), kTokenBlock, [&](int64_t begin, int64_t end) {
-        for (int64_t first = begin; first < end; first += kTokenBlock) {
-          const int64_t count = std::min(kTokenBlock, end - first);
-          float* product = plan.y + first * plan.padded_outs;
-          bool add = false;
-          for (int64_t k = 0; k < p.groups; ++k) {
-            if (!is_present(p, mask, sample, k)) {
-              continue;
+      for (int64_t slice = 0; slice < plan.tokens; slice += plan.slice) {
+        parallel_for(std::min(plan.slice, plan.tokens - slice), kTokenBlock, [&](int64_t begin, int64_t end) {
+          for (int64_t first = begin; first < end; first += kTokenBlock) {
+            const int64_t count = std::min(kTokenBlock, end - first);
+            float* product = plan.y + first * plan.padded_outs;
+            bool add = false;
+            for (int64_t k = 0; k < p.groups; ++k) {
+              if (!is_present(p, mask, sample, k)) {
+                continue;
+              }
+              float* block = plan.x + first * plan.row + k * plan.padded_features;
+              for (int64_t t = 0; t < count; ++t) {
+                float* row = block + t * plan.row;
+                gather(p, plan, x, sample, slice + first + t, k, row);
+                const float features = static_cast<float>(plan.features);
+                const float m = sum_row(row, plan.padded_features) / features;
+                const float r = 1.0f / std::sqrt(squares_of_row(row, plan.features, m) / features + p.eps);
+                normalise(row, plan.features, m, r);
+                if (mean != nullptr) {
+                  const int64_t at = (k * p.n + sample) * plan.tokens + slice + first + t;
+                  mean[at] = m;
+                  rstd[at] = r;
+                }
+              }
+              multiply(count, plan.padded_outs, plan.padded_features, block, plan.row, 1,
+                       plan.weight + k * plan.padded_features * plan.padded_outs, plan.padded_outs, product,
+                       plan.padded_outs, add);
+              add = true;
             }
-            float* block = plan.x + first * plan.row + k * plan.padded_features;
             for (int64_t t = 0; t < count; ++t) {
-              float* row = block + t * plan.row;
-              gather(p, plan, x, sample, slice + first + t, k, row);
-              const float features = static_cast<float>(plan.features);
-              const float m = sum_row(row, plan.padded_features) / features;
-              const float r = 1.0f / std::sqrt(squares_of_row(row, plan.features, m) / features + p.eps);
-              normalise(row, plan.features, m, r);
-              if (mean != nullptr) {
-                const int64_t at = (k * p.n + sample) * plan.tokens + slice + first + t;
-                mean[at] = m;
-                rstd[at] = r;
+              const auto target = y + (sample * plan.tokens + slice + first + t) * plan.outs;
+              const float* source = product + t * plan.padded_outs;
+              for (int64_t o = 0; o < plan.outs; ++o) {
+                target[o] = scale * source[o] + plan.base[o];
               }
             }
-            multiply(count, plan.padded_outs, plan.padded_features, block, plan.row, 1,
-                     plan.weight + k * plan.padded_features * plan.padded_outs, plan.padded_outs, product,
-                     plan.padded_outs, add);
-            add = true;
           }
-          for (int64_t t = 0; t < count; ++t) {
-            float* target = y + (sample * plan.tokens + slice + first + t) * plan.outs;
-            const float* source = product + t * plan.padded_outs;
-            for (int64_t o = 0; o < plan.outs; ++o) {
-              target[o] = scale * source[o] + plan.base[o];
-            }
-          }
-        }
-      });
+        });
+      }
     }
-  }
+  });
 }
 
 void shifted_patch_backward(Context&, const ShiftedPatchParams& p, ConstData x_, const uint8_t* mask,
                             ConstData gamma_, ConstData beta_, ConstData weight_, const float* mean,
                             const float* rstd, ConstData dy_, Data dx_, Data dgamma_, Data dbeta_,
                             Data dweight_, Data dbias_, Data dmissing_, GradMode mode, Workspace workspace) {
-  const float* x = x_.as<float>("shifted_patch_backward: x");
-  const float* gamma = gamma_.as<float>("shifted_patch_backward: gamma");
-  const float* beta = beta_.as<float>("shifted_patch_backward: beta");
-  const float* weight = weight_.as<float>("shifted_patch_backward: weight");
-  const float* dy = dy_.as<float>("shifted_patch_backward: dy");
-  float* dx = dx_.as<float>("shifted_patch_backward: dx");
-  float* dgamma = dgamma_.as<float>("shifted_patch_backward: dgamma");
-  float* dbeta = dbeta_.as<float>("shifted_patch_backward: dbeta");
-  float* dweight = dweight_.as<float>("shifted_patch_backward: dweight");
-  float* dbias = dbias_.as<float>("shifted_patch_backward: dbias");
-  float* dmissing = dmissing_.as<float>("shifted_patch_backward: dmissing");
-  const Plan plan = make_plan(p, ShiftedPatchPass::backward, workspace.data);
-  fill_taps(p, plan.tap);
-  if (dx != nullptr) {
-    const int64_t voxel_floats = p.groups * p.channels;
-    parallel_for(p.n * p.d * p.h * p.w, 4096, [&](int64_t begin, int64_t end) {
-      std::fill(dx + begin * voxel_floats, dx + end * voxel_floats, 0.0f);
-    });
-    parallel_for(p.groups * plan.outs, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const float* factor = gamma + row / plan.outs * plan.features;
-        float* target = plan.weight + row * plan.padded_features;
-        for (int64_t f = 0; f < plan.features; ++f) {
-          target[f] = weight[row * plan.features + f] * factor[f];
+  with_storage("shifted_patch_backward", {x_, weight_, dy_, dx_}, [&]<class T>(T) {
+    const auto x = input<T>(x_, "shifted_patch_backward: x");
+    const float* gamma = gamma_.as<float>("shifted_patch_backward: gamma");
+    const float* beta = beta_.as<float>("shifted_patch_backward: beta");
+    const auto weight = input<T>(weight_, "shifted_patch_backward: weight");
+    const auto dy = input<T>(dy_, "shifted_patch_backward: dy");
+    const auto dx = output<T>(dx_, "shifted_patch_backward: dx");
+    const bool want_dx = static_cast<bool>(dx);
+    float* dgamma = dgamma_.as<float>("shifted_patch_backward: dgamma");
+    float* dbeta = dbeta_.as<float>("shifted_patch_backward: dbeta");
+    float* dweight = dweight_.as<float>("shifted_patch_backward: dweight");
+    float* dbias = dbias_.as<float>("shifted_patch_backward: dbias");
+    float* dmissing = dmissing_.as<float>("shifted_patch_backward: dmissing");
+    const Plan plan = make_plan(p, ShiftedPatchPass::backward, workspace.data);
+    fill_taps(p, plan.tap);
+    if (want_dx) {
+      parallel_for(p.groups * plan.outs, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          const float* factor = gamma + row / plan.outs * plan.features;
+          float* target = plan.weight + row * plan.padded_features;
+          for (int64_t f = 0; f < plan.features; ++f) {
+            target[f] = weight[row * plan.features + f] * factor[f];
+          }
+          std::fill(target + plan.features, target + plan.padded_features, 0.0f);
         }
-        std::fill(target + plan.features, target + plan.padded_features, 0.0f);
+      });
+    }
+    std::fill_n(plan.a, p.groups * plan.outs * plan.padded_features, 0.0f);
+    std::fill_n(plan.sums, p.n * plan.padded_outs, 0.0);
+    constexpr int64_t kPanel = 3 * kLanes;
+    const int64_t panels = ceil_div(plan.padded_features, kPanel);
+    const int64_t values = sample_values(p);
+    for (int64_t sample = 0; sample < p.n; ++sample) {
+      const float scale = scale_of(p, mask, sample);
+      float* collected = nullptr;
+      if constexpr (std::is_same_v<T, float>) {
+        collected = want_dx ? dx + sample * values : nullptr;
+      } else {
+        collected = plan.collected;
       }
-    });
-  }
-  std::fill_n(plan.a, p.groups * plan.outs * plan.padded_features, 0.0f);
-  std::fill_n(plan.sums, p.n * plan.padded_outs, 0.0);
-  constexpr int64_t kPanel = 3 * kLanes;
-  const int64_t panels = ceil_div(plan.padded_features, kPanel);
-  for (int64_t sample = 0; sample < p.n; ++sample) {
-    const float scale = scale_of(p, mask, sample);
-    for (int64_t slice = 0; slice < plan.tokens; slice += plan.slice) {
-      const int64_t count = std::min(plan.slice, plan.tokens - slice);
-      parallel_for(count, kTokenBlock, [&](int64_t begin, int64_t end) {
-        backward_tokens(p, plan, x, mask, sample, slice, begin, end, scale, mean, rstd, dy, dx != nullptr);
-      });
-      // Task (group, panel of features): A += D^T X; and one more: the sums of dy, in double, for they are
-      // long.
-      parallel_for(p.groups * panels + 1, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) {
-          if (task == p.groups * panels) {
-            double* sums = plan.sums + sample * plan.padded_outs;
-            for (int64_t t = 0; t < count; ++t) {
-              const float* row = dy + (sample * plan.tokens + slice + t) * plan.outs;
-              for (int64_t o = 0; o < plan.outs; ++o) {
-                sums[o] += static_cast<double>(row[o]);
+      parallel_for(want_dx ? values : 0, 16384,
+                   [&](int64_t begin, int64_t end) { std::fill(collected + begin, collected + end, 0.0f); });
+      for (int64_t slice = 0; slice < plan.tokens; slice += plan.slice) {
+        const int64_t count = std::min(plan.slice, plan.tokens - slice);
+        parallel_for(count, kTokenBlock, [&](int64_t begin, int64_t end) {
+          backward_tokens(p, plan, x, mask, sample, slice, begin, end, scale, mean, rstd, dy, want_dx);
+        });
+        // Task (group, panel of features): A += D^T X; and one more: the sums of dy, in double, for they are
+        // long.
+        parallel_for(p.groups * panels + 1, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t task = begin; task < end; ++task) {
+            if (task == p.groups * panels) {
+              double* sums = plan.sums + sample * plan.padded_outs;
+              for (int64_t t = 0; t < count; ++t) {
+                const auto row = dy + (sample * plan.tokens + slice + t) * plan.outs;
+                for (int64_t o = 0; o < plan.outs; ++o) {
+                  sums[o] += static_cast<double>(row[o]);
+                }
               }
+              continue;
             }
-            continue;
+            const int64_t k = task / panels;
+            const int64_t first = task % panels * kPanel;
+            if (is_present(p, mask, sample, k)) {
+              multiply(plan.outs, std::min(kPanel, plan.padded_features - first), count, plan.y, 1,
+                       plan.padded_outs, plan.x + k * plan.padded_features + first, plan.row,
+                       plan.a + k * plan.outs * plan.padded_features + first, plan.padded_features, true);
+            }
           }
-          const int64_t k = task / panels;
-          const int64_t first = task % panels * kPanel;
-          if (is_present(p, mask, sample, k)) {
-            multiply(plan.outs, std::min(kPanel, plan.padded_features - first), count, plan.y, 1,
-                     plan.padded_outs, plan.x + k * plan.padded_features + first, plan.row,
-                     plan.a + k * plan.outs * plan.padded_features + first, plan.padded_features, true);
-          }
+        });
+        if (want_dx) {
+          const int64_t plane = p.out_w() * p.out_h();
+          const int64_t from = std::max<int64_t>(0, slice / plane * p.patch[0] - plan.reach[0]);
+          const int64_t to = std::min(p.d, ((slice + count - 1) / plane + 1) * p.patch[0] + plan.reach[0]);
+          parallel_for((to - from) * p.h, 4, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+              collect_row(p, plan, mask, sample, slice, slice + count, from + row / p.h, row % p.h,
+                          collected);
+            }
+          });
         }
-      });
-      if (dx != nullptr) {
-        const int64_t plane = p.out_w() * p.out_h();
-        const int64_t from = std::max<int64_t>(0, slice / plane * p.patch[0] - plan.reach[0]);
-        const int64_t to = std::min(p.d, ((slice + count - 1) / plane + 1) * p.patch[0] + plan.reach[0]);
-        parallel_for((to - from) * p.h, 4, [&](int64_t begin, int64_t end) {
-          for (int64_t row = begin; row < end; ++row) {
-            collect_row(p, plan, mask, sample, slice, slice + count, from + row / p.h, row % p.h, dx);
+      }
+      if constexpr (!std::is_same_v<T, float>) {
+        parallel_for(want_dx ? values : 0, 16384, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            dx[sample * values + i] = collected[i];
           }
         });
       }
     }
-  }
-  for (int64_t k = 0; k < p.groups; ++k) {
-    for (int64_t o = 0; o < plan.outs; ++o) {
-      double present = 0;
-      double absent = 0;
-      for (int64_t sample = 0; sample < p.n; ++sample) {
-        const double sum = plan.sums[sample * plan.padded_outs + o];
-        if (is_present(p, mask, sample, k)) {
-          present += static_cast<double>(scale_of(p, mask, sample)) * sum;
-        } else {
-          absent += sum;
-        }
-      }
-      plan.b[k * plan.padded_outs + o] = static_cast<float>(present);
-      assign(dbias[k * plan.outs + o], static_cast<float>(present), mode);
-      if (dmissing != nullptr) {
-        assign(dmissing[k * plan.outs + o], static_cast<float>(absent), mode);
-      }
-    }
-  }
-  constexpr int64_t kStrip = 256;
-  const int64_t strips = ceil_div(plan.features, kStrip);
-  parallel_for(p.groups * strips, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t k = task / strips;
-      const int64_t first = task % strips * kStrip;
-      const int64_t count = std::min(kStrip, plan.features - first);
-      const float* g = gamma + k * plan.features + first;
-      const float* h = beta + k * plan.features + first;
-      float sum_gamma[kStrip] = {};
-      float sum_beta[kStrip] = {};
+    for (int64_t k = 0; k < p.groups; ++k) {
       for (int64_t o = 0; o < plan.outs; ++o) {
-        const float b = plan.b[k * plan.padded_outs + o];
-        const float* a = plan.a + (k * plan.outs + o) * plan.padded_features + first;
-        const float* w = weight + (k * plan.outs + o) * plan.features + first;
-        float* dw = dweight + (k * plan.outs + o) * plan.features + first;
-        for (int64_t f = 0; f < count; ++f) {
-          sum_gamma[f] += w[f] * a[f];
-          sum_beta[f] += w[f] * b;
-          const float value = g[f] * a[f] + h[f] * b;
-          dw[f] = mode == GradMode::accumulate ? dw[f] + value : value;
+        double present = 0;
+        double absent = 0;
+        for (int64_t sample = 0; sample < p.n; ++sample) {
+          const double sum = plan.sums[sample * plan.padded_outs + o];
+          if (is_present(p, mask, sample, k)) {
+            present += static_cast<double>(scale_of(p, mask, sample)) * sum;
+          } else {
+            absent += sum;
+          }
+        }
+        plan.b[k * plan.padded_outs + o] = static_cast<float>(present);
+        assign(dbias[k * plan.outs + o], static_cast<float>(present), mode);
+        if (dmissing != nullptr) {
+          assign(dmissing[k * plan.outs + o], static_cast<float>(absent), mode);
         }
       }
-      for (int64_t f = 0; f < count; ++f) {
-        assign(dgamma[k * plan.features + first + f], sum_gamma[f], mode);
-        assign(dbeta[k * plan.features + first + f], sum_beta[f], mode);
-      }
     }
+    constexpr int64_t kStrip = 256;
+    const int64_t strips = ceil_div(plan.features, kStrip);
+    parallel_for(p.groups * strips, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t k = task / strips;
+        const int64_t first = task % strips * kStrip;
+        const int64_t count = std::min(kStrip, plan.features - first);
+        const float* g = gamma + k * plan.features + first;
+        const float* h = beta + k * plan.features + first;
+        float sum_gamma[kStrip] = {};
+        float sum_beta[kStrip] = {};
+        for (int64_t o = 0; o < plan.outs; ++o) {
+          const float b = plan.b[k * plan.padded_outs + o];
+          const float* a = plan.a + (k * plan.outs + o) * plan.padded_features + first;
+          const auto w = weight + (k * plan.outs + o) * plan.features + first;
+          float* dw = dweight + (k * plan.outs + o) * plan.features + first;
+          for (int64_t f = 0; f < count; ++f) {
+            sum_gamma[f] += w[f] * a[f];
+            sum_beta[f] += w[f] * b;
+            const float value = g[f] * a[f] + h[f] * b;
+            dw[f] = mode == GradMode::accumulate ? dw[f] + value : value;
+          }
+        }
+        for (int64_t f = 0; f < count; ++f) {
+          assign(dgamma[k * plan.features + first + f], sum_gamma[f], mode);
+          assign(dbeta[k * plan.features + first + f], sum_beta[f], mode);
+        }
+      }
+    });
   });
 }
 

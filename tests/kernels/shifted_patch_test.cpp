@@ -14,6 +14,7 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -270,7 +271,9 @@ TEST(ShiftedPatch, AnalyticGradientsMatchNumericOnes) {
   const std::vector<ShiftedPatchCase> tiny{
       {"two samples, masked", {.n = 2, .d = 2, .h = 2, .w = 3, .groups = 2, .out = 3}, {1, 0, 1, 1}},
       {"odd, tetra4", {.d = 3, .h = 2, .w = 3, .channels = 2, .out = 2, .shifts = ShiftSet::tetra4}, {}},
-      {"image, diagonal4", image_params({.h = 3, .w = 4, .channels = 2, .out = 2}, 2, ShiftSet::diagonal4), {}},
+      {"image, diagonal4",
+       image_params({.h = 3, .w = 4, .channels = 2, .out = 2}, 2, ShiftSet::diagonal4),
+       {}},
       {"image, cardinal8, masked",
        image_params({.n = 2, .h = 4, .w = 3, .groups = 2, .out = 2}, 2, ShiftSet::cardinal8),
        {0, 1, 1, 1}},
@@ -434,6 +437,78 @@ TEST(ShiftedPatch, StatisticsAndInputGradientAreOptional) {
     expect_equal("dweight without dx", dweight.host(), full.dweight);
     expect_equal("dmissing without mask", dmissing.host(),
                  std::vector<float>(static_cast<size_t>(bias.size()), 0.0f));
+  }
+}
+
+// Both passes with the tensors of a storage call; the parameters' gradients are added to.
+void run_stored(Call& call, ShiftedPatchParams p, const Inputs& in) {
+  Context& context = call.context();
+  const DeviceArray<uint8_t> masks(context.device(), in.mask);
+  const uint8_t* mask = in.mask.empty() ? nullptr : masks.get();
+  const Data x = call.in(in.x), weight = call.in(in.weight);
+  p.storage = x.dtype;
+  const Data gamma = call.in_float(in.gamma), beta = call.in_float(in.beta);
+  const Data missing = mask == nullptr ? Data() : call.in_float(in.missing);
+  const Data dmissing = mask == nullptr ? Data() : call.in_out_float(in.missing);
+  float* mean = call.out_float(p.groups * p.tokens()).as<float>("mean");
+  float* rstd = call.out_float(p.groups * p.tokens()).as<float>("rstd");
+  shifted_patch_forward(context, p, x, mask, gamma, beta, weight, call.in_float(in.bias), missing,
+                        call.out(p.tokens() * p.out), mean, rstd,
+                        call.workspace(shifted_patch_workspace_bytes(context, p, ShiftedPatchPass::forward)));
+  shifted_patch_backward(
+      context, p, x, mask, gamma, beta, weight, mean, rstd, call.in(in.dy),
+      call.out(static_cast<int64_t>(in.x.size())), call.in_out_float(in.gamma), call.in_out_float(in.beta),
+      call.in_out_float(in.weight), call.in_out_float(in.bias), dmissing, GradMode::accumulate,
+      call.workspace(shifted_patch_workspace_bytes(context, p, ShiftedPatchPass::backward)));
+}
+
+TEST(ShiftedPatch, Storage) {
+  for (const ShiftedPatchCase& c : kShiftedPatchCases) {
+    const Inputs in = make_inputs(c, 30);
+    expect_rounded_float32(c.name, [&](Call& call) { run_stored(call, c.params, in); });
+  }
+}
+
+// dx gathers from several slices of tokens.
+TEST(ShiftedPatch, StorageOverSeveralSlicesOnTheCpu) {
+  expect_rounded_float32("slices", [](Call& call) {
+    const int64_t extent = call.context().device().type == DeviceType::cpu ? 20 : 3;
+    const ShiftedPatchCase c{
+        "slices", {.d = extent, .h = extent, .w = extent, .channels = 8, .out = 3, .patch = {1, 1, 1}}, {}};
+    run_stored(call, c.params, make_inputs(c, 31));
+  });
+}
+
+TEST(ShiftedPatch, StorageTypesThatDifferAreOneLine) {
+  const auto message = [](const auto& call) {
+    try {
+      call();
+    } catch (const ShapeError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing");
+  };
+  std::vector<float> values(16384);
+  float* f = values.data();
+  const Data half(f, DType::bf16);
+  const Workspace workspace{f, values.size() * sizeof(float)};
+  ShiftedPatchParams p;
+  const auto forward = [&](Context& context, ConstData x, ConstData weight, Data y) {
+    shifted_patch_forward(context, p, x, nullptr, f, f, weight, f, nullptr, y, nullptr, nullptr, workspace);
+  };
+  for (const DeviceType type : {DeviceType::cpu, DeviceType::simt}) {
+    Context context({type, 0});
+    p.storage = DType::bf16;
+    EXPECT_EQ(message([&] { forward(context, half, half, f); }),
+              "shifted_patch_forward: tensors are stored as bf16 and f32, expected one type");
+    EXPECT_EQ(message([&] {
+                shifted_patch_backward(context, p, half, nullptr, f, f, f, f, f, half, half, f, f, f, f,
+                                       nullptr, GradMode::overwrite, workspace);
+              }),
+              "shifted_patch_backward: tensors are stored as bf16 and f32, expected one type");
+    p.storage = DType::f32;
+    EXPECT_EQ(message([&] { forward(context, half, half, half); }),
+              "shifted_patch_forward: x is stored as bf16, the parameters say f32");
   }
 }
 
