@@ -26,6 +26,7 @@ void check_arguments(const char* what, const PointwiseLossParams& p, ConstData x
   check<ShapeError>(!bce || p.alpha <= 1, what, ": alpha ", p.alpha, ", expected at most 1");
   check<ShapeError>(bce || weights.positive == nullptr, what, ": positive weights belong to bce");
   check<ShapeError>(count == 0 || (x && target), what, ": a tensor is null");
+  check<ShapeError>(bce || target.dtype != DType::u8, what, ": target is stored as u8, which belongs to bce");
 }
 
 }  // namespace

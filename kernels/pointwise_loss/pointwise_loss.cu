@@ -1,9 +1,10 @@
-// Element-wise losses. Forward reads 8 bytes an element (5 with targets in bytes, 4 more with element
+// Element-wise losses. Forward reads 8 bytes a float32 element (5 with targets in bytes, 4 more with element
 // weights), backward also writes 4; 2 to 60 operations: memory bandwidth limits them, for the focal loss
 // closely followed by the special function units. Sums run per slab of one long row, then over slabs, in a
 // fixed order. No GPU timing exists yet: bench/results/README.md.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/pointwise_loss/pointwise_loss.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -56,15 +57,16 @@ VESAL_DEVICE Term evaluate_element(const Constants& k, float x, float t, float p
   }
 }
 
-template <PointwiseLoss kKind, class Target>
+// Targets is Input<T> or const uint8_t*.
+template <PointwiseLoss kKind, class T, class Targets>
 struct Elements {
-  const float* x;
-  const Target* target;
+  Input<T> x;
+  Targets target;
   PointwiseWeights weights;
   int64_t channels;
   Constants k;
   float factor;  // of the backward pass
-  float* dx;
+  Output<T> dx;
 
   VESAL_DEVICE float weight(int64_t i) const {
     float w = weights.elements != nullptr ? weights.elements[i] : 1.0f;
@@ -93,26 +95,30 @@ struct Mean {
 };
 
 // Calls body(Elements) for the kind and the targets' type.
-template <class Body>
+template <class T, class Body>
 void with_elements(const char* op, const PointwiseLossParams& p, ConstData x, ConstData target,
-                   const PointwiseWeights& weights, float factor, float* dx, Body&& body) {
+                   const PointwiseWeights& weights, float factor, Output<T> dx, Body&& body) {
   const Constants k{.beta = p.beta,
                     .gamma = p.gamma,
                     .a1 = p.alpha < 0 ? 1.0f : p.alpha,
                     .a0 = p.alpha < 0 ? 1.0f : static_cast<float>(1.0 - static_cast<double>(p.alpha))};
-  const auto run = [&]<PointwiseLoss kKind, class Target>(const Target* t) {
-    body(Elements<kKind, Target>{x.as<float>(op), t, weights, p.channels, k, factor, dx});
+  const auto run = [&]<PointwiseLoss kKind>(auto t) {
+    body(Elements<kKind, T, decltype(t)>{input<T>(x, op), t, weights, p.channels, k, factor, dx});
   };
+  if (target.dtype == DType::u8) {
+    run.template operator()<PointwiseLoss::bce>(target.as<uint8_t>(op));
+    return;
+  }
+  const auto stored = input<T>(target, op);
   switch (p.kind) {
     case PointwiseLoss::l1:
-      return run.template operator()<PointwiseLoss::l1>(target.as<float>(op));
+      return run.template operator()<PointwiseLoss::l1>(stored);
     case PointwiseLoss::smooth_l1:
-      return run.template operator()<PointwiseLoss::smooth_l1>(target.as<float>(op));
+      return run.template operator()<PointwiseLoss::smooth_l1>(stored);
     case PointwiseLoss::l2:
-      return run.template operator()<PointwiseLoss::l2>(target.as<float>(op));
+      return run.template operator()<PointwiseLoss::l2>(stored);
     case PointwiseLoss::bce:
-      return target.dtype == DType::u8 ? run.template operator()<PointwiseLoss::bce>(target.as<uint8_t>(op))
-                                       : run.template operator()<PointwiseLoss::bce>(target.as<float>(op));
+      return run.template operator()<PointwiseLoss::bce>(stored);
   }
 }
 
@@ -123,11 +129,13 @@ void pointwise_loss_forward(Context& context, const PointwiseLossParams& p, Cons
   const int64_t count = p.rows * p.channels;
   const int64_t slabs = slab_count(count);
   auto* partials = static_cast<float*>(workspace.data);
-  with_elements("pointwise_loss_forward: x or target", p, x, target, weights, 0.0f, nullptr,
-                [&]<class F>(const F& elements) {
-                  launch(context.stream(), {.grid = {slabs, 1, 1}, .block = {kLoopThreads, 1, 1}},
-                         column_partials_kernel<1, F>, count, int64_t{1}, 1, elements, partials);
-                });
+  with_storage("pointwise_loss_forward", {x, target.dtype == DType::u8 ? x : target}, [&]<class T>(T) {
+    with_elements<T>("pointwise_loss_forward: x or target", p, x, target, weights, 0.0f, Output<T>{},
+                     [&]<class F>(const F& elements) {
+                       launch(context.stream(), {.grid = {slabs, 1, 1}, .block = {kLoopThreads, 1, 1}},
+                              column_partials_kernel<1, F>, count, int64_t{1}, 1, elements, partials);
+                     });
+  });
   const Mean mean{count == 0 ? 0.0f : static_cast<float>(1.0 / static_cast<double>(count)),
                   loss.as<float>("pointwise_loss_forward: loss")};
   launch(context.stream(), {.grid = {1, 1, 1}, .block = {kLoopThreads, 1, 1}}, column_finish_kernel<1, Mean>,
@@ -139,9 +147,11 @@ void pointwise_loss_backward(Context& context, const PointwiseLossParams& p, Con
   const int64_t count = p.rows * p.channels;
   const auto factor =
       count == 0 ? 0.0f : static_cast<float>(static_cast<double>(weight) / static_cast<double>(count));
-  with_elements("pointwise_loss_backward: x or target", p, x, target, weights, factor,
-                dx.as<float>("pointwise_loss_backward: dx"),
-                [&](const auto& elements) { launch_map(context.stream(), count, elements); });
+  with_storage("pointwise_loss_backward", {x, target.dtype == DType::u8 ? x : target, dx}, [&]<class T>(T) {
+    with_elements<T>("pointwise_loss_backward: x or target", p, x, target, weights, factor,
+                     output<T>(dx, "pointwise_loss_backward: dx"),
+                     [&](const auto& elements) { launch_map(context.stream(), count, elements); });
+  });
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

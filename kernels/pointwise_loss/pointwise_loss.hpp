@@ -1,6 +1,8 @@
 // Losses that compare two tensors element by element and take the mean: L1, smooth L1, L2, and binary cross
 // entropy on logits, which with gamma > 0 is the focal loss. The loss is written to device memory (one
 // float32) so that nothing waits for it; its backward pass takes a host-side weight.
+// x, dx and targets that are not u8 are stored as float32, bf16 or f16 (kernels/context/storage.hpp); the
+// loss and all weights are float32.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +40,7 @@ struct PointwiseWeights {
 
 size_t pointwise_loss_workspace_bytes(Context& context, const PointwiseLossParams& params);
 // loss [1] = mean over all elements (weights do not change the divisor, as in PyTorch) of weight * cost; 0
-// without elements. x [rows, channels] float32, target likewise, with bce also u8. Throws ShapeError on a
+// without elements. x [rows, channels], target likewise, with bce also as u8. Throws ShapeError on a
 // negative size, a parameter out of range, positive weights without bce, a null tensor or too small a
 // workspace.
 void pointwise_loss_forward(Context& context, const PointwiseLossParams& params, ConstData x,

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/context/wide_rows.hpp"
 #include "kernels/pointwise_loss/pointwise_loss.hpp"
 #include "kernels/vector_math.hpp"
@@ -103,26 +104,24 @@ float slope(const Constants& k, float x, float t, float positive) {
 
 // Calls body(kind, focal, target) with what is fixed for a whole call as types, so that loops have no
 // branches.
-template <class Body>
+template <class T, class Body>
 void with_kind(const PointwiseLossParams& p, ConstData target, const char* what, Body&& body) {
   using Kind = PointwiseLoss;
+  constexpr std::integral_constant<Kind, Kind::bce> kBce;
+  if (target.dtype == DType::u8) {
+    const auto* bytes = target.as<uint8_t>(what);
+    return p.gamma == 0.0f ? body(kBce, std::false_type(), bytes) : body(kBce, std::true_type(), bytes);
+  }
+  const auto stored = input<T>(target, what);
   switch (p.kind) {
     case Kind::l1:
-      return body(std::integral_constant<Kind, Kind::l1>(), std::false_type(), target.as<float>(what));
+      return body(std::integral_constant<Kind, Kind::l1>(), std::false_type(), stored);
     case Kind::smooth_l1:
-      return body(std::integral_constant<Kind, Kind::smooth_l1>(), std::false_type(), target.as<float>(what));
+      return body(std::integral_constant<Kind, Kind::smooth_l1>(), std::false_type(), stored);
     case Kind::l2:
-      return body(std::integral_constant<Kind, Kind::l2>(), std::false_type(), target.as<float>(what));
-    case Kind::bce: {
-      constexpr std::integral_constant<Kind, Kind::bce> kBce;
-      const bool bytes = target.dtype == DType::u8;
-      if (p.gamma == 0.0f) {
-        return bytes ? body(kBce, std::false_type(), target.as<uint8_t>(what))
-                     : body(kBce, std::false_type(), target.as<float>(what));
-      }
-      return bytes ? body(kBce, std::true_type(), target.as<uint8_t>(what))
-                   : body(kBce, std::true_type(), target.as<float>(what));
-    }
+      return body(std::integral_constant<Kind, Kind::l2>(), std::false_type(), stored);
+    case Kind::bce:
+      return p.gamma == 0.0f ? body(kBce, std::false_type(), stored) : body(kBce, std::true_type(), stored);
   }
 }
 
@@ -134,29 +133,31 @@ std::vector<float> repeated(int64_t channels, const float* values) {
 
 void pointwise_loss_forward(Context&, const PointwiseLossParams& p, ConstData x_, ConstData target_,
                             const PointwiseWeights& weights, Data loss_, Workspace workspace) {
-  const float* x = x_.as<float>("pointwise_loss_forward: x");
   float* loss = loss_.as<float>("pointwise_loss_forward: loss");
   auto* partials = static_cast<double*>(workspace.data);
   const Constants k = constants(p);
   const std::vector<float> channel = repeated(p.channels, weights.channels);
   const std::vector<float> positive = repeated(p.channels, weights.positive);
-  with_kind(p, target_, "pointwise_loss_forward: target",
-            [&]<PointwiseLoss kKind, bool kFocal>(std::integral_constant<PointwiseLoss, kKind>,
-                                                  std::bool_constant<kFocal>, const auto* target) {
-              const auto sum = [&](auto weight_of) {
-                column_partials<1>(1, p.rows, p.channels, partials, [&](int64_t) {
-                  return [=, w = channel.data(), pw = positive.data()](int64_t i, int64_t j, auto add) {
-                    const auto t = static_cast<float>(target[i]);
-                    add(0, weight_of(i) * w[j] * cost<kKind, kFocal>(k, x[i], t, pw[j]));
-                  };
-                });
-              };
-              if (weights.elements != nullptr) {
-                sum([elements = weights.elements](int64_t i) { return elements[i]; });
-              } else {
-                sum([](int64_t) { return 1.0f; });
-              }
-            });
+  with_storage("pointwise_loss_forward", {x_, target_.dtype == DType::u8 ? x_ : target_}, [&]<class T>(T) {
+    const auto x = input<T>(x_, "pointwise_loss_forward: x");
+    with_kind<T>(p, target_, "pointwise_loss_forward: target",
+                 [&]<PointwiseLoss kKind, bool kFocal>(std::integral_constant<PointwiseLoss, kKind>,
+                                                       std::bool_constant<kFocal>, auto target) {
+                   const auto sum = [&](auto weight_of) {
+                     column_partials<1>(1, p.rows, p.channels, partials, [&](int64_t) {
+                       return [=, w = channel.data(), pw = positive.data()](int64_t i, int64_t j, auto add) {
+                         const auto t = static_cast<float>(target[i]);
+                         add(0, weight_of(i) * w[j] * cost<kKind, kFocal>(k, x[i], t, pw[j]));
+                       };
+                     });
+                   };
+                   if (weights.elements != nullptr) {
+                     sum([elements = weights.elements](int64_t i) { return elements[i]; });
+                   } else {
+                     sum([](int64_t) { return 1.0f; });
+                   }
+                 });
+  });
   double total = 0;
   column_totals<1>(1, p.rows, p.channels, partials,
                    [&](int64_t, int64_t, const std::array<double, 1>& sums) { total += sums[0]; });
@@ -165,8 +166,6 @@ void pointwise_loss_forward(Context&, const PointwiseLossParams& p, ConstData x_
 
 void pointwise_loss_backward(Context&, const PointwiseLossParams& p, ConstData x_, ConstData target_,
                              const PointwiseWeights& weights, float weight, Data dx_) {
-  const float* x = x_.as<float>("pointwise_loss_backward: x");
-  float* dx = dx_.as<float>("pointwise_loss_backward: dx");
   if (p.rows == 0) {
     return;
   }
@@ -175,23 +174,28 @@ void pointwise_loss_backward(Context&, const PointwiseLossParams& p, ConstData x
       static_cast<float>(static_cast<double>(weight) / static_cast<double>(p.rows * p.channels));
   const std::vector<float> channel = repeated(p.channels, weights.channels);
   const std::vector<float> positive = repeated(p.channels, weights.positive);
-  with_kind(p, target_, "pointwise_loss_backward: target",
-            [&]<PointwiseLoss kKind, bool kFocal>(std::integral_constant<PointwiseLoss, kKind>,
-                                                  std::bool_constant<kFocal>, const auto* target) {
-              const auto map = [&](auto weight_of) {
-                column_map(1, p.rows, p.channels, [&](int64_t) {
-                  return [=, w = channel.data(), pw = positive.data()](int64_t i, int64_t j) {
-                    const auto t = static_cast<float>(target[i]);
-                    dx[i] = factor * weight_of(i) * w[j] * slope<kKind, kFocal>(k, x[i], t, pw[j]);
-                  };
-                });
-              };
-              if (weights.elements != nullptr) {
-                map([elements = weights.elements](int64_t i) { return elements[i]; });
-              } else {
-                map([](int64_t) { return 1.0f; });
-              }
-            });
+  with_storage(
+      "pointwise_loss_backward", {x_, target_.dtype == DType::u8 ? x_ : target_, dx_}, [&]<class T>(T) {
+        const auto x = input<T>(x_, "pointwise_loss_backward: x");
+        const auto dx = output<T>(dx_, "pointwise_loss_backward: dx");
+        with_kind<T>(p, target_, "pointwise_loss_backward: target",
+                     [&]<PointwiseLoss kKind, bool kFocal>(std::integral_constant<PointwiseLoss, kKind>,
+                                                           std::bool_constant<kFocal>, auto target) {
+                       const auto map = [&](auto weight_of) {
+                         column_map(1, p.rows, p.channels, [&](int64_t) {
+                           return [=, w = channel.data(), pw = positive.data()](int64_t i, int64_t j) {
+                             const auto t = static_cast<float>(target[i]);
+                             dx[i] = factor * weight_of(i) * w[j] * slope<kKind, kFocal>(k, x[i], t, pw[j]);
+                           };
+                         });
+                       };
+                       if (weights.elements != nullptr) {
+                         map([elements = weights.elements](int64_t i) { return elements[i]; });
+                       } else {
+                         map([](int64_t) { return 1.0f; });
+                       }
+                     });
+      });
 }
 
 }  // namespace vesal::kernels::cpu

@@ -7,6 +7,7 @@
 #include "kernels/pointwise_loss/pointwise_loss_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -209,6 +210,55 @@ TEST(PointwiseLoss, WrongArgumentsThrow) {
   EXPECT_THROW(pointwise_loss_forward(context, {}, f, f, {}, f, {}), ShapeError);
   EXPECT_THROW(pointwise_loss_forward(context, {}, f, f, {}, nullptr, {f, 256}), ShapeError);
   EXPECT_THROW(pointwise_loss_backward(context, {}, f, f, {}, 1.0f, nullptr), ShapeError);
+}
+
+TEST(PointwiseLoss, Storage) {
+  for (const PointwiseLossCase& c : kPointwiseLossCases) {
+    const PointwiseLossParams& p = c.params;
+    const Inputs in(c, 1);
+    expect_rounded_float32(c.name, [&](Call& call) {
+      const DeviceArray<uint8_t> bytes(call.context().device(), in.bytes);
+      const auto weights_of = [&](const std::vector<float>& values) {
+        return values.empty() ? nullptr : call.in_float(values).as<float>("weights");
+      };
+      const PointwiseWeights weights{weights_of(in.elements), weights_of(in.channels),
+                                     weights_of(in.positive)};
+      const ConstData target = c.byte_targets ? ConstData(bytes.get()) : ConstData(call.in(in.target));
+      pointwise_loss_forward(call.context(), p, call.in(in.x), target, weights, call.out_float(1),
+                             call.workspace(pointwise_loss_workspace_bytes(call.context(), p)));
+      pointwise_loss_backward(call.context(), p, call.in(in.x), target, weights, kWeight,
+                              call.out(p.rows * p.channels));
+    });
+  }
+}
+
+TEST(PointwiseLoss, StorageTypesThatDifferAreOneLine) {
+  const auto message = [](const auto& call) {
+    try {
+      call();
+    } catch (const ShapeError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing");
+  };
+  std::vector<float> wide(64);
+  float* f = wide.data();
+  const Data half(f, DType::bf16);
+  const ConstData bytes(f, DType::u8);
+  const PointwiseLossParams bce{.kind = PointwiseLoss::bce};
+  for (const DeviceType type : {DeviceType::cpu, DeviceType::simt}) {
+    Context context({type, 0});
+    EXPECT_EQ(message([&] {
+                pointwise_loss_forward(context, {}, half, f, {}, f, {f, 256});
+              }),
+              "pointwise_loss_forward: tensors are stored as bf16 and f32, expected one type");
+    EXPECT_EQ(message([&] { pointwise_loss_backward(context, bce, half, bytes, {}, 1.0f, f); }),
+              "pointwise_loss_backward: tensors are stored as bf16 and f32, expected one type");
+    EXPECT_EQ(message([&] {
+                pointwise_loss_forward(context, {}, f, bytes, {}, f, {f, 256});
+              }),
+              "pointwise_loss_forward: target is stored as u8, which belongs to bce");
+  }
 }
 
 }  // namespace
