@@ -1,9 +1,11 @@
-// Segmentation losses and their targets. A logit and its target are 5 bytes read (and 4 written in backward)
-// for about 40 operations, an exponential and a logarithm among them: memory bandwidth limits them, closely
-// followed by the special function units. Sums run per slab, then over slabs, in a fixed order. edge_targets
-// reads 27 bytes a voxel, nearly all of them from L1. No GPU timing exists yet: bench/results/README.md.
+// Segmentation losses and their targets. A float32 logit and its target are 5 bytes read (and 4 written in
+// backward) for about 40 operations, an exponential and a logarithm among them: memory bandwidth limits them,
+// closely followed by the special function units. Sums run per slab, then over slabs, in a fixed order.
+// edge_targets reads 27 bytes a voxel, nearly all of them from L1. No GPU timing exists yet:
+// bench/results/README.md.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/losses/losses.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
@@ -64,8 +66,9 @@ VESAL_DEVICE Logit evaluate(float x) {
 }
 
 // totals [n, regions, 4] = sums of p t, p, t and the cross-entropy.
+template <class T>
 struct RegionSums {
-  const float* logits;
+  Input<T> logits;
   const uint8_t* targets;
   int64_t regions;
   float* totals;
@@ -119,14 +122,15 @@ struct RegionColumn {
   float constant, linear;
 };
 
+template <class T>
 struct RegionGradient {
-  const float* logits;
+  Input<T> logits;
   const uint8_t* targets;
   const float* dice;
   int64_t regions;
   bool batch_dice;
   float dice_factor, bce_factor;
-  float* dlogits;
+  Output<T> dlogits;
   // -(2 t B - A) / B^2 = constant - linear t.
   VESAL_DEVICE RegionColumn prepare(int64_t sample, int64_t region) const {
     const float* ratio = dice + ((batch_dice ? 0 : sample) * regions + region) * 2;
@@ -140,8 +144,9 @@ struct RegionGradient {
 };
 
 // Counts of edge and other voxels, and their cross-entropies.
+template <class T>
 struct EdgeSums {
-  const float* logits;
+  Input<T> logits;
   const uint8_t* targets;
   float negative_factor;
   float* loss;
@@ -169,12 +174,13 @@ struct EdgeSums {
   }
 };
 
+template <class T>
 struct EdgeGradient {
-  const float* logits;
+  Input<T> logits;
   const uint8_t* targets;
   const float* counts;
   float weight, negative_factor;
-  float* dlogits;
+  Output<T> dlogits;
   VESAL_DEVICE void operator()(int64_t i) const {
     const uint8_t t = targets[i];
     if (t > 1) {
@@ -202,9 +208,11 @@ void region_loss_forward(Context& context, const RegionLossParams& p, ConstData 
                          const uint8_t* targets, Data loss, float* dice, Workspace workspace) {
   auto* partials = static_cast<float*>(workspace.data);
   float* totals = partials + p.n * slab_count(p.voxels) * 4 * p.regions;
-  launch_column_sums<4>(
-      context.stream(), p.n, p.voxels, p.regions, partials,
-      RegionSums{logits.as<float>("region_loss_forward: logits"), targets, p.regions, totals});
+  with_storage("region_loss_forward", {logits}, [&]<class T>(T) {
+    launch_column_sums<4>(
+        context.stream(), p.n, p.voxels, p.regions, partials,
+        RegionSums<T>{input<T>(logits, "region_loss_forward: logits"), targets, p.regions, totals});
+  });
   launch(context.stream(), {.grid = {1, 1, 1}, .block = {1, 1, 1}}, region_loss_kernel, p,
          static_cast<const float*>(totals), loss.as<float>("region_loss_forward: loss"), dice);
 }
@@ -216,25 +224,31 @@ void region_loss_backward(Context& context, const RegionLossParams& p, ConstData
       static_cast<double>(weight) * p.dice_weight / static_cast<double>(groups * p.regions);
   const double bce_factor =
       static_cast<double>(weight) * p.bce_weight / static_cast<double>(p.n * p.voxels * p.regions);
-  launch_column_map(
-      context.stream(), p.n, p.voxels, p.regions,
-      RegionGradient{logits.as<float>("region_loss_backward: logits"), targets, dice, p.regions, p.batch_dice,
-                     static_cast<float>(dice_factor), static_cast<float>(bce_factor),
-                     dlogits.as<float>("region_loss_backward: dlogits")});
+  with_storage("region_loss_backward", {logits, dlogits}, [&]<class T>(T) {
+    launch_column_map(
+        context.stream(), p.n, p.voxels, p.regions,
+        RegionGradient<T>{input<T>(logits, "region_loss_backward: logits"), targets, dice, p.regions,
+                          p.batch_dice, static_cast<float>(dice_factor), static_cast<float>(bce_factor),
+                          output<T>(dlogits, "region_loss_backward: dlogits")});
+  });
 }
 
 void edge_loss_forward(Context& context, const EdgeLossParams& p, ConstData logits, const uint8_t* targets,
                        Data loss, float* counts, Workspace workspace) {
-  launch_column_sums<4>(context.stream(), 1, p.voxels, 1, static_cast<float*>(workspace.data),
-                        EdgeSums{logits.as<float>("edge_loss_forward: logits"), targets, p.negative_factor,
-                                 loss.as<float>("edge_loss_forward: loss"), counts});
+  with_storage("edge_loss_forward", {logits}, [&]<class T>(T) {
+    launch_column_sums<4>(context.stream(), 1, p.voxels, 1, static_cast<float*>(workspace.data),
+                          EdgeSums<T>{input<T>(logits, "edge_loss_forward: logits"), targets,
+                                      p.negative_factor, loss.as<float>("edge_loss_forward: loss"), counts});
+  });
 }
 
 void edge_loss_backward(Context& context, const EdgeLossParams& p, ConstData logits, const uint8_t* targets,
                         const float* counts, float weight, Data dlogits) {
-  launch_map(context.stream(), p.voxels,
-             EdgeGradient{logits.as<float>("edge_loss_backward: logits"), targets, counts, weight,
-                          p.negative_factor, dlogits.as<float>("edge_loss_backward: dlogits")});
+  with_storage("edge_loss_backward", {logits, dlogits}, [&]<class T>(T) {
+    launch_map(context.stream(), p.voxels,
+               EdgeGradient<T>{input<T>(logits, "edge_loss_backward: logits"), targets, counts, weight,
+                               p.negative_factor, output<T>(dlogits, "edge_loss_backward: dlogits")});
+  });
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

@@ -1,5 +1,7 @@
 // Segmentation losses on logits, and the targets they compare with. A loss is written to device memory (one
 // float32) so that nothing waits for it; its backward pass takes a host-side weight.
+// logits and dlogits are stored as float32, bf16 or f16 (kernels/context/storage.hpp); losses, dice and
+// counts are float32.
 #pragma once
 
 #include <cstdint>

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/context/wide_rows.hpp"
 #include "kernels/losses/losses.hpp"
 #include "kernels/vector_math.hpp"
@@ -96,19 +97,21 @@ void edge_targets(Context&, int64_t n, int64_t d, int64_t h, int64_t w, const ui
 
 void region_loss_forward(Context&, const RegionLossParams& p, ConstData logits_, const uint8_t* targets,
                          Data loss, float* dice, Workspace workspace) {
-  const float* logits = logits_.as<float>("region_loss_forward: logits");
   auto* partials = static_cast<double*>(workspace.data);
-  // Sums of p t, p, t and the cross-entropy.
-  column_partials<4>(p.n, p.voxels, p.regions, partials, [=](int64_t) {
-    return [=](int64_t i, int64_t, auto add) {
-      const float x = logits[i];
-      const auto t = static_cast<float>(targets[i]);
-      const Logit value = evaluate(x);
-      add(0, value.probability * t);
-      add(1, value.probability);
-      add(2, t);
-      add(3, value.softplus - x * t);
-    };
+  with_storage("region_loss_forward", {logits_}, [&]<class T>(T) {
+    const auto logits = input<T>(logits_, "region_loss_forward: logits");
+    // Sums of p t, p, t and the cross-entropy.
+    column_partials<4>(p.n, p.voxels, p.regions, partials, [=](int64_t) {
+      return [=](int64_t i, int64_t, auto add) {
+        const float x = logits[i];
+        const auto t = static_cast<float>(targets[i]);
+        const Logit value = evaluate(x);
+        add(0, value.probability * t);
+        add(1, value.probability);
+        add(2, t);
+        add(3, value.softplus - x * t);
+      };
+    });
   });
   const int64_t groups = p.batch_dice ? 1 : p.n;
   auto* ratios = partials + p.n * slab_count(p.voxels) * 4 * p.regions;  // [groups, regions, 2]
@@ -137,53 +140,57 @@ void region_loss_forward(Context&, const RegionLossParams& p, ConstData logits_,
 
 void region_loss_backward(Context&, const RegionLossParams& p, ConstData logits_, const uint8_t* targets,
                           const float* dice, float weight, Data dlogits_) {
-  const float* logits = logits_.as<float>("region_loss_backward: logits");
-  float* dlogits = dlogits_.as<float>("region_loss_backward: dlogits");
-  const int64_t groups = p.batch_dice ? 1 : p.n;
-  const double dice_factor =
-      static_cast<double>(weight) * p.dice_weight / static_cast<double>(groups * p.regions);
-  const auto bce_factor = static_cast<float>(static_cast<double>(weight) * p.bce_weight /
-                                             static_cast<double>(p.n * p.voxels * p.regions));
-  column_map(p.n, p.voxels, p.regions, [&](int64_t sample) {
-    const float* ratios = dice + (p.batch_dice ? 0 : sample * p.regions * 2);
-    // -(2 t B - A) / B^2 = constant - linear t.
-    return [=,
-            constant = repeat_channels(p.regions,
-                                       [&](int64_t r) {
-                                         const double b = ratios[2 * r + 1];
-                                         return dice_factor * ratios[2 * r] / (b * b);
-                                       }),
-            linear = repeat_channels(p.regions, [&](int64_t r) {
-              return 2 * dice_factor / ratios[2 * r + 1];
-            })](int64_t i, int64_t j) {
-      const float x = logits[i];
-      const auto t = static_cast<float>(targets[i]);
-      const float e = vector_exp(x < 0.0f ? x : -x);
-      const float inverse = 1.0f / (1.0f + e);
-      const float probability = (x < 0.0f ? e : 1.0f) * inverse;
-      const auto column = static_cast<size_t>(j);
-      dlogits[i] =
-          (constant[column] - linear[column] * t) * (e * inverse * inverse) + bce_factor * (probability - t);
-    };
+  with_storage("region_loss_backward", {logits_, dlogits_}, [&]<class T>(T) {
+    const auto logits = input<T>(logits_, "region_loss_backward: logits");
+    const auto dlogits = output<T>(dlogits_, "region_loss_backward: dlogits");
+    const int64_t groups = p.batch_dice ? 1 : p.n;
+    const double dice_factor =
+        static_cast<double>(weight) * p.dice_weight / static_cast<double>(groups * p.regions);
+    const auto bce_factor = static_cast<float>(static_cast<double>(weight) * p.bce_weight /
+                                               static_cast<double>(p.n * p.voxels * p.regions));
+    column_map(p.n, p.voxels, p.regions, [&](int64_t sample) {
+      const float* ratios = dice + (p.batch_dice ? 0 : sample * p.regions * 2);
+      // -(2 t B - A) / B^2 = constant - linear t.
+      return [=,
+              constant = repeat_channels(p.regions,
+                                         [&](int64_t r) {
+                                           const double b = ratios[2 * r + 1];
+                                           return dice_factor * ratios[2 * r] / (b * b);
+                                         }),
+              linear = repeat_channels(p.regions, [&](int64_t r) {
+                return 2 * dice_factor / ratios[2 * r + 1];
+              })](int64_t i, int64_t j) {
+        const float x = logits[i];
+        const auto t = static_cast<float>(targets[i]);
+        const float e = vector_exp(x < 0.0f ? x : -x);
+        const float inverse = 1.0f / (1.0f + e);
+        const float probability = (x < 0.0f ? e : 1.0f) * inverse;
+        const auto column = static_cast<size_t>(j);
+        dlogits[i] = (constant[column] - linear[column] * t) * (e * inverse * inverse) +
+                     bce_factor * (probability - t);
+      };
+    });
   });
 }
 
 void edge_loss_forward(Context&, const EdgeLossParams& p, ConstData logits_, const uint8_t* targets,
                        Data loss, float* counts, Workspace workspace) {
-  const float* logits = logits_.as<float>("edge_loss_forward: logits");
   auto* partials = static_cast<double*>(workspace.data);
-  column_partials<4>(1, p.voxels, 1, partials, [=](int64_t) {
-    return [=](int64_t i, int64_t, auto add) {
-      const float x = logits[i];
-      const auto t = static_cast<float>(targets[i]);
-      const float softplus = evaluate(x).softplus;
-      const bool positive = t == 1.0f;
-      const bool negative = t == 0.0f;
-      add(0, positive ? 1.0f : 0.0f);
-      add(1, negative ? 1.0f : 0.0f);
-      add(2, positive ? softplus - x : 0.0f);
-      add(3, negative ? softplus : 0.0f);
-    };
+  with_storage("edge_loss_forward", {logits_}, [&]<class T>(T) {
+    const auto logits = input<T>(logits_, "edge_loss_forward: logits");
+    column_partials<4>(1, p.voxels, 1, partials, [=](int64_t) {
+      return [=](int64_t i, int64_t, auto add) {
+        const float x = logits[i];
+        const auto t = static_cast<float>(targets[i]);
+        const float softplus = evaluate(x).softplus;
+        const bool positive = t == 1.0f;
+        const bool negative = t == 0.0f;
+        add(0, positive ? 1.0f : 0.0f);
+        add(1, negative ? 1.0f : 0.0f);
+        add(2, positive ? softplus - x : 0.0f);
+        add(3, negative ? softplus : 0.0f);
+      };
+    });
   });
   column_totals<4>(1, p.voxels, 1, partials, [&](int64_t, int64_t, const std::array<double, 4>& sums) {
     const double all = sums[0] + sums[1];
@@ -198,20 +205,22 @@ void edge_loss_forward(Context&, const EdgeLossParams& p, ConstData logits_, con
 
 void edge_loss_backward(Context&, const EdgeLossParams& p, ConstData logits_, const uint8_t* targets,
                         const float* counts, float weight, Data dlogits_) {
-  const float* logits = logits_.as<float>("edge_loss_backward: logits");
-  float* dlogits = dlogits_.as<float>("edge_loss_backward: dlogits");
-  const double all = static_cast<double>(counts[0]) + counts[1];
-  const auto positive = static_cast<float>(all == 0 ? 0.0 : weight * (counts[1] / (all * all)));
-  const auto negative =
-      static_cast<float>(all == 0 ? 0.0 : weight * (p.negative_factor * (counts[0] / (all * all))));
-  parallel_for(p.voxels, 16384, [=](int64_t begin, int64_t end) {
+  with_storage("edge_loss_backward", {logits_, dlogits_}, [&]<class T>(T) {
+    const auto logits = input<T>(logits_, "edge_loss_backward: logits");
+    const auto dlogits = output<T>(dlogits_, "edge_loss_backward: dlogits");
+    const double all = static_cast<double>(counts[0]) + counts[1];
+    const auto positive = static_cast<float>(all == 0 ? 0.0 : weight * (counts[1] / (all * all)));
+    const auto negative =
+        static_cast<float>(all == 0 ? 0.0 : weight * (p.negative_factor * (counts[0] / (all * all))));
+    parallel_for(p.voxels, 16384, [=](int64_t begin, int64_t end) {
 #pragma omp simd
-    for (int64_t i = begin; i < end; ++i) {
-      const auto t = static_cast<float>(targets[i]);
-      const float distance = vector_sigmoid(logits[i]) - t;
-      const float value = (t == 1.0f ? positive : negative) * distance;
-      dlogits[i] = t > 1.0f ? 0.0f : value;
-    }
+      for (int64_t i = begin; i < end; ++i) {
+        const auto t = static_cast<float>(targets[i]);
+        const float distance = vector_sigmoid(logits[i]) - t;
+        const float value = (t == 1.0f ? positive : negative) * distance;
+        dlogits[i] = t > 1.0f ? 0.0f : value;
+      }
+    });
   });
 }
 

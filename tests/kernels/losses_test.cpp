@@ -8,6 +8,7 @@
 #include "kernels/losses/losses_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -313,6 +314,57 @@ TEST(Losses, WrongArgumentsThrow) {
   EXPECT_THROW(region_loss_forward(context, {}, p, t.data(), p, p, {}), ShapeError);
   EXPECT_THROW(edge_loss_forward(context, {.voxels = 4}, p, nullptr, p, p, {p, 256}), ShapeError);
   EXPECT_THROW(edge_targets(context, 1, 2, -2, 2, t.data(), t.data()), ShapeError);
+}
+
+TEST(RegionLoss, Storage) {
+  for (const RegionLossCase& c : kRegionLossCases) {
+    const RegionLossParams& p = c.params;
+    const RegionInputs in(c);
+    expect_rounded_float32(c.name, [&](Call& call) {
+      const DeviceArray<uint8_t> targets(call.context().device(), in.targets);
+      float* dice = call.out_float((p.batch_dice ? 1 : p.n) * p.regions * 2).as<float>("dice");
+      region_loss_forward(call.context(), p, call.in(in.logits), targets, call.out_float(1), dice,
+                          call.workspace(region_loss_workspace_bytes(call.context(), p)));
+      region_loss_backward(call.context(), p, call.in(in.logits), targets, dice, kWeight,
+                           call.out(p.n * p.voxels * p.regions));
+    });
+  }
+}
+
+TEST(EdgeLoss, Storage) {
+  for (const EdgeLossCase& c : kEdgeLossCases) {
+    const EdgeLossParams& p = c.params;
+    const std::vector<float> logits = draw_logits(p.voxels, c.scale, 1);
+    expect_rounded_float32(c.name, [&](Call& call) {
+      const DeviceArray<uint8_t> targets(call.context().device(), draw(p.voxels, c.targets, 2));
+      float* counts = call.out_float(2).as<float>("counts");
+      edge_loss_forward(call.context(), p, call.in(logits), targets, call.out_float(1), counts,
+                        call.workspace(edge_loss_workspace_bytes(call.context(), p)));
+      edge_loss_backward(call.context(), p, call.in(logits), targets, counts, kWeight, call.out(p.voxels));
+    });
+  }
+}
+
+TEST(Losses, StorageTypesThatDifferAreOneLine) {
+  const auto message = [](const auto& call) {
+    try {
+      call();
+    } catch (const ShapeError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing");
+  };
+  std::vector<float> wide(64);
+  std::vector<uint8_t> targets(8);
+  float* f = wide.data();
+  const Data half(f, DType::bf16);
+  for (const DeviceType type : {DeviceType::cpu, DeviceType::simt}) {
+    Context context({type, 0});
+    EXPECT_EQ(message([&] { region_loss_backward(context, {}, half, targets.data(), f, 1.0f, f); }),
+              "region_loss_backward: tensors are stored as bf16 and f32, expected one type");
+    EXPECT_EQ(message([&] { edge_loss_backward(context, {}, f, targets.data(), f, 1.0f, half); }),
+              "edge_loss_backward: tensors are stored as f32 and bf16, expected one type");
+  }
 }
 
 }  // namespace
