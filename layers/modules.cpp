@@ -56,7 +56,8 @@ Variable Linear::operator()(DeviceContext& context, const Variable& x, kernels::
 }
 
 LayerNorm::LayerNorm(const ParameterBuilder& builder, int64_t channels)
-    : gamma_(builder.constant("weight", {channels}, 1.0f)), beta_(builder.constant("bias", {channels}, 0.0f)) {}
+    : gamma_(builder.constant("weight", {channels}, 1.0f)),
+      beta_(builder.constant("bias", {channels}, 0.0f)) {}
 
 Variable LayerNorm::operator()(DeviceContext& context, const Variable& x) const {
   return layer_norm(context, x, gamma_, beta_);
@@ -89,25 +90,27 @@ Variable InstanceNorm::operator()(DeviceContext& context, const Variable& x) con
   return instance_norm(context, x, gamma_, beta_, activation_);
 }
 
-BatchNorm::BatchNorm(const ParameterBuilder& builder, int64_t channels, kernels::Activation activation, float momentum)
+BatchNorm::BatchNorm(const ParameterBuilder& builder, int64_t channels, kernels::Activation activation,
+                     float momentum)
     : activation_(activation),
       momentum_(momentum),
       gamma_(builder.constant("weight", {channels}, 1.0f)),
       beta_(builder.constant("bias", {channels}, 0.0f)),
-      buffers_{builder.buffer("running_mean", {channels}, 0.0f), builder.buffer("running_var", {channels}, 1.0f),
-               builder.counter("num_batches_tracked")} {}
+      buffers_{builder.buffer("running_mean", {channels}, 0.0f),
+               builder.buffer("running_var", {channels}, 1.0f), builder.counter("num_batches_tracked")} {}
 
 Variable BatchNorm::operator()(DeviceContext& context, const Variable& x, bool training) const {
   return batch_norm(context, x, gamma_, beta_, buffers_, training, activation_, 1e-5f, momentum_);
 }
 
-GroupNorm::GroupNorm(const ParameterBuilder& builder, int64_t groups, int64_t channels, kernels::Activation activation)
+GroupNorm::GroupNorm(const ParameterBuilder& builder, int64_t groups, int64_t channels,
+                     kernels::Activation activation)
     : groups_(groups),
       activation_(activation),
       gamma_(builder.constant("weight", {channels}, 1.0f)),
       beta_(builder.constant("bias", {channels}, 0.0f)) {
-  check<ShapeError>(groups >= 1 && channels % groups == 0, "GroupNorm: groups ", groups, ", expected a divisor of ",
-                    channels, " channels");
+  check<ShapeError>(groups >= 1 && channels % groups == 0, "GroupNorm: groups ", groups,
+                    ", expected a divisor of ", channels, " channels");
 }
 
 Variable GroupNorm::operator()(DeviceContext& context, const Variable& x) const {
@@ -137,8 +140,8 @@ Variable ShiftedPatch::operator()(DeviceContext& context, const Variable& x, con
   return shifted_patch(context, x, mask, parameters_, groups_, shifts_, patch_, shift_);
 }
 
-ConvNormRelu::ConvNormRelu(const ParameterBuilder& builder, std::string_view conv_name, std::string_view norm_name,
-                           int64_t in, int64_t out, int kernel, int stride)
+ConvNormRelu::ConvNormRelu(const ParameterBuilder& builder, std::string_view conv_name,
+                           std::string_view norm_name, int64_t in, int64_t out, int kernel, int stride)
     : conv_(builder.scope(conv_name), in, out, kernel, stride),
       norm_(builder.scope(norm_name), out, kernels::Activation::relu) {}
 

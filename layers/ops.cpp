@@ -28,10 +28,11 @@ using Slot = std::shared_ptr<GradientSlot>;
 using Saved = std::span<const Tensor>;
 
 // Whether an op must record itself: there is a tape, and something that it reads wants a gradient.
-bool records(const DeviceContext& context, std::initializer_list<const Variable*> inputs, bool has_parameters = false) {
+bool records(const DeviceContext& context, std::initializer_list<const Variable*> inputs,
+             bool has_parameters = false) {
   return context.tape() != nullptr &&
-         (has_parameters ||
-          std::any_of(inputs.begin(), inputs.end(), [](const Variable* input) { return input->requires_grad(); }));
+         (has_parameters || std::any_of(inputs.begin(), inputs.end(),
+                                        [](const Variable* input) { return input->requires_grad(); }));
 }
 
 struct Extent5 {
@@ -48,13 +49,16 @@ void require_shape(const Tensor& tensor, const Shape& shape, const char* what) {
                     to_string(tensor.shape()));
 }
 
-ConstData value_of(const Parameter* parameter) { return parameter ? ConstData(parameter->value) : ConstData(); }
+ConstData value_of(const Parameter* parameter) {
+  return parameter ? ConstData(parameter->value) : ConstData();
+}
 
-// One GradMode for a backward function that writes several parameters. Where some have a gradient already and others do
-// not (a bias that also feeds padding tokens), the latter start from zero and all accumulate.
+// One GradMode for a backward function that writes several parameters. Where some have a gradient already and
+// others do not (a bias that also feeds padding tokens), the latter start from zero and all accumulate.
 GradMode shared_mode(DeviceContext& context, std::initializer_list<Parameter*> parameters) {
-  const bool any_written = std::any_of(parameters.begin(), parameters.end(),
-                                       [](const Parameter* p) { return p != nullptr && p->gradient_written; });
+  const bool any_written = std::any_of(parameters.begin(), parameters.end(), [](const Parameter* p) {
+    return p != nullptr && p->gradient_written;
+  });
   for (Parameter* parameter : parameters) {
     if (parameter != nullptr && parameter->next_mode() == GradMode::overwrite && any_written) {
       kernels::fill(context.kernels(), parameter->gradient.count(), 0.0f, parameter->gradient);
@@ -75,9 +79,10 @@ Variable conv3d(DeviceContext& context, const Variable& x, Parameter* weight, Pa
                 const ConvGeometry& geometry) {
   VESAL_RANGE("conv3d");
   const Extent5 e = extent5(x, "conv3d");
-  const kernels::Conv3dParams params{e.n, e.d, e.h, e.w, e.c, weight->value.size(0), geometry.kernel, geometry.stride,
-                                     geometry.padding};
-  require_shape(weight->value, {params.c_out, geometry.kernel[0], geometry.kernel[1], geometry.kernel[2], e.c},
+  const kernels::Conv3dParams params{
+      e.n, e.d, e.h, e.w, e.c, weight->value.size(0), geometry.kernel, geometry.stride, geometry.padding};
+  require_shape(weight->value,
+                {params.c_out, geometry.kernel[0], geometry.kernel[1], geometry.kernel[2], e.c},
                 "conv3d: weight");
   Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), params.c_out});
   kernels::Context& k = context.kernels();
@@ -108,9 +113,10 @@ Variable conv_transpose3d(DeviceContext& context, const Variable& x, Parameter* 
                           const ConvGeometry& geometry) {
   VESAL_RANGE("conv_transpose3d");
   const Extent5 e = extent5(x, "conv_transpose3d");
-  const kernels::ConvTranspose3dParams params{e.n, e.d, e.h, e.w, e.c, weight->value.size(4), geometry.kernel,
-                                              geometry.stride, geometry.padding};
-  require_shape(weight->value, {e.c, geometry.kernel[0], geometry.kernel[1], geometry.kernel[2], params.c_out},
+  const kernels::ConvTranspose3dParams params{
+      e.n, e.d, e.h, e.w, e.c, weight->value.size(4), geometry.kernel, geometry.stride, geometry.padding};
+  require_shape(weight->value,
+                {e.c, geometry.kernel[0], geometry.kernel[1], geometry.kernel[2], params.c_out},
                 "conv_transpose3d: weight");
   Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), params.c_out});
   kernels::Context& k = context.kernels();
@@ -124,14 +130,15 @@ Variable conv_transpose3d(DeviceContext& context, const Variable& x, Parameter* 
       "conv_transpose3d", y, {x.value()},
       [params, weight, bias, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
         kernels::Context& kc = ctx.kernels();
-        kernels::conv_transpose3d_backward_weight(
-            kc, params, saved[0], dy, weight->gradient, gradient_of(bias), shared_mode(ctx, {weight, bias}),
-            ctx.scratch(kernels::conv_transpose3d_workspace_bytes(kc, params, kernels::ConvPass::backward_weight)));
+        kernels::conv_transpose3d_backward_weight(kc, params, saved[0], dy, weight->gradient,
+                                                  gradient_of(bias), shared_mode(ctx, {weight, bias}),
+                                                  ctx.scratch(kernels::conv_transpose3d_workspace_bytes(
+                                                      kc, params, kernels::ConvPass::backward_weight)));
         if (slot) {
           Tensor dx = saved[0].empty_like(ctx);
-          kernels::conv_transpose3d_backward_data(
-              kc, params, dy, weight->value, dx,
-              ctx.scratch(kernels::conv_transpose3d_workspace_bytes(kc, params, kernels::ConvPass::backward_data)));
+          kernels::conv_transpose3d_backward_data(kc, params, dy, weight->value, dx,
+                                                  ctx.scratch(kernels::conv_transpose3d_workspace_bytes(
+                                                      kc, params, kernels::ConvPass::backward_data)));
           slot->add(ctx, std::move(dx));
         }
       });
@@ -159,9 +166,9 @@ Variable linear(DeviceContext& context, const Variable& x, Parameter* weight, Pa
     pre = y.empty_like(context);
   }
   kernels::Context& k = context.kernels();
-  kernels::linear_forward(k, params, x.value(), weight->value, value_of(bias), y,
-                          pre.defined() ? Data(pre) : Data(),
-                          context.scratch(kernels::linear_workspace_bytes(k, params, kernels::LinearPass::forward)));
+  kernels::linear_forward(
+      k, params, x.value(), weight->value, value_of(bias), y, pre.defined() ? Data(pre) : Data(),
+      context.scratch(kernels::linear_workspace_bytes(k, params, kernels::LinearPass::forward)));
   if (!recording) {
     return y;
   }
@@ -198,8 +205,8 @@ Variable layer_norm(DeviceContext& context, const Variable& x, Parameter* gamma,
   Tensor y = x.value().empty_like(context);
   Tensor mean = Tensor::empty(context, {params.rows});
   Tensor rstd = Tensor::empty(context, {params.rows});
-  kernels::layer_norm_forward(context.kernels(), params, x.value(), gamma->value, beta->value, y, mean.data<float>(),
-                              rstd.data<float>());
+  kernels::layer_norm_forward(context.kernels(), params, x.value(), gamma->value, beta->value, y,
+                              mean.data<float>(), rstd.data<float>());
   if (!records(context, {&x}, true)) {
     return y;
   }
@@ -223,8 +230,11 @@ Variable instance_norm(DeviceContext& context, const Variable& x, Parameter* gam
   VESAL_RANGE("instance_norm");
   const int64_t n = x.size(0);
   const int64_t channels = x.size(-1);
-  const kernels::InstanceNormParams params{
-      .n = n, .spatial = x.value().count() / (n * channels), .channels = channels, .eps = eps, .activation = activation};
+  const kernels::InstanceNormParams params{.n = n,
+                                           .spatial = x.value().count() / (n * channels),
+                                           .channels = channels,
+                                           .eps = eps,
+                                           .activation = activation};
   Tensor y = x.value().empty_like(context);
   Tensor mean = Tensor::empty(context, {n, channels});
   Tensor rstd = Tensor::empty(context, {n, channels});
@@ -240,10 +250,10 @@ Variable instance_norm(DeviceContext& context, const Variable& x, Parameter* gam
       [params, gamma, beta, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
         kernels::Context& kc = ctx.kernels();
         Tensor dx = saved[0].empty_like(ctx);
-        kernels::instance_norm_backward(kc, params, saved[0], value_of(gamma), value_of(beta), saved[1].data<float>(),
-                                        saved[2].data<float>(), dy, dx, gradient_of(gamma), gradient_of(beta),
-                                        shared_mode(ctx, {gamma, beta}),
-                                        ctx.scratch(kernels::instance_norm_workspace_bytes(kc, params)));
+        kernels::instance_norm_backward(
+            kc, params, saved[0], value_of(gamma), value_of(beta), saved[1].data<float>(),
+            saved[2].data<float>(), dy, dx, gradient_of(gamma), gradient_of(beta),
+            shared_mode(ctx, {gamma, beta}), ctx.scratch(kernels::instance_norm_workspace_bytes(kc, params)));
         if (slot) {
           slot->add(ctx, std::move(dx));
         }
@@ -279,8 +289,9 @@ Variable batch_norm(DeviceContext& context, const Variable& x, Parameter* gamma,
   Tensor mean = Tensor::empty(context, {channels});
   Tensor rstd = Tensor::empty(context, {channels});
   kernels::Context& k = context.kernels();
-  kernels::batch_norm_forward(k, params, x.value(), value_of(gamma), value_of(beta), running(buffers.running_mean),
-                              running(buffers.running_var), y, mean.data<float>(), rstd.data<float>(),
+  kernels::batch_norm_forward(k, params, x.value(), value_of(gamma), value_of(beta),
+                              running(buffers.running_mean), running(buffers.running_var), y,
+                              mean.data<float>(), rstd.data<float>(),
                               context.scratch(kernels::batch_norm_workspace_bytes(k, params)));
   if (moves && buffers.batches != nullptr) {
     ++buffers.batches->value;
@@ -293,9 +304,9 @@ Variable batch_norm(DeviceContext& context, const Variable& x, Parameter* gamma,
       [params, gamma, beta, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
         kernels::Context& kc = ctx.kernels();
         Tensor dx = saved[0].empty_like(ctx);
-        kernels::batch_norm_backward(kc, params, saved[0], value_of(gamma), value_of(beta), saved[1].data<float>(),
-                                     saved[2].data<float>(), dy, dx, gradient_of(gamma), gradient_of(beta),
-                                     shared_mode(ctx, {gamma, beta}),
+        kernels::batch_norm_backward(kc, params, saved[0], value_of(gamma), value_of(beta),
+                                     saved[1].data<float>(), saved[2].data<float>(), dy, dx,
+                                     gradient_of(gamma), gradient_of(beta), shared_mode(ctx, {gamma, beta}),
                                      ctx.scratch(kernels::batch_norm_workspace_bytes(kc, params)));
         if (slot) {
           slot->add(ctx, std::move(dx));
@@ -303,8 +314,8 @@ Variable batch_norm(DeviceContext& context, const Variable& x, Parameter* gamma,
       });
 }
 
-Variable group_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta, int64_t groups,
-                    kernels::Activation activation, float eps) {
+Variable group_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
+                    int64_t groups, kernels::Activation activation, float eps) {
   VESAL_RANGE("group_norm");
   const int64_t n = x.size(0);
   const int64_t channels = x.size(-1);
@@ -322,7 +333,8 @@ Variable group_norm(DeviceContext& context, const Variable& x, Parameter* gamma,
   Tensor rstd = Tensor::empty(context, {n, groups});
   kernels::Context& k = context.kernels();
   kernels::group_norm_forward(k, params, x.value(), value_of(gamma), value_of(beta), y, mean.data<float>(),
-                              rstd.data<float>(), context.scratch(kernels::group_norm_workspace_bytes(k, params)));
+                              rstd.data<float>(),
+                              context.scratch(kernels::group_norm_workspace_bytes(k, params)));
   if (!records(context, {&x}, gamma != nullptr)) {
     return y;
   }
@@ -331,9 +343,9 @@ Variable group_norm(DeviceContext& context, const Variable& x, Parameter* gamma,
       [params, gamma, beta, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
         kernels::Context& kc = ctx.kernels();
         Tensor dx = saved[0].empty_like(ctx);
-        kernels::group_norm_backward(kc, params, saved[0], value_of(gamma), value_of(beta), saved[1].data<float>(),
-                                     saved[2].data<float>(), dy, dx, gradient_of(gamma), gradient_of(beta),
-                                     shared_mode(ctx, {gamma, beta}),
+        kernels::group_norm_backward(kc, params, saved[0], value_of(gamma), value_of(beta),
+                                     saved[1].data<float>(), saved[2].data<float>(), dy, dx,
+                                     gradient_of(gamma), gradient_of(beta), shared_mode(ctx, {gamma, beta}),
                                      ctx.scratch(kernels::group_norm_workspace_bytes(kc, params)));
         if (slot) {
           slot->add(ctx, std::move(dx));
@@ -341,8 +353,8 @@ Variable group_norm(DeviceContext& context, const Variable& x, Parameter* gamma,
       });
 }
 
-Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter* qkv_bias, Parameter* bias_table,
-                          const WindowAttentionSettings& settings) {
+Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter* qkv_bias,
+                          Parameter* bias_table, const WindowAttentionSettings& settings) {
   VESAL_RANGE("window_attention");
   const Extent5 e = extent5(qkv, "window_attention");
   const int64_t channels = e.c / 3;
@@ -362,8 +374,8 @@ Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter
   if (recording) {
     lse = Tensor::empty(context, {params.tokens(), settings.heads});
   }
-  kernels::window_attention_forward(context.kernels(), params, qkv.value(), value_of(qkv_bias), bias_table->value, out,
-                                    recording ? lse.data<float>() : nullptr);
+  kernels::window_attention_forward(context.kernels(), params, qkv.value(), value_of(qkv_bias),
+                                    bias_table->value, out, recording ? lse.data<float>() : nullptr);
   if (!recording) {
     return out;
   }
@@ -373,8 +385,8 @@ Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter
         kernels::Context& kc = ctx.kernels();
         Tensor dqkv = saved[0].empty_like(ctx);
         kernels::window_attention_backward(
-            kc, params, saved[0], value_of(qkv_bias), bias_table->value, saved[1], saved[2].data<float>(), dy, dqkv,
-            gradient_of(qkv_bias), bias_table->gradient, shared_mode(ctx, {qkv_bias, bias_table}),
+            kc, params, saved[0], value_of(qkv_bias), bias_table->value, saved[1], saved[2].data<float>(), dy,
+            dqkv, gradient_of(qkv_bias), bias_table->gradient, shared_mode(ctx, {qkv_bias, bias_table}),
             ctx.scratch(kernels::window_attention_backward_workspace_bytes(kc, params)));
         if (slot) {
           slot->add(ctx, std::move(dqkv));
@@ -575,7 +587,8 @@ Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& 
   params.shifts = shifts;
   params.patch = patch;
   params.shift = shift;
-  check<ShapeError>(params.channels * groups == e.c, "shifted_patch: ", e.c, " channels in ", groups, " groups");
+  check<ShapeError>(params.channels * groups == e.c, "shifted_patch: ", e.c, " channels in ", groups,
+                    " groups");
   require_shape(parameters.weight->value, {groups, params.out, params.features()}, "shifted_patch: weight");
   Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), params.out});
   const bool recording = records(context, {&x}, true);
@@ -596,7 +609,8 @@ Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& 
   }
   return context.tape()->record(
       "shifted_patch", y, {x.value(), mask, mean, rstd},
-      [params, p = parameters, mask_pointer, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+      [params, p = parameters, mask_pointer, slot = x.slot()](DeviceContext& ctx, const Tensor& dy,
+                                                              Saved saved) {
         kernels::Context& kc = ctx.kernels();
         Tensor dx;
         if (slot) {
@@ -607,7 +621,8 @@ Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& 
             saved[2].data<float>(), saved[3].data<float>(), dy, slot ? Data(dx) : Data(), p.gamma->gradient,
             p.beta->gradient, p.weight->gradient, p.bias->gradient, gradient_of(p.missing),
             shared_mode(ctx, {p.gamma, p.beta, p.weight, p.bias, p.missing}),
-            ctx.scratch(kernels::shifted_patch_workspace_bytes(kc, params, kernels::ShiftedPatchPass::backward)));
+            ctx.scratch(
+                kernels::shifted_patch_workspace_bytes(kc, params, kernels::ShiftedPatchPass::backward)));
         if (slot) {
           slot->add(ctx, std::move(dx));
         }
@@ -622,12 +637,13 @@ Variable route_channels(DeviceContext& context, const Tensor& x, const Tensor& s
   Shape shape = x.shape();
   shape.back() = out;
   Tensor y = Tensor::empty(context, shape);
-  kernels::route_channels(context.kernels(), n, x.count() / (n * channels), channels, out, x, source.data<int32_t>(),
-                          y);
+  kernels::route_channels(context.kernels(), n, x.count() / (n * channels), channels, out, x,
+                          source.data<int32_t>(), y);
   return y;
 }
 
-Variable max_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel, std::array<int, 3> stride) {
+Variable max_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel,
+                    std::array<int, 3> stride) {
   VESAL_RANGE("max_pool3d");
   const Extent5 e = extent5(x, "max_pool3d");
   const kernels::PoolParams params{e.n, e.d, e.h, e.w, e.c, kernel, stride, false};
@@ -637,7 +653,8 @@ Variable max_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3
   if (recording) {
     index = Tensor::empty(context, y.shape(), DType::u8);
   }
-  kernels::max_pool3d_forward(context.kernels(), params, x.value(), y, recording ? index.data<uint8_t>() : nullptr);
+  kernels::max_pool3d_forward(context.kernels(), params, x.value(), y,
+                              recording ? index.data<uint8_t>() : nullptr);
   if (!recording) {
     return y;
   }
@@ -650,7 +667,8 @@ Variable max_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3
       });
 }
 
-Variable avg_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel, std::array<int, 3> stride) {
+Variable avg_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel,
+                    std::array<int, 3> stride) {
   VESAL_RANGE("avg_pool3d");
   const Extent5 e = extent5(x, "avg_pool3d");
   const kernels::PoolParams params{e.n, e.d, e.h, e.w, e.c, kernel, stride, true};
@@ -660,7 +678,8 @@ Variable avg_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3
     return y;
   }
   return context.tape()->record(
-      "avg_pool3d", y, {}, [params, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+      "avg_pool3d", y, {},
+      [params, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
         Tensor dx = Tensor::empty(ctx, shape);
         kernels::avg_pool3d_backward(ctx.kernels(), params, dy, dx);
         slot->add(ctx, std::move(dx));
@@ -673,15 +692,16 @@ Variable resize(DeviceContext& context, const Variable& x, std::array<int64_t, 3
   if (size == std::array<int64_t, 3>{e.d, e.h, e.w}) {
     return x;
   }
-  const kernels::ResizeParams params{e.n, e.d, e.h, e.w, size[0], size[1], size[2], e.c,
-                                     kernels::Interpolation::trilinear};
+  const kernels::ResizeParams params{
+      e.n, e.d, e.h, e.w, size[0], size[1], size[2], e.c, kernels::Interpolation::trilinear};
   Tensor y = Tensor::empty(context, {e.n, size[0], size[1], size[2], e.c});
   kernels::resize_forward(context.kernels(), params, x.value(), y);
   if (!records(context, {&x})) {
     return y;
   }
   return context.tape()->record(
-      "resize", y, {}, [params, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+      "resize", y, {},
+      [params, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
         Tensor dx = Tensor::empty(ctx, shape);
         kernels::resize_backward(ctx.kernels(), params, dy, dx);
         slot->add(ctx, std::move(dx));
@@ -696,14 +716,14 @@ Variable add(DeviceContext& context, const Variable& a, const Variable& b) {
   if (!records(context, {&a, &b})) {
     return y;
   }
-  return context.tape()->record("add", y, {},
-                                [first = a.slot(), second = b.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
-                                  for (const Slot& slot : {first, second}) {
-                                    if (slot) {
-                                      slot->add(ctx, dy);
-                                    }
-                                  }
-                                });
+  return context.tape()->record(
+      "add", y, {}, [first = a.slot(), second = b.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+        for (const Slot& slot : {first, second}) {
+          if (slot) {
+            slot->add(ctx, dy);
+          }
+        }
+      });
 }
 
 Variable add_scaled(DeviceContext& context, const Variable& a, const Variable& b, Parameter* scale) {
@@ -712,17 +732,19 @@ Variable add_scaled(DeviceContext& context, const Variable& a, const Variable& b
   const int64_t n = a.size(0);
   const int64_t inner = n == 0 ? 0 : a.value().count() / n;
   Tensor y = a.value().empty_like(context);
-  kernels::scaled_add_forward(context.kernels(), n, inner, a.value(), b.value(), scale->value, ConstData(), y);
+  kernels::scaled_add_forward(context.kernels(), n, inner, a.value(), b.value(), scale->value, ConstData(),
+                              y);
   if (!records(context, {&a, &b}, true)) {
     return y;
   }
   return context.tape()->record(
       "add_scaled", y, {b.value()},
-      [n, inner, scale, first = a.slot(), second = b.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
+      [n, inner, scale, first = a.slot(), second = b.slot()](DeviceContext& ctx, const Tensor& dy,
+                                                             Saved saved) {
         kernels::Context& kc = ctx.kernels();
         Tensor db = saved[0].empty_like(ctx);
-        kernels::scaled_add_backward(kc, n, inner, saved[0], scale->value, ConstData(), dy, db, scale->gradient,
-                                     scale->next_mode(),
+        kernels::scaled_add_backward(kc, n, inner, saved[0], scale->value, ConstData(), dy, db,
+                                     scale->gradient, scale->next_mode(),
                                      ctx.scratch(kernels::scaled_add_backward_workspace_bytes(kc, n, inner)));
         if (second) {
           second->add(ctx, std::move(db));
@@ -760,7 +782,9 @@ Variable combine(DeviceContext& context, float alpha, const Variable& a, float b
       });
 }
 
-Variable relu(DeviceContext& context, const Variable& x) { return activate(context, x, kernels::Activation::relu); }
+Variable relu(DeviceContext& context, const Variable& x) {
+  return activate(context, x, kernels::Activation::relu);
+}
 
 Variable activate(DeviceContext& context, const Variable& x, kernels::Activation activation, float slope) {
   VESAL_RANGE("activate");
@@ -791,7 +815,8 @@ Variable add_sample_vector(DeviceContext& context, const Variable& x, const Vari
   }
   return context.tape()->record(
       "add_sample_vector", y, {},
-      [n, spatial, channels, first = x.slot(), second = v.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
+      [n, spatial, channels, first = x.slot(), second = v.slot()](DeviceContext& ctx, const Tensor& dy,
+                                                                  Saved) {
         if (second) {
           kernels::Context& kc = ctx.kernels();
           Tensor dv = Tensor::empty(ctx, {n, channels});
@@ -896,7 +921,8 @@ Variable concat_channels(DeviceContext& context, const Variable& a, const Variab
         const auto part = [&](const Slot& slot, const Shape& shape_of, int64_t offset, int64_t count) {
           if (slot) {
             Tensor d = Tensor::empty(ctx, shape_of);
-            kernels::copy_channels(ctx.kernels(), {rows, ca + cb, offset, count, 0, count}, dy, d, GradMode::overwrite);
+            kernels::copy_channels(ctx.kernels(), {rows, ca + cb, offset, count, 0, count}, dy, d,
+                                   GradMode::overwrite);
             slot->add(ctx, std::move(d));
           }
         };
@@ -914,7 +940,8 @@ Tensor stack_rows(DeviceContext& context, const Tensor& a, const Tensor& b) {
   Tensor y = Tensor::empty(context, shape);
   const StreamHandle stream = context.stream().handle();
   device_api::copy_on_device(context.device(), stream, y.data(), a.data(), a.bytes());
-  device_api::copy_on_device(context.device(), stream, y.slice(a.size(0), shape[0]).data(), b.data(), b.bytes());
+  device_api::copy_on_device(context.device(), stream, y.slice(a.size(0), shape[0]).data(), b.data(),
+                             b.bytes());
   return y;
 }
 
@@ -951,8 +978,8 @@ Variable take_samples(DeviceContext& context, const Variable& x, int64_t begin, 
       "take_samples", y, {},
       [begin, end, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
         Tensor dx = Tensor::zeros(ctx, shape);
-        device_api::copy_on_device(ctx.device(), ctx.stream().handle(), dx.slice(begin, end).data(), dy.data(),
-                                   dy.bytes());
+        device_api::copy_on_device(ctx.device(), ctx.stream().handle(), dx.slice(begin, end).data(),
+                                   dy.data(), dy.bytes());
         slot->add(ctx, std::move(dx));
       });
 }
@@ -966,7 +993,8 @@ Variable edge_gate(DeviceContext& context, const Variable& x, Parameter* gamma, 
   const bool recording = records(context, {&x}, true);
   kernels::Context& k = context.kernels();
 
-  // All channels share one stencil, so they are summed first (spec: C + 27 operations a voxel instead of 54 C).
+  // All channels share one stencil, so they are summed first (spec: C + 27 operations a voxel instead of 54
+  // C).
   Tensor sum = Tensor::empty(context, {e.n, e.d, e.h, e.w, 1});
   kernels::channel_sum_forward(k, voxels, e.c, x.value(), sum);
   Tensor gradient_values = Tensor::empty(context, {e.n, e.d, e.h, e.w, 3});
@@ -992,17 +1020,18 @@ Variable edge_gate(DeviceContext& context, const Variable& x, Parameter* gamma, 
   if (!recording) {
     return y;
   }
-  return context.tape()->record(
-      "edge_gate", y, {normed.value(), x.value()},
-      [params, gradient_slot = normed.slot(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
-        Tensor dgradient = saved[0].empty_like(ctx);
-        Tensor dx = saved[1].empty_like(ctx);
-        kernels::edge_gate_backward(ctx.kernels(), params, saved[0], saved[1], dy, dgradient, dx);
-        gradient_slot->add(ctx, std::move(dgradient));
-        if (slot) {
-          slot->add(ctx, std::move(dx));
-        }
-      });
+  return context.tape()->record("edge_gate", y, {normed.value(), x.value()},
+                                [params, gradient_slot = normed.slot(), slot = x.slot()](
+                                    DeviceContext& ctx, const Tensor& dy, Saved saved) {
+                                  Tensor dgradient = saved[0].empty_like(ctx);
+                                  Tensor dx = saved[1].empty_like(ctx);
+                                  kernels::edge_gate_backward(ctx.kernels(), params, saved[0], saved[1], dy,
+                                                              dgradient, dx);
+                                  gradient_slot->add(ctx, std::move(dgradient));
+                                  if (slot) {
+                                    slot->add(ctx, std::move(dx));
+                                  }
+                                });
 }
 
 Regions build_regions(DeviceContext& context, const Tensor& labels, int64_t regions) {
@@ -1168,7 +1197,8 @@ Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph
     return values;
   }
   return context.tape()->record(
-      "symmetric_edge_weights", values, {values, graph.row_offsets, graph.columns, graph.types, graph.transpose},
+      "symmetric_edge_weights", values,
+      {values, graph.row_offsets, graph.columns, graph.types, graph.transpose},
       [graph, theta](DeviceContext& ctx, const Tensor& dy, Saved saved) {
         kernels::Context& kc = ctx.kernels();
         kernels::graph_symmetric_weights_backward(
@@ -1177,8 +1207,8 @@ Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph
       });
 }
 
-Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph, const Variable& z, Parameter* u,
-                                Parameter* v, Parameter* theta) {
+Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph, const Variable& z,
+                                Parameter* u, Parameter* v, Parameter* theta) {
   VESAL_RANGE("attention_edge_weights");
   require_shape(theta->value, {graph.graph.type_count}, "attention_edge_weights: theta");
   constexpr float slope = 0.2f;  // as in GAT
@@ -1202,39 +1232,41 @@ Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph
         Tensor db = saved[1].empty_like(ctx);
         kernels::graph_attention_scores_backward(
             kc, graph.graph, slope, saved[0], saved[1], theta->value, dscores, da, db, theta->gradient,
-            theta->next_mode(), ctx.scratch(kernels::graph_attention_scores_workspace_bytes(kc, graph.graph)));
+            theta->next_mode(),
+            ctx.scratch(kernels::graph_attention_scores_workspace_bytes(kc, graph.graph)));
         first->add(ctx, std::move(da));
         second->add(ctx, std::move(db));
       });
 }
 
-Variable propagate(DeviceContext& context, const SparseGraph& graph, const Variable& weights, const Variable& z) {
+Variable propagate(DeviceContext& context, const SparseGraph& graph, const Variable& weights,
+                   const Variable& z) {
   VESAL_RANGE("propagate");
   const int64_t features = z.size(-1);
-  check<ShapeError>(z.value().count() == graph.graph.nodes * features, "propagate: ", to_string(z.shape()), " for ",
-                    graph.graph.nodes, " nodes");
+  check<ShapeError>(z.value().count() == graph.graph.nodes * features, "propagate: ", to_string(z.shape()),
+                    " for ", graph.graph.nodes, " nodes");
   Tensor y = z.value().empty_like(context);
   kernels::graph_spmm(context.kernels(), graph.graph, features, weights.value(), z.value(), false, y,
                       GradMode::overwrite);
   if (!records(context, {&weights, &z})) {
     return y;
   }
-  return context.tape()->record(
-      "propagate", y, {weights.value(), z.value()},
-      [graph, features, weight_slot = weights.slot(), slot = z.slot()](DeviceContext& ctx, const Tensor& dy,
-                                                                        Saved saved) {
-        kernels::Context& kc = ctx.kernels();
-        if (weight_slot) {
-          Tensor dvalues = Tensor::empty(ctx, {graph.capacity});
-          kernels::graph_sddmm(kc, graph.graph, features, dy, saved[1], dvalues);
-          weight_slot->add(ctx, std::move(dvalues));
-        }
-        if (slot) {
-          Tensor dz = saved[1].empty_like(ctx);
-          kernels::graph_spmm(kc, graph.graph, features, saved[0], dy, true, dz, GradMode::overwrite);
-          slot->add(ctx, std::move(dz));
-        }
-      });
+  return context.tape()->record("propagate", y, {weights.value(), z.value()},
+                                [graph, features, weight_slot = weights.slot(), slot = z.slot()](
+                                    DeviceContext& ctx, const Tensor& dy, Saved saved) {
+                                  kernels::Context& kc = ctx.kernels();
+                                  if (weight_slot) {
+                                    Tensor dvalues = Tensor::empty(ctx, {graph.capacity});
+                                    kernels::graph_sddmm(kc, graph.graph, features, dy, saved[1], dvalues);
+                                    weight_slot->add(ctx, std::move(dvalues));
+                                  }
+                                  if (slot) {
+                                    Tensor dz = saved[1].empty_like(ctx);
+                                    kernels::graph_spmm(kc, graph.graph, features, saved[0], dy, true, dz,
+                                                        GradMode::overwrite);
+                                    slot->add(ctx, std::move(dz));
+                                  }
+                                });
 }
 
 }  // namespace vesal::layers

@@ -1,6 +1,7 @@
-// Differentiable ops: a forward kernel, a hand-written backward, and what must be saved between them. Each takes the
-// device's context first; with a tape on the context it records itself when an input or parameter needs a gradient,
-// without one it only computes. Activations are [N, D, H, W, C]; ops over the last axis accept any rank.
+// Differentiable ops: a forward kernel, a hand-written backward, and what must be saved between them. Each
+// takes the device's context first; with a tape on the context it records itself when an input or parameter
+// needs a gradient, without one it only computes. Activations are [N, D, H, W, C]; ops over the last axis
+// accept any rank.
 #pragma once
 
 #include <array>
@@ -37,8 +38,8 @@ Variable conv_transpose3d(DeviceContext& context, const Variable& x, Parameter* 
 Variable linear(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
                 kernels::Activation activation = kernels::Activation::none);
 
-Variable layer_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta, float eps = 1e-5f,
-                    kernels::Activation activation = kernels::Activation::none);
+Variable layer_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
+                    float eps = 1e-5f, kernels::Activation activation = kernels::Activation::none);
 // gamma, beta [C]; both null for no affine map. activation none, relu or leaky_relu (slope 0.01).
 Variable instance_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
                        kernels::Activation activation = kernels::Activation::none, float eps = 1e-5f);
@@ -49,17 +50,19 @@ struct BatchNormBuffers {
   Buffer* running_var = nullptr;   // [C]
   Counter* batches = nullptr;
 };
-// Over the voxels of all samples. In training x is normalised with its own statistics, and every call moves the running
-// ones (a module that is applied twice in a step moves them twice, in order); otherwise with the running ones, which
-// must be there. gamma, beta [C]; both null for no affine map. activation none, relu, leaky_relu (slope 0.01), gelu,
-// silu or elu.
+// Over the voxels of all samples. In training x is normalised with its own statistics, and every call moves
+// the running ones (a module that is applied twice in a step moves them twice, in order); otherwise with the
+// running ones, which must be there. gamma, beta [C]; both null for no affine map. activation none, relu,
+// leaky_relu (slope 0.01), gelu, silu or elu.
 Variable batch_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
                     const BatchNormBuffers& buffers, bool training,
                     kernels::Activation activation = kernels::Activation::none, float eps = 1e-5f,
                     float momentum = 0.1f);
-// Over the voxels and neighbouring channels of each group; groups divides C. gamma, beta and activation as above.
-Variable group_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta, int64_t groups,
-                    kernels::Activation activation = kernels::Activation::none, float eps = 1e-5f);
+// Over the voxels and neighbouring channels of each group; groups divides C. gamma, beta and activation as
+// above.
+Variable group_norm(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
+                    int64_t groups, kernels::Activation activation = kernels::Activation::none,
+                    float eps = 1e-5f);
 
 struct WindowAttentionSettings {
   int heads = 1;
@@ -68,8 +71,8 @@ struct WindowAttentionSettings {
   kernels::PaddingMode padding = kernels::PaddingMode::masked;
   std::array<int, 3> bias_window{0, 0, 0};  // the window of the bias table; zeros: `window`
 };
-// qkv [N, D, H, W, 3 * C]; qkv_bias [3 * C] the bias of the projection that made it; bias_table [rows, heads].
-// The result is [N, D, H, W, C].
+// qkv [N, D, H, W, 3 * C]; qkv_bias [3 * C] the bias of the projection that made it; bias_table [rows,
+// heads]. The result is [N, D, H, W, C].
 Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter* qkv_bias,
                           Parameter* bias_table, const WindowAttentionSettings& settings);
 
@@ -114,13 +117,15 @@ Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& 
                        const ShiftedPatchParameters& parameters, int64_t groups, kernels::ShiftSet shifts,
                        std::array<int, 3> patch = {2, 2, 2}, std::array<int, 3> shift = {1, 1, 1});
 
-// x[n, ..., source[n, k]] as channel k, 0 where the source is -1; channels that are not named are never read. source
-// [N, out] i32 on the device. A constant: no gradient flows to x.
+// x[n, ..., source[n, k]] as channel k, 0 where the source is -1; channels that are not named are never read.
+// source [N, out] i32 on the device. A constant: no gradient flows to x.
 Variable route_channels(DeviceContext& context, const Tensor& x, const Tensor& source);
 
-Variable max_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel, std::array<int, 3> stride);
+Variable max_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel,
+                    std::array<int, 3> stride);
 // Partial windows at the far ends count, divided by the voxels that they really cover.
-Variable avg_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel, std::array<int, 3> stride);
+Variable avg_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel,
+                    std::array<int, 3> stride);
 // Trilinear, PyTorch's align_corners=False. Returns x itself when the size is already right.
 Variable resize(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size);
 
@@ -131,14 +136,16 @@ Variable add_scaled(DeviceContext& context, const Variable& a, const Variable& b
 Variable combine(DeviceContext& context, float alpha, const Variable& a, float beta, const Variable& b);
 Variable relu(DeviceContext& context, const Variable& x);
 // Any activation but none; `slope` is leaky_relu's.
-Variable activate(DeviceContext& context, const Variable& x, kernels::Activation activation, float slope = 0.01f);
+Variable activate(DeviceContext& context, const Variable& x, kernels::Activation activation,
+                  float slope = 0.01f);
 // x[n, ..., c] + v[n, c].
 Variable add_sample_vector(DeviceContext& context, const Variable& x, const Variable& v);
-// Stochastic depth (Huang et al. 2016): each sample's branch is dropped with `probability` in training and scaled by
-// 1 / (1 - probability) otherwise; x itself when the probability is 0.
+// Stochastic depth (Huang et al. 2016): each sample's branch is dropped with `probability` in training and
+// scaled by 1 / (1 - probability) otherwise; x itself when the probability is 0.
 Variable drop_path(DeviceContext& context, const Variable& x, float probability);
-// Each element, or each channel of a sample, is dropped with `probability` and scaled by 1 / (1 - probability)
-// otherwise; x itself when the probability is 0. The mask is drawn again in the backward pass, not stored.
+// Each element, or each channel of a sample, is dropped with `probability` and scaled by 1 / (1 -
+// probability) otherwise; x itself when the probability is 0. The mask is drawn again in the backward pass,
+// not stored.
 Variable dropout(DeviceContext& context, const Variable& x, float probability);
 Variable dropout_channels(DeviceContext& context, const Variable& x, float probability);
 
@@ -195,9 +202,10 @@ Variable mask_nodes(DeviceContext& context, const SparseGraph& graph, const Vari
 Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph, Parameter* theta);
 // One weight per edge: row-softmax of LeakyReLU(u . z_i + v . z_j + theta[type]); z [nodes, F], u and v [1,
 // F]. With absent sets z comes from mask_nodes: the products with u and v read every row.
-Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph, const Variable& z, Parameter* u,
-                                Parameter* v, Parameter* theta);
+Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph, const Variable& z,
+                                Parameter* u, Parameter* v, Parameter* theta);
 // y_i = sum_j w_ij z_j; z, y [nodes, F].
-Variable propagate(DeviceContext& context, const SparseGraph& graph, const Variable& weights, const Variable& z);
+Variable propagate(DeviceContext& context, const SparseGraph& graph, const Variable& weights,
+                   const Variable& z);
 
 }  // namespace vesal::layers

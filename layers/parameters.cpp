@@ -17,7 +17,8 @@ Parameter* ParameterStore::find(std::string_view name) const {
 bool ParameterStore::has_name(std::string_view name) const {
   const auto named = [&](const auto& entry) { return entry->name == name; };
   return std::any_of(parameters_.begin(), parameters_.end(), named) ||
-         std::any_of(buffers_.begin(), buffers_.end(), named) || std::any_of(counters_.begin(), counters_.end(), named);
+         std::any_of(buffers_.begin(), buffers_.end(), named) ||
+         std::any_of(counters_.begin(), counters_.end(), named);
 }
 
 int64_t ParameterStore::count() const {
@@ -91,8 +92,8 @@ Parameter* ParameterBuilder::truncated_normal(std::string_view name, Shape shape
   return add(name, std::move(shape), values, false, ParameterLayout::plain);
 }
 
-Parameter* ParameterBuilder::add(std::string_view name, Shape shape, const std::vector<float>& values, bool decays,
-                                 ParameterLayout layout) const {
+Parameter* ParameterBuilder::add(std::string_view name, Shape shape, const std::vector<float>& values,
+                                 bool decays, ParameterLayout layout) const {
   auto parameter = std::make_unique<Parameter>();
   parameter->name = prefix_ + std::string(name);
   check<ShapeError>(!store_.has_name(parameter->name), "parameter ", parameter->name, " exists already");

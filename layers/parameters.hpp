@@ -22,12 +22,13 @@ enum class ParameterLayout {
 struct Parameter {
   std::string name;  // PyTorch-like: "decoder.up1.conv.weight"
   Tensor value;
-  Tensor gradient;               // the same shape; meaningful once gradient_written
+  Tensor gradient;                // the same shape; meaningful once gradient_written
   bool gradient_written = false;  // in this step
   bool decays = true;             // weight decay applies (weights: yes; biases, norms, tables: no)
   ParameterLayout layout = ParameterLayout::plain;
 
-  // What the next backward function must do with `gradient`: the first one in a step overwrites. Marks it written.
+  // What the next backward function must do with `gradient`: the first one in a step overwrites. Marks it
+  // written.
   kernels::GradMode next_mode() {
     const bool first = !gradient_written;
     gradient_written = true;
@@ -35,8 +36,8 @@ struct Parameter {
   }
 };
 
-// What a module keeps beside its parameters: it changes in training and belongs into weights files, but no gradient
-// reaches it and no optimiser moves it.
+// What a module keeps beside its parameters: it changes in training and belongs into weights files, but no
+// gradient reaches it and no optimiser moves it.
 struct Buffer {
   std::string name;  // PyTorch-like: "norm.running_mean"
   Tensor value;
@@ -48,8 +49,8 @@ struct Counter {
   int64_t value = 0;
 };
 
-// All parameters of a model, in the order of their creation, which is part of the file format's stability; and its
-// buffers and counters, which share the parameters' names but are counted and trained nowhere.
+// All parameters of a model, in the order of their creation, which is part of the file format's stability;
+// and its buffers and counters, which share the parameters' names but are counted and trained nowhere.
 class ParameterStore {
  public:
   const std::vector<std::unique_ptr<Parameter>>& all() const { return parameters_; }
@@ -71,8 +72,8 @@ class ParameterStore {
   std::vector<std::unique_ptr<Counter>> counters_;
 };
 
-// Creates parameters under dotted names with PyTorch's default initial values. Numbers are drawn by Philox keyed by the
-// seed and the parameter's position, so they depend on nothing else.
+// Creates parameters under dotted names with PyTorch's default initial values. Numbers are drawn by Philox
+// keyed by the seed and the parameter's position, so they depend on nothing else.
 class ParameterBuilder {
  public:
   ParameterBuilder(DeviceContext& context, ParameterStore& store, uint64_t seed)

@@ -78,10 +78,9 @@ class Learner {
           Tensor::from_host(context_, batch.labels, {samples, patch_.z, patch_.y, patch_.x});
       {
         const TapeScope scope(context_, &tape);
-        const models::FusionOutputs outputs =
-            network_.forward(context_, volume, batch.masks,
-                             {.training = true, .edges = config_.edge_weight > 0, .recompute = recompute_},
-                             batch.spacing_mm);
+        const models::FusionOutputs outputs = network_.forward(
+            context_, volume, batch.masks,
+            {.training = true, .edges = config_.edge_weight > 0, .recompute = recompute_}, batch.spacing_mm);
         loss = models::fusion_loss(context_, outputs, labels,
                                    {.edge_weight = static_cast<float>(config_.edge_weight)});
       }
@@ -613,8 +612,8 @@ TrainResult Run::execute() {
   try {
     read_data();
     choose();
-    learner_ = std::make_unique<Learner>(*context_, info_.network, state_.config, info_.patch,
-                                         settings_.recompute);
+    learner_ =
+        std::make_unique<Learner>(*context_, info_.network, state_.config, info_.patch, settings_.recompute);
     if (checkpoint_) {
       restore_checkpoint(*context_, *checkpoint_, learner_->network(), learner_->optimizer());
       checkpoint_.reset();

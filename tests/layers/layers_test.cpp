@@ -1,6 +1,6 @@
-// Differentiable ops: every op's gradient against differences of its own forward pass, on cpu and on simt; parameters,
-// schedules, the optimiser. (Kernels are checked in double by their own tests; what is checked here is what an op adds:
-// which tensors it saves, which gradient goes where, how shared parameters add up.)
+// Differentiable ops: every op's gradient against differences of its own forward pass, on cpu and on simt;
+// parameters, schedules, the optimiser. (Kernels are checked in double by their own tests; what is checked
+// here is what an op adds: which tensors it saves, which gradient goes where, how shared parameters add up.)
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -44,10 +44,11 @@ class Layers : public ::testing::TestWithParam<Device> {
     return std::inner_product(values.begin(), values.end(), direction.begin(), 0.0);
   }
 
-  // Compares the gradients of sum(forward(inputs) * r), r random, with central differences along random directions of
-  // every input and every parameter. The forward pass is float32, so a difference with step h is known to about
-  // 1e-7 * |y| / h: with h = 1e-2 that is 1e-5 of the values, and curvature adds h^2. Two per cent of the gradient's size
-  // along a direction is far above both and far below any wrong factor or missing term.
+  // Compares the gradients of sum(forward(inputs) * r), r random, with central differences along random
+  // directions of every input and every parameter. The forward pass is float32, so a difference with step h
+  // is known to about 1e-7 * |y| / h: with h = 1e-2 that is 1e-5 of the values, and curvature adds h^2. Two
+  // per cent of the gradient's size along a direction is far above both and far below any wrong factor or
+  // missing term.
   void check_gradients(const Forward& forward, std::vector<Tensor> inputs, double step = 1e-2) {
     Tape tape;
     std::vector<Variable> leaves;
@@ -97,7 +98,8 @@ class Layers : public ::testing::TestWithParam<Device> {
         scale = std::max({scale, std::abs(numeric), std::abs(analytic)});
         worst = std::max(worst, std::abs(numeric - analytic));
       }
-      // A direction almost orthogonal to the gradient has no size of its own: compare with the gradient's norm too.
+      // A direction almost orthogonal to the gradient has no size of its own: compare with the gradient's
+      // norm too.
       const double norm_of_gradient = std::sqrt(std::inner_product(g.begin(), g.end(), g.begin(), 0.0));
       scale = std::max(scale, norm_of_gradient / std::sqrt(static_cast<double>(g.size())));
       EXPECT_LE(worst, 0.02 * scale + 2e-4) << name;
@@ -153,8 +155,8 @@ TEST_P(Layers, LinearWithEveryActivation) {
        {kernels::Activation::none, kernels::Activation::relu, kernels::Activation::gelu}) {
     store = ParameterStore();
     const Linear linear(builder, 7, 5);
-    check_gradients([&](const auto& x) { return linear(context, x[0], activation); }, {random_tensor({2, 3, 7}, 1)},
-                    1e-3);
+    check_gradients([&](const auto& x) { return linear(context, x[0], activation); },
+                    {random_tensor({2, 3, 7}, 1)}, 1e-3);
   }
 }
 
@@ -166,7 +168,8 @@ TEST_P(Layers, Norms) {
   store = ParameterStore();
   {
     const InstanceNorm norm(builder, 4, kernels::Activation::relu);
-    check_gradients([&](const auto& x) { return norm(context, x[0]); }, {random_tensor({2, 3, 3, 3, 4}, 1)}, 1e-3);
+    check_gradients([&](const auto& x) { return norm(context, x[0]); }, {random_tensor({2, 3, 3, 3, 4}, 1)},
+                    1e-3);
   }
 }
 
@@ -175,7 +178,8 @@ TEST_P(Layers, BatchNormInTrainingAndEvaluation) {
     store = ParameterStore();
     const BatchNorm norm(builder, 4, kernels::Activation::silu);
     norm(context, random_tensor({2, 3, 2, 3, 4}, 2), true);  // running statistics of their own
-    check_gradients([&](const auto& x) { return norm(context, x[0], training); }, {random_tensor({2, 3, 2, 3, 4}, 1)});
+    check_gradients([&](const auto& x) { return norm(context, x[0], training); },
+                    {random_tensor({2, 3, 2, 3, 4}, 1)});
   }
 }
 
@@ -222,8 +226,8 @@ TEST_P(Layers, BatchNormAppliedTwiceUpdatesTwice) {
   EXPECT_THROW(fresh(context, random_tensor({1, 1, 1, 1, 3}, 4), true), ShapeError);
 }
 
-// The inner block is run again in the backward pass, and so is the one around it; an input with another use, a
-// parameter used twice, random numbers and running statistics come out as without.
+// The inner block is run again in the backward pass, and so is the one around it; an input with another use,
+// a parameter used twice, random numbers and running statistics come out as without.
 TEST_P(Layers, CheckpointedBlocksGiveTheSameBits) {
   struct Step {
     std::vector<float> y, dx, mean;
@@ -300,7 +304,8 @@ TEST_P(Layers, GroupNorm) {
 TEST_P(Layers, ActivationsAndDropout) {
   for (const kernels::Activation kind : {kernels::Activation::gelu_tanh, kernels::Activation::silu,
                                          kernels::Activation::hardswish, kernels::Activation::elu}) {
-    check_gradients([&](const auto& x) { return activate(context, x[0], kind); }, {random_tensor({2, 3, 5}, 1)}, 1e-3);
+    check_gradients([&](const auto& x) { return activate(context, x[0], kind); },
+                    {random_tensor({2, 3, 5}, 1)}, 1e-3);
   }
   for (const auto drop : {dropout, dropout_channels}) {
     // The same step for every evaluation: the same mask.
@@ -329,7 +334,8 @@ TEST_P(Layers, ShiftedPatchPlainAndMasked) {
   {
     const ShiftedPatch embed(builder, 4, 1, 6, kernels::ShiftSet::corner8, true);
     const Tensor mask = Tensor::from_host(context, std::vector<uint8_t>{1, 0, 1, 1, 0, 1, 0, 1}, {2, 4});
-    check_gradients([&](const auto& x) { return embed(context, x[0], mask); }, {random_tensor({2, 4, 4, 4, 4}, 1)});
+    check_gradients([&](const auto& x) { return embed(context, x[0], mask); },
+                    {random_tensor({2, 4, 4, 4, 4}, 1)});
   }
   store = ParameterStore();
   {
@@ -352,9 +358,11 @@ TEST_P(Layers, WindowAttentionWithTheTableOfTheUnclippedWindow) {
 }
 
 TEST_P(Layers, SwinStageShiftedPaddedAndSharedBias) {
-  const SwinSettings settings{.channels = 8, .heads = 2, .window = 2, .padding = kernels::PaddingMode::attend};
+  const SwinSettings settings{
+      .channels = 8, .heads = 2, .window = 2, .padding = kernels::PaddingMode::attend};
   const SwinStage stage(builder, settings, {0.0f, 0.0f});
-  check_gradients([&](const auto& x) { return stage(context, x[0], false); }, {random_tensor({2, 3, 4, 5, 8}, 1)});
+  check_gradients([&](const auto& x) { return stage(context, x[0], false); },
+                  {random_tensor({2, 3, 4, 5, 8}, 1)});
 }
 
 TEST_P(Layers, AttentionCrossMaskedAndBiased) {
@@ -427,7 +435,9 @@ TEST_P(Layers, Rotary) {
 }
 
 TEST_P(Layers, PoolsResizeAndArithmetic) {
-  const auto one = [&](const auto& f) { check_gradients([&](const auto& x) { return f(x[0]); }, {random_tensor({2, 4, 6, 5, 3}, 1)}, 1e-3); };
+  const auto one = [&](const auto& f) {
+    check_gradients([&](const auto& x) { return f(x[0]); }, {random_tensor({2, 4, 6, 5, 3}, 1)}, 1e-3);
+  };
   one([&](const Variable& x) { return max_pool3d(context, x, {2, 2, 2}, {2, 2, 2}); });
   one([&](const Variable& x) { return avg_pool3d(context, x, {2, 2, 2}, {2, 2, 2}); });
   one([&](const Variable& x) { return resize(context, x, {7, 3, 9}); });
@@ -450,8 +460,11 @@ TEST_P(Layers, PoolsResizeAndArithmetic) {
 
 TEST_P(Layers, EdgeAttention) {
   const EdgeAttention block(builder, 5);
-  check_gradients([&](const auto& x) { return block(context, x[0], {2, 1, 1}); }, {random_tensor({2, 4, 5, 3, 5}, 1)},
-                  5e-4);
+  check_gradients(
+      [&](const auto& x) {
+        return block(context, x[0], {2, 1, 1});
+      },
+      {random_tensor({2, 4, 5, 3, 5}, 1)}, 5e-4);
 }
 
 TEST_P(Layers, GraphOpsOnAFixedGraph) {
@@ -461,7 +474,9 @@ TEST_P(Layers, GraphOpsOnAFixedGraph) {
   {
     Parameter* theta = builder.uniform("theta", {kernels::kOneSetEdgeTypes}, 0.5f, false);
     check_gradients(
-        [&](const auto& x) { return propagate(context, graph, symmetric_edge_weights(context, graph, theta), x[0]); },
+        [&](const auto& x) {
+          return propagate(context, graph, symmetric_edge_weights(context, graph, theta), x[0]);
+        },
         {random_tensor({nodes, 4}, 1)});
   }
   store = ParameterStore();
@@ -622,8 +637,9 @@ TEST_P(Layers, DenseGraphReasoning) {
   EXPECT_THROW(DenseGraphReasoning(builder, {.channels = 6}), ShapeError);
 }
 
-// The whole block's gradients are compared with PyTorch in double by tests/oracle: its ReLU after a norm over a few
-// interpolated nodes has too many kinks for float32 differences. Here: both branches receive the same message.
+// The whole block's gradients are compared with PyTorch in double by tests/oracle: its ReLU after a norm over
+// a few interpolated nodes has too many kinks for float32 differences. Here: both branches receive the same
+// message.
 TEST_P(Layers, GraphReasoningTreatsBothBranchesAlike) {
   for (const EdgeWeights weights : {EdgeWeights::symmetric, EdgeWeights::attention}) {
     store = ParameterStore();
@@ -633,7 +649,8 @@ TEST_P(Layers, GraphReasoningTreatsBothBranchesAlike) {
     EXPECT_EQ(same_a.value().to_host<float>(context), same_b.value().to_host<float>(context));
     EXPECT_NE(same_a.value().to_host<float>(context), x.to_host<float>(context));
     const auto [a, b] = block(context, x, random_tensor({2, 4, 3, 4, 6}, 2));
-    EXPECT_NE(a.value().to_host<float>(context), same_a.value().to_host<float>(context));  // the edges have a say
+    EXPECT_NE(a.value().to_host<float>(context),
+              same_a.value().to_host<float>(context));  // the edges have a say
     EXPECT_EQ(a.shape(), x.shape());
     EXPECT_EQ(b.shape(), x.shape());
     const Tensor small = random_tensor({2, 3, 4, 3, 6}, 3);
@@ -667,7 +684,9 @@ TEST_P(Layers, LossesStartTheBackwardPassWithTheirWeight) {
   const Tensor logits = random_tensor({2, 2, 2, 2, 3}, 1);
   const Tensor edge_logits = random_tensor({2, 2, 2, 2, 1}, 2);
   check_loss(logits, [&](const Variable& x, float w) { return region_loss(context, x, targets, {}, w); });
-  check_loss(logits, [&](const Variable& x, float w) { return region_loss(context, x, targets, {.batch_dice = true}, w); });
+  check_loss(logits, [&](const Variable& x, float w) {
+    return region_loss(context, x, targets, {.batch_dice = true}, w);
+  });
   check_loss(edge_logits, [&](const Variable& x, float w) { return edge_loss(context, x, edges, w); });
 }
 
@@ -676,9 +695,11 @@ TEST_P(Layers, ClassLossesStartTheBackwardPassWithTheirWeight) {
   const Tensor labels = Tensor::from_host(
       context, std::vector<uint8_t>{0, 1, 2, 9, 1, 2, 1, 0, 0, 0, 2, 2, 0, 9, 1, 0}, {2, 2, 2, 2});
   CrossEntropySettings entropy{.ignore_label = 9, .label_smoothing = 0.1f, .focal_gamma = 2.0f};
-  check_loss(logits, [&](const Variable& x, float w) { return cross_entropy_loss(context, x, labels, entropy, w); });
+  check_loss(logits,
+             [&](const Variable& x, float w) { return cross_entropy_loss(context, x, labels, entropy, w); });
   entropy.class_weights = Tensor::from_host(context, std::vector<float>{0.5f, 1.0f, 2.0f}, {3});
-  check_loss(logits, [&](const Variable& x, float w) { return cross_entropy_loss(context, x, labels, entropy, w); });
+  check_loss(logits,
+             [&](const Variable& x, float w) { return cross_entropy_loss(context, x, labels, entropy, w); });
   const OverlapLossSettings dice{.first_channel = 1, .ignore_label = 9, .batch = true};
   check_loss(logits, [&](const Variable& x, float w) { return overlap_loss(context, x, labels, dice, w); });
   std::vector<uint8_t> raw(48);
@@ -689,7 +710,8 @@ TEST_P(Layers, ClassLossesStartTheBackwardPassWithTheirWeight) {
   const OverlapLossSettings iou{.kind = kernels::Overlap::iou, .softmax = false};
   check_loss(logits, [&](const Variable& x, float w) { return overlap_loss(context, x, masks, iou, w); });
   const Tensor teacher = random_tensor({2, 2, 2, 2, 3}, 2);
-  check_loss(logits, [&](const Variable& x, float w) { return distillation_loss(context, x, teacher, 2.0f, w); });
+  check_loss(logits,
+             [&](const Variable& x, float w) { return distillation_loss(context, x, teacher, 2.0f, w); });
   EXPECT_THROW(cross_entropy_loss(context, logits, masks, {}, 1.0f), ShapeError);
   EXPECT_THROW(cross_entropy_loss(context, logits, labels, {.class_weights = teacher}, 1.0f), ShapeError);
   EXPECT_THROW(overlap_loss(context, logits, labels, iou, 1.0f), ShapeError);
@@ -703,7 +725,8 @@ TEST_P(Layers, PointwiseLossesStartTheBackwardPassWithTheirWeight) {
        {kernels::PointwiseLoss::l1, kernels::PointwiseLoss::smooth_l1, kernels::PointwiseLoss::l2}) {
     PointwiseLossSettings settings{.kind = kind, .beta = 2.0f};
     settings.channel_weights = Tensor::from_host(context, std::vector<float>{1, 2, 0.5f, 0}, {4});
-    check_loss(x, [&](const Variable& v, float w) { return pointwise_loss(context, v, target, settings, w); });
+    check_loss(x,
+               [&](const Variable& v, float w) { return pointwise_loss(context, v, target, settings, w); });
   }
   std::vector<uint8_t> raw(24);
   for (size_t i = 0; i < raw.size(); ++i) {
@@ -728,7 +751,8 @@ TEST_P(Layers, PointwiseLossesStartTheBackwardPassWithTheirWeight) {
 
 TEST_P(Layers, AParameterUsedTwiceGetsBothGradients) {
   const Linear linear(builder, 3, 3);
-  check_gradients([&](const auto& x) { return linear(context, linear(context, x[0])); }, {random_tensor({4, 3}, 1)});
+  check_gradients([&](const auto& x) { return linear(context, linear(context, x[0])); },
+                  {random_tensor({4, 3}, 1)});
 }
 
 TEST_P(Layers, AdamWMovesAgainstTheGradientAndDecaysOnlyWeights) {
@@ -759,8 +783,9 @@ TEST_P(Layers, AdamWMovesAgainstTheGradientAndDecaysOnlyWeights) {
 TEST_P(Layers, AdamFoldsTheDecayIntoTheGradient) {
   Parameter* weight = builder.constant("weight", {50}, 3.0f);
   weight->decays = true;
-  AdamW optimizer(context, store,
-                  {.weight_decay = 0.5f, .max_norm = 0.0f, .amsgrad = true, .decay = kernels::WeightDecay::l2});
+  AdamW optimizer(
+      context, store,
+      {.weight_decay = 0.5f, .max_norm = 0.0f, .amsgrad = true, .decay = kernels::WeightDecay::l2});
   kernels::fill(context.kernels(), 50, -1.5f, weight->gradient);
   weight->gradient_written = true;
   optimizer.step(context, 0.01f);
@@ -847,8 +872,11 @@ TEST(Schedule, WarmsUpAndDecays) {
   EXPECT_FLOAT_EQ(learning_rate_at(poly, 60), std::pow(0.5f, 0.9f));
   EXPECT_FLOAT_EQ(learning_rate_at(poly, 110), 0.0f);
   EXPECT_FLOAT_EQ(learning_rate_at(poly, 500), 0.0f);
-  const Schedule cosine{
-      .kind = ScheduleKind::cosine, .base_lr = 2.0f, .warmup_steps = 0, .total_steps = 100, .final_factor = 0.1f};
+  const Schedule cosine{.kind = ScheduleKind::cosine,
+                        .base_lr = 2.0f,
+                        .warmup_steps = 0,
+                        .total_steps = 100,
+                        .final_factor = 0.1f};
   EXPECT_FLOAT_EQ(learning_rate_at(cosine, 0), 2.0f);
   EXPECT_NEAR(learning_rate_at(cosine, 50), 2.0f * (0.1f + 0.9f * 0.5f), 1e-6);
   EXPECT_NEAR(learning_rate_at(cosine, 100), 0.2f, 1e-6);
