@@ -48,7 +48,7 @@ Variable node_features(DeviceContext& context, const Variable& v, const Variable
   GemmParams params =
       kernels::dense_gemm(samples, 1, nodes, features, v.value().count() / samples / nodes, true, false);
   params.alpha = scale;
-  Tensor logits = Tensor::empty(context, {samples, nodes, features});
+  Tensor logits = Tensor::empty(context, {samples, nodes, features}, v.value().dtype());
   run_gemm(context, params, v.value(), w.value(), logits);
   Tensor g = logits.empty_like(context);
   kernels::softmax_forward(context.kernels(), samples * nodes, features, logits, g);
@@ -73,7 +73,7 @@ Variable project_back(DeviceContext& context, const Variable& v, const Variable&
       kernels::dense_gemm(samples, 1, v.value().count() / samples / nodes, features, nodes);
   Shape shape = v.shape();
   shape.back() = features;
-  Tensor r = Tensor::empty(context, shape);
+  Tensor r = Tensor::empty(context, shape, v.value().dtype());
   run_gemm(context, params, v.value(), g.value(), r);
   if (!recording(context)) {
     return r;
@@ -96,10 +96,12 @@ Variable scrambled_linear(DeviceContext& context, const Variable& r, Parameter* 
   params.b.outer_stride = 0;
   Shape shape = r.shape();
   shape.back() = out;
-  Tensor product = Tensor::empty(context, shape);
-  run_gemm(context, params, r.value(), weight->value, product);
+  const DType dtype = r.value().dtype();
+  Tensor product = Tensor::empty(context, shape, dtype);
+  run_gemm(context, params, r.value(), weight->stored(context, dtype), product);
   Tensor y = product.empty_like(context);
-  kernels::add_sample_vector(context.kernels(), 1, samples * voxels, out, product, bias->value, y);
+  kernels::add_sample_vector(context.kernels(), 1, samples * voxels, out, product,
+                             bias->stored(context, dtype), y);
   if (!recording(context)) {
     return y;
   }
@@ -117,7 +119,7 @@ Variable scrambled_linear(DeviceContext& context, const Variable& r, Parameter* 
         const int64_t rows = params.outer * params.m;
         kernels::sum_spatial(k, 1, rows, params.n, 1.0f, dy, bias->gradient, bias->next_mode(),
                              ctx.scratch(kernels::sum_spatial_workspace_bytes(k, 1, rows, params.n)));
-        slot->add(ctx, gradient_a(ctx, params, dy, weight->value, saved[0]));
+        slot->add(ctx, gradient_a(ctx, params, dy, weight->stored(ctx, dy.dtype()), saved[0]));
       });
 }
 
@@ -135,11 +137,12 @@ Variable dense_propagate(DeviceContext& context, const Variable& z, Parameter* a
   kernels::Context& k = context.kernels();
   Tensor difference = z.value().empty_like(context);
   kernels::scale_add(k, z.value().count(), 1.0f, z.value(), 0.0f, difference);
-  run_gemm(context, params, adjacency->value, z.value(), difference);
+  const DType dtype = z.value().dtype();
+  run_gemm(context, params, adjacency->stored(context, dtype), z.value(), difference);
   Tensor y = z.value().empty_like(context);
   for (int64_t s = 0; s < samples; ++s) {
-    kernels::add_sample_vector(k, nodes, features, 1, difference.slice(s, s + 1), bias->value,
-                               y.slice(s, s + 1));
+    kernels::add_sample_vector(k, nodes, features, 1, difference.slice(s, s + 1),
+                               bias->stored(context, dtype), y.slice(s, s + 1));
   }
   if (!recording(context)) {
     return y;
@@ -163,7 +166,7 @@ Variable dense_propagate(DeviceContext& context, const Variable& z, Parameter* a
           of_z.transpose_a = true;
           Tensor dz = dy.empty_like(ctx);
           kernels::scale_add(kc, dy.count(), 1.0f, dy, 0.0f, dz);
-          run_gemm(ctx, of_z, adjacency->value, dy, dz);
+          run_gemm(ctx, of_z, adjacency->stored(ctx, dy.dtype()), dy, dz);
           slot->add(ctx, std::move(dz));
         }
       });

@@ -59,10 +59,10 @@ Variable GraphReasoning::exchange(DeviceContext& context, const Variable& x,
   const Variable z =
       add_scaled(context, take_samples(context, x, 0, n), take_samples(context, x, n, 2 * n), edge_scale_);
   const SparseGraph graph = build(z.value());
-  const Variable weights = settings_.weights == EdgeWeights::symmetric
-                               ? symmetric_edge_weights(context, graph, edge_type_)
-                               : attention_edge_weights(context, graph, z, attention_source_, attention_target_,
-                                                        edge_type_);
+  const Variable weights =
+      settings_.weights == EdgeWeights::symmetric
+          ? symmetric_edge_weights(context, graph, edge_type_, z.value().dtype())
+          : attention_edge_weights(context, graph, z, attention_source_, attention_target_, edge_type_);
   const Variable difference = combine(context, 1.0f, propagate(context, graph, weights, z), -1.0f, z);
   const Variable message = message_(context, difference, kernels::Activation::relu);
   return add(context, x, concat_samples(context, message, message));

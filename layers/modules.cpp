@@ -20,8 +20,12 @@ constexpr ConvGeometry kDoubling{{4, 4, 4}, {2, 2, 2}, {1, 1, 1}};
 Conv3d::Conv3d(const ParameterBuilder& builder, int64_t in, int64_t out, const ConvGeometry& geometry)
     : geometry_(geometry) {
   const auto [kd, kh, kw] = geometry.kernel;
-  const float bound = default_bound(in * kd * kh * kw);
-  weight_ = builder.uniform("weight", {out, kd, kh, kw, in}, bound, true, ParameterLayout::convolution);
+  check<ShapeError>(geometry.groups >= 1 && in % geometry.groups == 0 && out % geometry.groups == 0,
+                    "Conv3d: groups ", geometry.groups, ", expected a divisor of ", in, " and ", out,
+                    " channels");
+  const int64_t group_in = in / geometry.groups;
+  const float bound = default_bound(group_in * kd * kh * kw);
+  weight_ = builder.uniform("weight", {out, kd, kh, kw, group_in}, bound, true, ParameterLayout::convolution);
   bias_ = builder.uniform("bias", {out}, bound, false);
 }
 

@@ -49,6 +49,18 @@ void require_shape(const Tensor& tensor, const Shape& shape, const char* what) {
                     to_string(tensor.shape()));
 }
 
+// Tensors whose memory is copied as it is must also share their storage type.
+void require_like(const Tensor& tensor, const Shape& shape, DType dtype, const char* what) {
+  require_shape(tensor, shape, what);
+  check<ShapeError>(tensor.dtype() == dtype, what, ": tensors are stored as ", name_of(dtype), " and ",
+                    name_of(tensor.dtype()), ", expected one type");
+}
+
+// Uninitialised, stored like `like`.
+Tensor empty_stored_like(DeviceContext& context, const Tensor& like, Shape shape) {
+  return Tensor::empty(context, std::move(shape), like.dtype());
+}
+
 ConstData value_of(const Parameter* parameter) {
   return parameter ? ConstData(parameter->value) : ConstData();
 }
@@ -79,15 +91,26 @@ Variable conv3d(DeviceContext& context, const Variable& x, Parameter* weight, Pa
                 const ConvGeometry& geometry) {
   VESAL_RANGE("conv3d");
   const Extent5 e = extent5(x, "conv3d");
-  const kernels::Conv3dParams params{
-      e.n, e.d, e.h, e.w, e.c, weight->value.size(0), geometry.kernel, geometry.stride, geometry.padding};
+  const kernels::Conv3dParams params{e.n,
+                                     e.d,
+                                     e.h,
+                                     e.w,
+                                     e.c,
+                                     weight->value.size(0),
+                                     geometry.kernel,
+                                     geometry.stride,
+                                     geometry.padding,
+                                     geometry.dilation,
+                                     geometry.groups};
+  kernels::check_params(params, "conv3d");
   require_shape(weight->value,
-                {params.c_out, geometry.kernel[0], geometry.kernel[1], geometry.kernel[2], e.c},
+                {params.c_out, geometry.kernel[0], geometry.kernel[1], geometry.kernel[2], params.group_in()},
                 "conv3d: weight");
-  Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), params.c_out});
+  Tensor y = empty_stored_like(context, x.value(),
+                               {e.n, params.out_d(), params.out_h(), params.out_w(), params.c_out});
   kernels::Context& k = context.kernels();
   kernels::conv3d_forward(
-      k, params, x.value(), weight->value, value_of(bias), y,
+      k, params, x.value(), weight->stored(context, y.dtype()), value_of(bias), y,
       context.scratch(kernels::conv3d_workspace_bytes(k, params, kernels::ConvPass::forward)));
   if (!records(context, {&x}, true)) {
     return y;
@@ -102,7 +125,7 @@ Variable conv3d(DeviceContext& context, const Variable& x, Parameter* weight, Pa
         if (slot) {
           Tensor dx = saved[0].empty_like(ctx);
           kernels::conv3d_backward_data(
-              kc, params, dy, weight->value, dx,
+              kc, params, dy, weight->stored(ctx, dy.dtype()), dx,
               ctx.scratch(kernels::conv3d_workspace_bytes(kc, params, kernels::ConvPass::backward_data)));
           slot->add(ctx, std::move(dx));
         }
@@ -113,15 +136,27 @@ Variable conv_transpose3d(DeviceContext& context, const Variable& x, Parameter* 
                           const ConvGeometry& geometry) {
   VESAL_RANGE("conv_transpose3d");
   const Extent5 e = extent5(x, "conv_transpose3d");
-  const kernels::ConvTranspose3dParams params{
-      e.n, e.d, e.h, e.w, e.c, weight->value.size(4), geometry.kernel, geometry.stride, geometry.padding};
+  check<ShapeError>(geometry.groups >= 1, "conv_transpose3d: groups ", geometry.groups,
+                    ", expected at least 1");
+  kernels::ConvTranspose3dParams params{e.n,
+                                        e.d,
+                                        e.h,
+                                        e.w,
+                                        e.c,
+                                        weight->value.size(4) * geometry.groups,
+                                        geometry.kernel,
+                                        geometry.stride,
+                                        geometry.padding};
+  params.dilation = geometry.dilation;
+  params.groups = geometry.groups;
   require_shape(weight->value,
-                {e.c, geometry.kernel[0], geometry.kernel[1], geometry.kernel[2], params.c_out},
+                {e.c, geometry.kernel[0], geometry.kernel[1], geometry.kernel[2], weight->value.size(4)},
                 "conv_transpose3d: weight");
-  Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), params.c_out});
+  Tensor y = empty_stored_like(context, x.value(),
+                               {e.n, params.out_d(), params.out_h(), params.out_w(), params.c_out});
   kernels::Context& k = context.kernels();
   kernels::conv_transpose3d_forward(
-      k, params, x.value(), weight->value, value_of(bias), y,
+      k, params, x.value(), weight->stored(context, y.dtype()), value_of(bias), y,
       context.scratch(kernels::conv_transpose3d_workspace_bytes(k, params, kernels::ConvPass::forward)));
   if (!records(context, {&x}, true)) {
     return y;
@@ -136,7 +171,7 @@ Variable conv_transpose3d(DeviceContext& context, const Variable& x, Parameter* 
                                                       kc, params, kernels::ConvPass::backward_weight)));
         if (slot) {
           Tensor dx = saved[0].empty_like(ctx);
-          kernels::conv_transpose3d_backward_data(kc, params, dy, weight->value, dx,
+          kernels::conv_transpose3d_backward_data(kc, params, dy, weight->stored(ctx, dy.dtype()), dx,
                                                   ctx.scratch(kernels::conv_transpose3d_workspace_bytes(
                                                       kc, params, kernels::ConvPass::backward_data)));
           slot->add(ctx, std::move(dx));
@@ -158,7 +193,7 @@ Variable linear(DeviceContext& context, const Variable& x, Parameter* weight, Pa
   const kernels::LinearParams params{x.value().count() / in, in, out, activation};
   Shape shape = x.shape();
   shape.back() = out;
-  Tensor y = Tensor::empty(context, shape);
+  Tensor y = empty_stored_like(context, x.value(), shape);
   const bool recording = records(context, {&x}, true);
   const bool activated = activation != kernels::Activation::none;
   Tensor pre;
@@ -167,7 +202,8 @@ Variable linear(DeviceContext& context, const Variable& x, Parameter* weight, Pa
   }
   kernels::Context& k = context.kernels();
   kernels::linear_forward(
-      k, params, x.value(), weight->value, value_of(bias), y, pre.defined() ? Data(pre) : Data(),
+      k, params, x.value(), weight->stored(context, y.dtype()), value_of(bias), y,
+      pre.defined() ? Data(pre) : Data(),
       context.scratch(kernels::linear_workspace_bytes(k, params, kernels::LinearPass::forward)));
   if (!recording) {
     return y;
@@ -189,7 +225,7 @@ Variable linear(DeviceContext& context, const Variable& x, Parameter* weight, Pa
         if (slot) {
           Tensor dx = saved[0].empty_like(ctx);
           kernels::linear_backward_data(
-              kc, params, d, weight->value, dx,
+              kc, params, d, weight->stored(ctx, d.dtype()), dx,
               ctx.scratch(kernels::linear_workspace_bytes(kc, params, kernels::LinearPass::backward_data)));
           slot->add(ctx, std::move(dx));
         }
@@ -368,7 +404,7 @@ Variable window_attention(DeviceContext& context, const Variable& qkv, Parameter
   params.bias_window = settings.bias_window;
   params.scale = 1.0f / std::sqrt(static_cast<float>(params.head_dim));
   require_shape(bias_table->value, {params.bias_rows(), settings.heads}, "window_attention: bias table");
-  Tensor out = Tensor::empty(context, {e.n, e.d, e.h, e.w, channels});
+  Tensor out = empty_stored_like(context, qkv.value(), {e.n, e.d, e.h, e.w, channels});
   const bool recording = records(context, {&qkv}, true);
   Tensor lse;
   if (recording) {
@@ -453,14 +489,17 @@ int64_t tokens_of(const char* op, const Variable& x) {
 }
 
 // Where q, k and v, or their gradients, begin: in three tensors, or in one that holds all of them.
-std::array<float*, 3> attention_parts(const Tensor& q, const Tensor& k, const Tensor& v, int64_t channels) {
+std::array<Data, 3> attention_parts(const Tensor& q, const Tensor& k, const Tensor& v, int64_t channels) {
   if (k.defined()) {
-    return {q.data<float>(), k.data<float>(), v.data<float>()};
+    return {q, k, v};
   }
-  return {q.data<float>(), q.data<float>() + channels, q.data<float>() + 2 * channels};
+  const auto behind = [&](int64_t elements) {
+    return Data(static_cast<char*>(q.data()) + static_cast<size_t>(elements) * size_of(q.dtype()), q.dtype());
+  };
+  return {q, behind(channels), behind(2 * channels)};
 }
 
-kernels::AttentionInputs attention_inputs(const std::array<float*, 3>& parts, const Tensor& key_mask,
+kernels::AttentionInputs attention_inputs(const std::array<Data, 3>& parts, const Tensor& key_mask,
                                           const Tensor& bias, const Tensor& axial_bias) {
   kernels::AttentionInputs inputs{parts[0], parts[1], parts[2]};
   inputs.key_mask = key_mask.defined() ? key_mask.data<uint8_t>() : nullptr;
@@ -481,7 +520,7 @@ Variable attend(DeviceContext& context, const char* op, const Variable& q, const
     axial_bias = Tensor::empty(context, {p.n, p.queries, p.heads, p.axial_size()});
     kernels::relative_position_forward(kernel_context, plan.relative, parts[0], plan.tables, axial_bias);
   }
-  Tensor out = Tensor::empty(context, std::move(out_shape));
+  Tensor out = empty_stored_like(context, q.value(), std::move(out_shape));
   const bool recording = records(context, {&q, &k, &v}, plan.has_tables);
   Tensor lse;
   if (recording) {
@@ -590,7 +629,8 @@ Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& 
   check<ShapeError>(params.channels * groups == e.c, "shifted_patch: ", e.c, " channels in ", groups,
                     " groups");
   require_shape(parameters.weight->value, {groups, params.out, params.features()}, "shifted_patch: weight");
-  Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), params.out});
+  Tensor y = empty_stored_like(context, x.value(),
+                               {e.n, params.out_d(), params.out_h(), params.out_w(), params.out});
   const bool recording = records(context, {&x}, true);
   Tensor mean, rstd;
   if (recording) {
@@ -601,32 +641,33 @@ Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& 
   const auto mask_pointer = [](const Tensor& m) { return m.defined() ? m.data<uint8_t>() : nullptr; };
   kernels::shifted_patch_forward(
       k, params, x.value(), mask_pointer(mask), parameters.gamma->value, parameters.beta->value,
-      parameters.weight->value, parameters.bias->value, value_of(parameters.missing), y,
+      parameters.weight->stored(context, y.dtype()), parameters.bias->value, value_of(parameters.missing), y,
       recording ? mean.data<float>() : nullptr, recording ? rstd.data<float>() : nullptr,
       context.scratch(kernels::shifted_patch_workspace_bytes(k, params, kernels::ShiftedPatchPass::forward)));
   if (!recording) {
     return y;
   }
-  return context.tape()->record(
-      "shifted_patch", y, {x.value(), mask, mean, rstd},
-      [params, p = parameters, mask_pointer, slot = x.slot()](DeviceContext& ctx, const Tensor& dy,
-                                                              Saved saved) {
-        kernels::Context& kc = ctx.kernels();
-        Tensor dx;
-        if (slot) {
-          dx = saved[0].empty_like(ctx);
-        }
-        kernels::shifted_patch_backward(
-            kc, params, saved[0], mask_pointer(saved[1]), p.gamma->value, p.beta->value, p.weight->value,
-            saved[2].data<float>(), saved[3].data<float>(), dy, slot ? Data(dx) : Data(), p.gamma->gradient,
-            p.beta->gradient, p.weight->gradient, p.bias->gradient, gradient_of(p.missing),
-            shared_mode(ctx, {p.gamma, p.beta, p.weight, p.bias, p.missing}),
-            ctx.scratch(
-                kernels::shifted_patch_workspace_bytes(kc, params, kernels::ShiftedPatchPass::backward)));
-        if (slot) {
-          slot->add(ctx, std::move(dx));
-        }
-      });
+  return context.tape()->record("shifted_patch", y, {x.value(), mask, mean, rstd},
+                                [params, p = parameters, mask_pointer, slot = x.slot()](
+                                    DeviceContext& ctx, const Tensor& dy, Saved saved) {
+                                  kernels::Context& kc = ctx.kernels();
+                                  Tensor dx;
+                                  if (slot) {
+                                    dx = saved[0].empty_like(ctx);
+                                  }
+                                  kernels::shifted_patch_backward(
+                                      kc, params, saved[0], mask_pointer(saved[1]), p.gamma->value,
+                                      p.beta->value, p.weight->stored(ctx, dy.dtype()),
+                                      saved[2].data<float>(), saved[3].data<float>(), dy,
+                                      slot ? Data(dx) : Data(), p.gamma->gradient, p.beta->gradient,
+                                      p.weight->gradient, p.bias->gradient, gradient_of(p.missing),
+                                      shared_mode(ctx, {p.gamma, p.beta, p.weight, p.bias, p.missing}),
+                                      ctx.scratch(kernels::shifted_patch_workspace_bytes(
+                                          kc, params, kernels::ShiftedPatchPass::backward)));
+                                  if (slot) {
+                                    slot->add(ctx, std::move(dx));
+                                  }
+                                });
 }
 
 Variable route_channels(DeviceContext& context, const Tensor& x, const Tensor& source) {
@@ -636,43 +677,60 @@ Variable route_channels(DeviceContext& context, const Tensor& x, const Tensor& s
   const int64_t out = source.size(1);
   Shape shape = x.shape();
   shape.back() = out;
-  Tensor y = Tensor::empty(context, shape);
+  Tensor y = empty_stored_like(context, x, shape);
   kernels::route_channels(context.kernels(), n, x.count() / (n * channels), channels, out, x,
                           source.data<int32_t>(), y);
   return y;
 }
 
-Variable max_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel,
-                    std::array<int, 3> stride) {
-  VESAL_RANGE("max_pool3d");
-  const Extent5 e = extent5(x, "max_pool3d");
-  const kernels::PoolParams params{e.n, e.d, e.h, e.w, e.c, kernel, stride, false};
-  Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), e.c});
+namespace {
+
+kernels::PoolParams pool_params(const Extent5& e, const PoolGeometry& geometry) {
+  return {.n = e.n,
+          .d = e.d,
+          .h = e.h,
+          .w = e.w,
+          .c = e.c,
+          .kernel = geometry.kernel,
+          .stride = geometry.stride,
+          .ceil_mode = geometry.ceil_mode,
+          .padding = geometry.padding,
+          .count_include_pad = geometry.count_include_pad};
+}
+
+kernels::PoolParams adaptive_params(const Extent5& e, std::array<int64_t, 3> size, const char* op) {
+  for (const int64_t extent : size) {
+    check<ShapeError>(extent >= 1, op, ": output extent ", extent, ", expected at least 1");
+  }
+  kernels::PoolParams params{.n = e.n, .d = e.d, .h = e.h, .w = e.w, .c = e.c};
+  params.adaptive = size;
+  return params;
+}
+
+Variable max_pool(DeviceContext& context, const Variable& x, const kernels::PoolParams& params) {
+  Tensor y = empty_stored_like(context, x.value(),
+                               {params.n, params.out_d(), params.out_h(), params.out_w(), params.c});
   const bool recording = records(context, {&x});
   Tensor index;
   if (recording) {
-    index = Tensor::empty(context, y.shape(), DType::u8);
+    index = Tensor::empty(context, y.shape(), params.index_type());
   }
-  kernels::max_pool3d_forward(context.kernels(), params, x.value(), y,
-                              recording ? index.data<uint8_t>() : nullptr);
+  kernels::max_pool3d_forward(context.kernels(), params, x.value(), y, recording ? Data(index) : Data());
   if (!recording) {
     return y;
   }
   return context.tape()->record(
       "max_pool3d", y, {index},
       [params, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
-        Tensor dx = Tensor::empty(ctx, shape);
-        kernels::max_pool3d_backward(ctx.kernels(), params, dy, saved[0].data<uint8_t>(), dx);
+        Tensor dx = empty_stored_like(ctx, dy, shape);
+        kernels::max_pool3d_backward(ctx.kernels(), params, dy, saved[0], dx);
         slot->add(ctx, std::move(dx));
       });
 }
 
-Variable avg_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel,
-                    std::array<int, 3> stride) {
-  VESAL_RANGE("avg_pool3d");
-  const Extent5 e = extent5(x, "avg_pool3d");
-  const kernels::PoolParams params{e.n, e.d, e.h, e.w, e.c, kernel, stride, true};
-  Tensor y = Tensor::empty(context, {e.n, params.out_d(), params.out_h(), params.out_w(), e.c});
+Variable avg_pool(DeviceContext& context, const Variable& x, const kernels::PoolParams& params) {
+  Tensor y = empty_stored_like(context, x.value(),
+                               {params.n, params.out_d(), params.out_h(), params.out_w(), params.c});
   kernels::avg_pool3d_forward(context.kernels(), params, x.value(), y);
   if (!records(context, {&x})) {
     return y;
@@ -680,21 +738,64 @@ Variable avg_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3
   return context.tape()->record(
       "avg_pool3d", y, {},
       [params, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
-        Tensor dx = Tensor::empty(ctx, shape);
+        Tensor dx = empty_stored_like(ctx, dy, shape);
         kernels::avg_pool3d_backward(ctx.kernels(), params, dy, dx);
         slot->add(ctx, std::move(dx));
       });
 }
 
-Variable resize(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size) {
-  VESAL_RANGE("resize");
+}  // namespace
+
+Variable max_pool3d(DeviceContext& context, const Variable& x, const PoolGeometry& geometry) {
+  VESAL_RANGE("max_pool3d");
+  return max_pool(context, x, pool_params(extent5(x, "max_pool3d"), geometry));
+}
+
+Variable avg_pool3d(DeviceContext& context, const Variable& x, const PoolGeometry& geometry) {
+  VESAL_RANGE("avg_pool3d");
+  return avg_pool(context, x, pool_params(extent5(x, "avg_pool3d"), geometry));
+}
+
+Variable max_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel,
+                    std::array<int, 3> stride) {
+  return max_pool3d(context, x, PoolGeometry{.kernel = kernel, .stride = stride});
+}
+
+Variable avg_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel,
+                    std::array<int, 3> stride) {
+  return avg_pool3d(context, x, PoolGeometry{.kernel = kernel, .stride = stride, .ceil_mode = true});
+}
+
+Variable adaptive_max_pool3d(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size) {
+  VESAL_RANGE("adaptive_max_pool3d");
+  return max_pool(context, x,
+                  adaptive_params(extent5(x, "adaptive_max_pool3d"), size, "adaptive_max_pool3d"));
+}
+
+Variable adaptive_avg_pool3d(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size) {
+  VESAL_RANGE("adaptive_avg_pool3d");
+  return avg_pool(context, x,
+                  adaptive_params(extent5(x, "adaptive_avg_pool3d"), size, "adaptive_avg_pool3d"));
+}
+
+namespace {
+
+// `scale` as in kernels::ResizeParams.
+Variable resize_volume(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size,
+                       std::array<double, 3> scale, const ResizeSettings& settings) {
   const Extent5 e = extent5(x, "resize");
-  if (size == std::array<int64_t, 3>{e.d, e.h, e.w}) {
-    return x;
-  }
-  const kernels::ResizeParams params{
-      e.n, e.d, e.h, e.w, size[0], size[1], size[2], e.c, kernels::Interpolation::trilinear};
-  Tensor y = Tensor::empty(context, {e.n, size[0], size[1], size[2], e.c});
+  const kernels::ResizeParams params{.n = e.n,
+                                     .d = e.d,
+                                     .h = e.h,
+                                     .w = e.w,
+                                     .out_d = size[0],
+                                     .out_h = size[1],
+                                     .out_w = size[2],
+                                     .c = e.c,
+                                     .interpolation = settings.interpolation,
+                                     .align_corners = settings.align_corners,
+                                     .scale = scale};
+  Tensor y = empty_stored_like(context, x.value(), {e.n, size[0], size[1], size[2], e.c});
   kernels::resize_forward(context.kernels(), params, x.value(), y);
   if (!records(context, {&x})) {
     return y;
@@ -702,10 +803,54 @@ Variable resize(DeviceContext& context, const Variable& x, std::array<int64_t, 3
   return context.tape()->record(
       "resize", y, {},
       [params, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
-        Tensor dx = Tensor::empty(ctx, shape);
+        Tensor dx = empty_stored_like(ctx, dy, shape);
         kernels::resize_backward(ctx.kernels(), params, dy, dx);
         slot->add(ctx, std::move(dx));
       });
+}
+
+}  // namespace
+
+Variable resize(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size,
+                const ResizeSettings& settings) {
+  VESAL_RANGE("resize");
+  const Extent5 e = extent5(x, "resize");
+  if (size == std::array<int64_t, 3>{e.d, e.h, e.w}) {
+    return x;
+  }
+  return resize_volume(context, x, size, {0, 0, 0}, settings);
+}
+
+Variable resize_by(DeviceContext& context, const Variable& x, std::array<double, 3> scale,
+                   const ResizeSettings& settings) {
+  VESAL_RANGE("resize_by");
+  const Extent5 e = extent5(x, "resize_by");
+  for (const double factor : scale) {
+    check<ShapeError>(factor > 0, "resize_by: scale ", factor, ", expected more than 0");
+  }
+  return resize_volume(context, x,
+                       {kernels::resized_extent(e.d, scale[0]), kernels::resized_extent(e.h, scale[1]),
+                        kernels::resized_extent(e.w, scale[2])},
+                       scale, settings);
+}
+
+Variable convert(DeviceContext& context, const Variable& x, DType dtype) {
+  if (x.value().dtype() == dtype) {
+    return x;
+  }
+  VESAL_RANGE("convert");
+  Tensor y = Tensor::empty(context, x.shape(), dtype);
+  kernels::convert(context.kernels(), y.count(), x.value(), y);
+  if (!records(context, {&x})) {
+    return y;
+  }
+  return context.tape()->record("convert", y, {},
+                                [from = x.value().dtype(), shape = x.shape(), slot = x.slot()](
+                                    DeviceContext& ctx, const Tensor& dy, Saved) {
+                                  Tensor dx = Tensor::empty(ctx, shape, from);
+                                  kernels::convert(ctx.kernels(), dx.count(), dy, dx);
+                                  slot->add(ctx, std::move(dx));
+                                });
 }
 
 Variable add(DeviceContext& context, const Variable& a, const Variable& b) {
@@ -819,7 +964,7 @@ Variable add_sample_vector(DeviceContext& context, const Variable& x, const Vari
                                                                   Saved) {
         if (second) {
           kernels::Context& kc = ctx.kernels();
-          Tensor dv = Tensor::empty(ctx, {n, channels});
+          Tensor dv = empty_stored_like(ctx, dy, {n, channels});
           kernels::sum_spatial(kc, n, spatial, channels, 1.0f, dy, dv, GradMode::overwrite,
                                ctx.scratch(kernels::sum_spatial_workspace_bytes(kc, n, spatial, channels)));
           second->add(ctx, std::move(dv));
@@ -907,7 +1052,7 @@ Variable concat_channels(DeviceContext& context, const Variable& a, const Variab
   shape.back() = cb;
   require_shape(b.value(), shape, "concat_channels");
   shape.back() = ca + cb;
-  Tensor y = Tensor::empty(context, shape);
+  Tensor y = empty_stored_like(context, a.value(), shape);
   kernels::Context& k = context.kernels();
   kernels::copy_channels(k, {rows, ca, 0, ca + cb, 0, ca}, a.value(), y, GradMode::overwrite);
   kernels::copy_channels(k, {rows, cb, 0, ca + cb, ca, cb}, b.value(), y, GradMode::overwrite);
@@ -920,7 +1065,7 @@ Variable concat_channels(DeviceContext& context, const Variable& a, const Variab
           DeviceContext& ctx, const Tensor& dy, Saved) {
         const auto part = [&](const Slot& slot, const Shape& shape_of, int64_t offset, int64_t count) {
           if (slot) {
-            Tensor d = Tensor::empty(ctx, shape_of);
+            Tensor d = empty_stored_like(ctx, dy, shape_of);
             kernels::copy_channels(ctx.kernels(), {rows, ca + cb, offset, count, 0, count}, dy, d,
                                    GradMode::overwrite);
             slot->add(ctx, std::move(d));
@@ -937,7 +1082,7 @@ namespace {
 Tensor stack_rows(DeviceContext& context, const Tensor& a, const Tensor& b) {
   Shape shape = a.shape();
   shape[0] += b.size(0);
-  Tensor y = Tensor::empty(context, shape);
+  Tensor y = empty_stored_like(context, a, shape);
   const StreamHandle stream = context.stream().handle();
   device_api::copy_on_device(context.device(), stream, y.data(), a.data(), a.bytes());
   device_api::copy_on_device(context.device(), stream, y.slice(a.size(0), shape[0]).data(), b.data(),
@@ -951,7 +1096,7 @@ Variable concat_samples(DeviceContext& context, const Variable& a, const Variabl
   VESAL_RANGE("concat_samples");
   Shape shape = a.shape();
   shape[0] = b.size(0);
-  require_shape(b.value(), shape, "concat_samples");
+  require_like(b.value(), shape, a.value().dtype(), "concat_samples");
   Tensor y = stack_rows(context, a.value(), b.value());
   if (!records(context, {&a, &b})) {
     return y;
@@ -977,7 +1122,7 @@ Variable take_samples(DeviceContext& context, const Variable& x, int64_t begin, 
   return context.tape()->record(
       "take_samples", y, {},
       [begin, end, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
-        Tensor dx = Tensor::zeros(ctx, shape);
+        Tensor dx = Tensor::zeros(ctx, shape, dy.dtype());
         device_api::copy_on_device(ctx.device(), ctx.stream().handle(), dx.slice(begin, end).data(),
                                    dy.data(), dy.bytes());
         slot->add(ctx, std::move(dx));
@@ -995,9 +1140,9 @@ Variable edge_gate(DeviceContext& context, const Variable& x, Parameter* gamma, 
 
   // All channels share one stencil, so they are summed first (spec: C + 27 operations a voxel instead of 54
   // C).
-  Tensor sum = Tensor::empty(context, {e.n, e.d, e.h, e.w, 1});
+  Tensor sum = empty_stored_like(context, x.value(), {e.n, e.d, e.h, e.w, 1});
   kernels::channel_sum_forward(k, voxels, e.c, x.value(), sum);
-  Tensor gradient_values = Tensor::empty(context, {e.n, e.d, e.h, e.w, 3});
+  Tensor gradient_values = empty_stored_like(context, x.value(), {e.n, e.d, e.h, e.w, 3});
   kernels::sobel_gradient_forward(k, sobel, sum, gradient_values);
   Variable gradient = gradient_values;
   if (recording) {
@@ -1005,9 +1150,9 @@ Variable edge_gate(DeviceContext& context, const Variable& x, Parameter* gamma, 
         "sobel_gradient", gradient_values, {},
         [sobel, voxels, shape = x.shape(), slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
           if (slot) {
-            Tensor dsum = Tensor::empty(ctx, {voxels});
+            Tensor dsum = empty_stored_like(ctx, dy, {voxels});
             kernels::sobel_gradient_backward(ctx.kernels(), sobel, dy, dsum);
-            Tensor dx = Tensor::empty(ctx, shape);
+            Tensor dx = empty_stored_like(ctx, dy, shape);
             kernels::channel_sum_backward(ctx.kernels(), voxels, shape.back(), dsum, dx);
             slot->add(ctx, std::move(dx));
           }
@@ -1055,7 +1200,7 @@ Variable region_mean(DeviceContext& context, const Variable& x, const Regions& r
   Shape voxels = regions.labels.shape();
   voxels.push_back(channels);
   require_shape(x.value(), voxels, "region_mean");
-  Tensor y = Tensor::empty(context, {regions.params.n, regions.params.regions, channels});
+  Tensor y = empty_stored_like(context, x.value(), {regions.params.n, regions.params.regions, channels});
   kernels::region_mean_forward(context.kernels(), regions.params, channels, index_of(regions), x.value(), y);
   if (!records(context, {&x})) {
     return y;
@@ -1063,7 +1208,7 @@ Variable region_mean(DeviceContext& context, const Variable& x, const Regions& r
   return context.tape()->record(
       "region_mean", y, {regions.labels, regions.offsets, regions.voxels},
       [regions, channels, voxels, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
-        Tensor dx = Tensor::empty(ctx, voxels);
+        Tensor dx = empty_stored_like(ctx, dy, voxels);
         kernels::region_mean_backward(ctx.kernels(), regions.params, channels, regions.labels.data<int32_t>(),
                                       index_of(regions), dy, dx);
         slot->add(ctx, std::move(dx));
@@ -1077,7 +1222,7 @@ Variable region_gather(DeviceContext& context, const Variable& x, const Regions&
   require_shape(x.value(), nodes, "region_gather");
   Shape voxels = regions.labels.shape();
   voxels.push_back(channels);
-  Tensor y = Tensor::empty(context, voxels);
+  Tensor y = empty_stored_like(context, x.value(), voxels);
   kernels::region_gather_forward(context.kernels(), regions.params, channels, regions.labels.data<int32_t>(),
                                  x.value(), y);
   if (!records(context, {&x})) {
@@ -1086,7 +1231,7 @@ Variable region_gather(DeviceContext& context, const Variable& x, const Regions&
   return context.tape()->record(
       "region_gather", y, {regions.offsets, regions.voxels},
       [regions, channels, nodes, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved) {
-        Tensor dx = Tensor::empty(ctx, nodes);
+        Tensor dx = empty_stored_like(ctx, dy, nodes);
         kernels::region_gather_backward(ctx.kernels(), regions.params, channels, index_of(regions), dy, dx);
         slot->add(ctx, std::move(dx));
       });
@@ -1185,11 +1330,12 @@ Variable mask_nodes(DeviceContext& context, const SparseGraph& graph, const Vari
       });
 }
 
-Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph, Parameter* theta) {
+Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph, Parameter* theta,
+                                DType dtype) {
   VESAL_RANGE("symmetric_edge_weights");
   require_shape(theta->value, {graph.graph.type_count}, "symmetric_edge_weights: theta");
   kernels::Context& k = context.kernels();
-  Tensor values = Tensor::empty(context, {graph.capacity});
+  Tensor values = Tensor::empty(context, {graph.capacity}, dtype);
   kernels::graph_symmetric_weights_forward(
       k, graph.graph, theta->value, values,
       context.scratch(kernels::graph_symmetric_weights_workspace_bytes(k, graph.graph)));
@@ -1215,9 +1361,9 @@ Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph
   const Variable a = linear(context, z, u, nullptr);
   const Variable b = linear(context, z, v, nullptr);
   kernels::Context& k = context.kernels();
-  Tensor scores = Tensor::empty(context, {graph.capacity});
+  Tensor scores = empty_stored_like(context, z.value(), {graph.capacity});
   kernels::graph_attention_scores_forward(k, graph.graph, slope, a.value(), b.value(), theta->value, scores);
-  Tensor values = Tensor::empty(context, {graph.capacity});
+  Tensor values = scores.empty_like(context);
   kernels::graph_segment_softmax_forward(k, graph.graph, scores, values);
   if (!records(context, {&a, &b}, true)) {
     return values;
@@ -1226,7 +1372,7 @@ Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph
       "attention_edge_weights", values, {a.value(), b.value(), values},
       [graph, theta, first = a.slot(), second = b.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
         kernels::Context& kc = ctx.kernels();
-        Tensor dscores = Tensor::empty(ctx, {graph.capacity});
+        Tensor dscores = dy.empty_like(ctx);
         kernels::graph_segment_softmax_backward(kc, graph.graph, saved[2], dy, dscores);
         Tensor da = saved[0].empty_like(ctx);
         Tensor db = saved[1].empty_like(ctx);
@@ -1256,7 +1402,7 @@ Variable propagate(DeviceContext& context, const SparseGraph& graph, const Varia
                                     DeviceContext& ctx, const Tensor& dy, Saved saved) {
                                   kernels::Context& kc = ctx.kernels();
                                   if (weight_slot) {
-                                    Tensor dvalues = Tensor::empty(ctx, {graph.capacity});
+                                    Tensor dvalues = empty_stored_like(ctx, dy, {graph.capacity});
                                     kernels::graph_sddmm(kc, graph.graph, features, dy, saved[1], dvalues);
                                     weight_slot->add(ctx, std::move(dvalues));
                                   }

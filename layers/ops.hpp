@@ -2,6 +2,10 @@
 // takes the device's context first; with a tape on the context it records itself when an input or parameter
 // needs a gradient, without one it only computes. Activations are [N, D, H, W, C]; ops over the last axis
 // accept any rank.
+//
+// What an op makes, saves and hands back as gradients of activations is stored like its input (float32, bf16
+// or f16); inputs of one op share their type. Weights are read through Parameter::stored, other parameters as
+// float32.
 #pragma once
 
 #include <array>
@@ -25,12 +29,14 @@ struct ConvGeometry {
   std::array<int, 3> kernel{3, 3, 3};
   std::array<int, 3> stride{1, 1, 1};
   std::array<int, 3> padding{1, 1, 1};
+  std::array<int, 3> dilation{1, 1, 1};
+  int64_t groups = 1;
 };
 
-// weight [O, kd, kh, kw, I], bias [O] or null; see kernels/conv3d/conv3d.hpp.
+// weight [O, kd, kh, kw, I / groups], bias [O] or null; see kernels/conv3d/conv3d.hpp.
 Variable conv3d(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
                 const ConvGeometry& geometry);
-// weight [I, kd, kh, kw, O], bias [O] or null.
+// weight [I, kd, kh, kw, O / groups], bias [O] or null.
 Variable conv_transpose3d(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
                           const ConvGeometry& geometry);
 // weight [out, in], also with axes of 1 behind them (that of a 1x1 convolution), bias [out] or null;
@@ -121,13 +127,39 @@ Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& 
 // source [N, out] i32 on the device. A constant: no gradient flows to x.
 Variable route_channels(DeviceContext& context, const Tensor& x, const Tensor& source);
 
+// As in PyTorch; see kernels/pooling/pooling.hpp.
+struct PoolGeometry {
+  std::array<int, 3> kernel{2, 2, 2};
+  std::array<int, 3> stride{2, 2, 2};
+  std::array<int, 3> padding{0, 0, 0};
+  bool ceil_mode = false;
+  bool count_include_pad = false;  // of averages
+};
+Variable max_pool3d(DeviceContext& context, const Variable& x, const PoolGeometry& geometry);
+Variable avg_pool3d(DeviceContext& context, const Variable& x, const PoolGeometry& geometry);
+// To `size` voxels along D, H, W, at least 1.
+Variable adaptive_max_pool3d(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size);
+Variable adaptive_avg_pool3d(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size);
 Variable max_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel,
                     std::array<int, 3> stride);
 // Partial windows at the far ends count, divided by the voxels that they really cover.
 Variable avg_pool3d(DeviceContext& context, const Variable& x, std::array<int, 3> kernel,
                     std::array<int, 3> stride);
-// Trilinear, PyTorch's align_corners=False. Returns x itself when the size is already right.
-Variable resize(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size);
+// As PyTorch's interpolate; see kernels/resize/resize.hpp.
+struct ResizeSettings {
+  kernels::Interpolation interpolation = kernels::Interpolation::trilinear;
+  bool align_corners = false;
+};
+// To `size`; x itself when it has that size already.
+Variable resize(DeviceContext& context, const Variable& x, std::array<int64_t, 3> size,
+                const ResizeSettings& settings = {});
+// By factors of D, H and W, which also place the voxels (PyTorch's scale_factor and
+// recompute_scale_factor=False); the result has floor(extent * factor) voxels.
+Variable resize_by(DeviceContext& context, const Variable& x, std::array<double, 3> scale,
+                   const ResizeSettings& settings = {});
+
+// x stored as another type; x itself when it is that already. The gradient is converted back.
+Variable convert(DeviceContext& context, const Variable& x, DType dtype);
 
 Variable add(DeviceContext& context, const Variable& a, const Variable& b);
 // a + scale * b with one learned number.
@@ -197,9 +229,10 @@ SparseGraph build_graph(DeviceContext& context, const Tensor& features, int neig
 SparseGraph with_available(const SparseGraph& graph, const Tensor& available);
 // Rows of absent nodes 0, their content never read; z [nodes, F].
 Variable mask_nodes(DeviceContext& context, const SparseGraph& graph, const Variable& z);
-// One weight per edge: D^-1/2 A D^-1/2 with A = exp(theta[type]); theta [types], 3 for a graph of one set,
-// otherwise 5.
-Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph, Parameter* theta);
+// One weight per edge, stored as the nodes that they are for: D^-1/2 A D^-1/2 with A = exp(theta[type]);
+// theta [types], 3 for a graph of one set, otherwise 5.
+Variable symmetric_edge_weights(DeviceContext& context, const SparseGraph& graph, Parameter* theta,
+                                DType dtype = DType::f32);
 // One weight per edge: row-softmax of LeakyReLU(u . z_i + v . z_j + theta[type]); z [nodes, F], u and v [1,
 // F]. With absent sets z comes from mask_nodes: the products with u and v read every row.
 Variable attention_edge_weights(DeviceContext& context, const SparseGraph& graph, const Variable& z,

@@ -3,7 +3,25 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/elementwise/elementwise.hpp"
+
 namespace vesal::layers {
+
+const Tensor& Parameter::stored(DeviceContext& context, DType dtype) {
+  if (dtype == DType::f32) {
+    return value;
+  }
+  if (!copy_.defined() || copy_.dtype() != dtype) {
+    const AllocationTag tag("parameters");
+    copy_ = Tensor::empty(context, value.shape(), dtype);
+    copy_is_current_ = false;
+  }
+  if (!copy_is_current_) {
+    kernels::convert(context.kernels(), value.count(), value, copy_);
+    copy_is_current_ = true;
+  }
+  return copy_;
+}
 
 Parameter* ParameterStore::find(std::string_view name) const {
   for (const auto& parameter : parameters_) {
@@ -32,6 +50,12 @@ int64_t ParameterStore::count() const {
 void ParameterStore::clear_gradients() {
   for (const auto& parameter : parameters_) {
     parameter->gradient_written = false;
+  }
+}
+
+void ParameterStore::values_changed() {
+  for (const auto& parameter : parameters_) {
+    parameter->copy_is_current_ = false;
   }
 }
 

@@ -20,9 +20,9 @@ enum class ParameterLayout {
 };
 
 struct Parameter {
-  std::string name;  // PyTorch-like: "decoder.up1.conv.weight"
-  Tensor value;
-  Tensor gradient;                // the same shape; meaningful once gradient_written
+  std::string name;               // PyTorch-like: "decoder.up1.conv.weight"
+  Tensor value;                   // float32: what optimisers change and files hold
+  Tensor gradient;                // float32, the same shape; meaningful once gradient_written
   bool gradient_written = false;  // in this step
   bool decays = true;             // weight decay applies (weights: yes; biases, norms, tables: no)
   ParameterLayout layout = ParameterLayout::plain;
@@ -34,6 +34,16 @@ struct Parameter {
     gradient_written = true;
     return first ? kernels::GradMode::overwrite : kernels::GradMode::accumulate;
   }
+
+  // The value as kernels want it beside activations stored as `dtype`: `value` itself for float32, otherwise
+  // a rounded copy, made when it is first asked for and once after every change of the value. (Float32 master
+  // weights: Micikevicius et al. 2018, "Mixed Precision Training", arXiv:1710.03740, section 3.1.)
+  const Tensor& stored(DeviceContext& context, DType dtype);
+
+ private:
+  friend class ParameterStore;
+  Tensor copy_;
+  bool copy_is_current_ = false;
 };
 
 // What a module keeps beside its parameters: it changes in training and belongs into weights files, but no
@@ -62,6 +72,9 @@ class ParameterStore {
   int64_t count() const;
   // Forgets this step's gradients without touching memory.
   void clear_gradients();
+  // Whoever writes into the parameters' values says so: copies (Parameter::stored) are made anew when they
+  // are next read.
+  void values_changed();
 
  private:
   friend class ParameterBuilder;

@@ -145,6 +145,31 @@ TEST_P(Layers, Conv3d) {
   check_gradients([&](const auto& x) { return conv(context, x[0]); }, {random_tensor({2, 5, 4, 3, 3}, 1)});
 }
 
+TEST_P(Layers, Conv3dWithDilationAndGroups) {
+  const ConvGeometry geometry{
+      .kernel = {3, 2, 1}, .stride = {2, 1, 1}, .padding = {2, 1, 0}, .dilation = {2, 3, 1}, .groups = 2};
+  const Conv3d conv(builder, 4, 6, geometry);
+  EXPECT_EQ(store.find("weight")->value.shape(), (Shape{6, 3, 2, 1, 2}));
+  check_gradients([&](const auto& x) { return conv(context, x[0]); }, {random_tensor({2, 6, 5, 3, 4}, 1)});
+  store = ParameterStore();
+  const Conv3d depthwise(builder, 3, 3, ConvGeometry{.groups = 3});
+  check_gradients([&](const auto& x) { return depthwise(context, x[0]); },
+                  {random_tensor({1, 3, 4, 3, 3}, 2)});
+  EXPECT_THROW(Conv3d(builder.scope("other"), 4, 6, ConvGeometry{.groups = 4}), ShapeError);
+  EXPECT_THROW(Conv3d(builder.scope("other"), 4, 6, ConvGeometry{.groups = 0}), ShapeError);
+  EXPECT_THROW(conv3d(context, random_tensor({1, 4, 4, 4, 4}, 3), store.find("weight"), nullptr, geometry),
+               ShapeError);
+}
+
+TEST_P(Layers, ConvTranspose3dWithDilationAndGroups) {
+  Parameter* weight = builder.uniform("weight", {4, 3, 2, 3, 2}, 0.5f, true, ParameterLayout::convolution);
+  Parameter* bias = builder.uniform("bias", {4}, 0.5f, false);
+  const ConvGeometry geometry{
+      .kernel = {3, 2, 3}, .stride = {2, 1, 2}, .padding = {1, 0, 1}, .dilation = {1, 2, 2}, .groups = 2};
+  check_gradients([&](const auto& x) { return conv_transpose3d(context, x[0], weight, bias, geometry); },
+                  {random_tensor({2, 3, 2, 2, 4}, 1)});
+}
+
 TEST_P(Layers, UpConv3d) {
   const UpConv3d up(builder, 4, 3);
   check_gradients([&](const auto& x) { return up(context, x[0]); }, {random_tensor({1, 2, 3, 2, 4}, 1)});
@@ -456,6 +481,57 @@ TEST_P(Layers, PoolsResizeAndArithmetic) {
                   {random_tensor({2, 3, 4}, 1), random_tensor({2, 4}, 2)});
   Parameter* scale = builder.constant("scale", {1}, 0.7f);
   two([&](const Variable& a, const Variable& b) { return add_scaled(context, a, b, scale); });
+}
+
+TEST_P(Layers, EveryWayToResize) {
+  using kernels::Interpolation;
+  const auto one = [&](const auto& f) {
+    check_gradients([&](const auto& x) { return f(x[0]); }, {random_tensor({2, 4, 3, 5, 2}, 1)});
+  };
+  for (const Interpolation interpolation : {Interpolation::trilinear, Interpolation::nearest,
+                                            Interpolation::nearest_exact, Interpolation::tricubic}) {
+    const bool corners =
+        interpolation == Interpolation::trilinear || interpolation == Interpolation::tricubic;
+    for (const bool align_corners : {false, true}) {
+      const ResizeSettings settings{interpolation, align_corners};
+      if (align_corners && !corners) {
+        EXPECT_THROW(resize(context, random_tensor({2, 4, 3, 5, 2}, 1), {7, 2, 5}, settings), ShapeError);
+        continue;
+      }
+      one([&](const Variable& x) { return resize(context, x, {7, 2, 5}, settings); });
+      one([&](const Variable& x) { return resize_by(context, x, {1.3, 2.0, 0.7}, settings); });
+    }
+  }
+  const Tensor x = random_tensor({2, 4, 3, 5, 2}, 1);
+  EXPECT_EQ(resize(context, x, {4, 3, 5}, {Interpolation::tricubic}).value().data(), x.data());
+  EXPECT_EQ(resize_by(context, x, {1.3, 2.0, 0.7}).shape(), (Shape{2, 5, 6, 3, 2}));
+  // The factor places the voxels: floor(4 * 1.2) = 4 are others than those of x.
+  const Variable placed = resize_by(context, x, {1.2, 1.0, 1.0});
+  EXPECT_EQ(placed.shape(), x.shape());
+  EXPECT_NE(placed.value().to_host<float>(context), x.to_host<float>(context));
+  EXPECT_THROW(resize_by(context, x, {0.0, 1.0, 1.0}), ShapeError);
+}
+
+TEST_P(Layers, EveryWayToPool) {
+  const auto one = [&](const auto& f) {
+    check_gradients([&](const auto& x) { return f(x[0]); }, {random_tensor({2, 4, 6, 5, 3}, 1)}, 1e-3);
+  };
+  for (const bool ceil_mode : {false, true}) {
+    PoolGeometry geometry{
+        .kernel = {3, 2, 3}, .stride = {2, 3, 1}, .padding = {1, 1, 0}, .ceil_mode = ceil_mode};
+    one([&](const Variable& x) { return max_pool3d(context, x, geometry); });
+    one([&](const Variable& x) { return avg_pool3d(context, x, geometry); });
+    geometry.count_include_pad = true;
+    one([&](const Variable& x) { return avg_pool3d(context, x, geometry); });
+  }
+  // Windows of more than 255 voxels: the winners' index needs more than a byte.
+  one([&](const Variable& x) { return max_pool3d(context, x, {.kernel = {8, 8, 8}, .padding = {4, 4, 4}}); });
+  one([&](const Variable& x) { return adaptive_max_pool3d(context, x, {2, 4, 1}); });
+  one([&](const Variable& x) { return adaptive_avg_pool3d(context, x, {3, 1, 7}); });
+  const Tensor x = random_tensor({2, 4, 6, 5, 3}, 1);
+  EXPECT_EQ(adaptive_avg_pool3d(context, x, {3, 1, 7}).shape(), (Shape{2, 3, 1, 7, 3}));
+  EXPECT_THROW(adaptive_avg_pool3d(context, x, {0, 1, 1}), ShapeError);
+  EXPECT_THROW(max_pool3d(context, x, {.padding = {2, 0, 0}}), ShapeError);
 }
 
 TEST_P(Layers, EdgeAttention) {
