@@ -1,8 +1,10 @@
 #include "layers/optimizer.hpp"
 
 #include <algorithm>
+#include <array>
 
 #include "base/profiler.hpp"
+#include "kernels/elementwise/elementwise.hpp"
 #include "runtime/device_api.hpp"
 
 namespace vesal::layers {
@@ -59,18 +61,22 @@ Optimizer::Optimizer(DeviceContext& context, ParameterStore& store, float weight
   norm_ = Tensor::zeros(context, {1});
 }
 
-void Optimizer::step(DeviceContext& context, float learning_rate) {
+void Optimizer::step(DeviceContext& context, float learning_rate, float loss_scale) {
   VESAL_RANGE("Optimizer::step");
   for (const auto& parameter : store_.all()) {
     if (!parameter->gradient_written) {
       device_api::set_bytes(context.device(), context.stream().handle(), parameter->gradient.data(), 0,
                             parameter->gradient.bytes());
+    } else if (loss_scale != 1.0f) {
+      kernels::scale_add(context.kernels(), parameter->gradient.count(), 1.0f / loss_scale,
+                         parameter->gradient, 0.0f, parameter->gradient);
     }
   }
   const Scratch scratch = context.scratch(kernels::gradient_norm_workspace_bytes(context.kernels(), tables_));
   kernels::gradient_norm(context.kernels(), tables_, norm_.data<float>(), scratch);
   ++steps_;
   update(context, learning_rate, tables_, norm_.data<float>());
+  store_.values_changed();
 }
 
 float Optimizer::last_gradient_norm(DeviceContext& context) const { return norm_.to_host<float>(context)[0]; }
@@ -118,6 +124,38 @@ void Sgd::update(DeviceContext& context, float learning_rate, const kernels::Opt
                     tables, norm);
 }
 
+namespace {
+constexpr std::array<std::string_view, 3> kOptimizerNames{"adamw", "adam", "sgd"};  // as in OptimizerKind
+}
+
+std::string_view name_of(OptimizerKind kind) { return kOptimizerNames[static_cast<size_t>(kind)]; }
+
+OptimizerKind parse_optimizer(std::string_view name) {
+  const auto found = std::find(kOptimizerNames.begin(), kOptimizerNames.end(), name);
+  check<UsageError>(found != kOptimizerNames.end(), "optimizer: found ", name,
+                    ", expected adamw, adam or sgd");
+  return static_cast<OptimizerKind>(found - kOptimizerNames.begin());
+}
+
+OptimizerDefaults optimizer_defaults(OptimizerKind kind) {
+  constexpr std::array<OptimizerDefaults, 3> defaults{{{3e-3, 1e-2}, {3e-3, 0.0}, {1e-2, 3e-5}}};
+  return defaults[static_cast<size_t>(kind)];
+}
+
+std::unique_ptr<Optimizer> make_optimizer(DeviceContext& context, ParameterStore& store, OptimizerKind kind,
+                                          float weight_decay, float max_norm) {
+  if (kind == OptimizerKind::sgd) {
+    return std::make_unique<Sgd>(context, store,
+                                 SgdSettings{.weight_decay = weight_decay, .max_norm = max_norm});
+  }
+  return std::make_unique<AdamW>(
+      context, store,
+      AdamWSettings{
+          .weight_decay = weight_decay,
+          .max_norm = max_norm,
+          .decay = kind == OptimizerKind::adam ? kernels::WeightDecay::l2 : kernels::WeightDecay::decoupled});
+}
+
 float ema_decay_at(const EmaSettings& settings, int64_t step) {
   if (!settings.warm_up) {
     return settings.decay;
@@ -156,6 +194,7 @@ void Ema::swap(DeviceContext& context) {
     copy(context, value, averages_[i]);
     copy(context, averages_[i], kept);
   }
+  store_.values_changed();
 }
 
 }  // namespace vesal::layers

@@ -2,6 +2,7 @@
 // of the weights.
 #pragma once
 
+#include <memory>
 #include <string_view>
 #include <vector>
 
@@ -17,9 +18,12 @@ class Optimizer {
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
 
-  // One update from the gradients of this step; parameters without one get a zero gradient. Gradients with a
-  // norm that is not finite change nothing.
-  void step(DeviceContext& context, float learning_rate);
+  // One update from the gradients of this step, which are divided by `loss_scale` first
+  // (layers/loss_scaler.hpp); parameters without one get a zero gradient. Gradients with a norm that is not
+  // finite change nothing.
+  void step(DeviceContext& context, float learning_rate, float loss_scale = 1.0f);
+  // The last step changed nothing and does not count: the next one has its number.
+  void uncount_step() { --steps_; }
 
   // Of the last step's gradients before clipping; waits for the device. 0 before the first step.
   float last_gradient_norm(DeviceContext& context) const;
@@ -108,6 +112,21 @@ class Sgd : public Optimizer {
 
   SgdSettings settings_;
 };
+
+enum class OptimizerKind { adamw, adam, sgd };
+// "adamw", "adam", "sgd", and back; UsageError lists them for anything else.
+std::string_view name_of(OptimizerKind kind);
+OptimizerKind parse_optimizer(std::string_view name);
+
+// What a run that says nothing else takes. adam's decay is torch.optim.Adam's, sgd's values are nnU-Net's.
+struct OptimizerDefaults {
+  double learning_rate;
+  double weight_decay;
+};
+OptimizerDefaults optimizer_defaults(OptimizerKind kind);
+
+std::unique_ptr<Optimizer> make_optimizer(DeviceContext& context, ParameterStore& store, OptimizerKind kind,
+                                          float weight_decay, float max_norm);
 
 struct EmaSettings {
   float decay = 0.999f;
