@@ -200,6 +200,7 @@ FusionOutputs Fusion::forward(DeviceContext& context, const Tensor& volume,
   const Tensor mask = Tensor::from_host(context, present, {n, kModalities});
   const Tensor routing = Tensor::from_host(context, sources, {n, 2});
   const Modules& m = *modules_;
+  const Tensor image = layers::convert(context, volume, options.precision).value();
 
   // One part of the network, run again in the backward pass where memory is to be saved.
   const auto part = [&](const std::vector<Variable>& inputs, Block block) {
@@ -209,8 +210,9 @@ FusionOutputs Fusion::forward(DeviceContext& context, const Tensor& volume,
   // Edge encoder: e[0] at full resolution ... e[4] at stride 16.
   std::vector<Variable> e;
   {
-    const Variable input = layers::route_channels(context, volume, routing);
-    const Variable flags = Tensor::from_host(context, source_flags, {n, kModalities});
+    const Variable input = layers::route_channels(context, image, routing);
+    const Variable flags = layers::convert(
+        context, Tensor::from_host(context, source_flags, {n, kModalities}), options.precision);
     e.push_back(
         part({input, flags}, [&m](DeviceContext& ctx, std::span<const Variable> x) -> std::vector<Variable> {
           const Variable first =
@@ -233,7 +235,7 @@ FusionOutputs Fusion::forward(DeviceContext& context, const Tensor& volume,
   // Semantic encoder: s[0] at stride 2 ... s[3] at stride 16.
   std::vector<Variable> s;
   {
-    Variable x = m.stem(context, volume, mask);
+    Variable x = m.stem(context, image, mask);
     for (size_t level = 0; level < 4; ++level) {
       if (level > 0) {
         x = m.merges[level - 1](context, x);
@@ -276,13 +278,15 @@ FusionOutputs Fusion::forward(DeviceContext& context, const Tensor& volume,
   const Variable d2 = up(1, d3, s[1]);
   const Variable d1 = up(2, d2, s[0]);
   const Variable d0 = up(3, d1, e[0]);
-  outputs.segmentation = m.head(context, d0);
+  const auto logits = [&](const Variable& x) { return layers::convert(context, x, DType::f32); };
+  outputs.segmentation = logits(m.head(context, d0));
   if (options.training && config_.deep_supervision) {
-    outputs.deep = {m.deep_heads[0](context, d1), m.deep_heads[1](context, d2), m.deep_heads[2](context, d3)};
+    outputs.deep = {logits(m.deep_heads[0](context, d1)), logits(m.deep_heads[1](context, d2)),
+                    logits(m.deep_heads[2](context, d3))};
   }
   if (options.edges) {
     const auto head = [&](size_t index, const Variable& x) {
-      return layers::resize(context, m.edge_heads[index](context, x, spacing), extent);
+      return layers::resize(context, logits(m.edge_heads[index](context, x, spacing)), extent);
     };
     Variable sum = layers::add(context, head(0, b[3]), head(0, b[2]));
     sum = layers::add(context, sum, head(1, b[1]));
@@ -299,8 +303,8 @@ FusionLoss fusion_loss(DeviceContext& context, const FusionOutputs& outputs, con
   const layers::RegionLossSettings region{settings.dice_weight, settings.bce_weight, settings.batch_dice};
   const Tensor targets = layers::region_targets(context, labels);
   FusionLoss loss;
-  loss.segmentation = layers::region_loss(context, outputs.segmentation, targets, region, 1.0f);
-  float weight = 0.5f;
+  loss.segmentation = layers::region_loss(context, outputs.segmentation, targets, region, settings.scale);
+  float weight = 0.5f * settings.scale;
   for (const Variable& logits : outputs.deep) {
     const Variable full = layers::resize(context, logits, {labels.size(1), labels.size(2), labels.size(3)});
     loss.deep.push_back(layers::region_loss(context, full, targets, region, weight));
@@ -308,7 +312,7 @@ FusionLoss fusion_loss(DeviceContext& context, const FusionOutputs& outputs, con
   }
   if (outputs.edges.value().defined()) {
     loss.edge = layers::edge_loss(context, outputs.edges, layers::edge_targets(context, labels),
-                                  settings.edge_weight);
+                                  settings.edge_weight * settings.scale);
   }
   return loss;
 }

@@ -60,8 +60,11 @@ struct ForwardOptions {
   // Saves the inputs of the encoders' levels, of fusion and of the decoder only, and runs each of them again
   // in the backward pass: less memory, more time, the same bits (runtime/checkpoint.hpp).
   bool recompute = false;
+  // How activations and weights are stored: f32, bf16 or f16.
+  DType precision = DType::f32;
 };
 
+// Float32, whatever the precision.
 struct FusionOutputs {
   Variable segmentation;       // [N, D, H, W, 3]: logits of WT, TC, ET
   Variable edges;              // [N, D, H, W, 1] logits, undefined unless asked for
@@ -79,9 +82,9 @@ class Fusion {
   Fusion& operator=(const Fusion&) = delete;
   ~Fusion();
 
-  // volume [N, D, H, W, 4] in the order of ModalityMask; voxels of absent modalities are never read.
-  // spacing (D, H, W; relative) scales the Sobel gradients. Throws ShapeError for other extents or an empty
-  // mask.
+  // volume [N, D, H, W, 4], float32, in the order of ModalityMask; voxels of absent modalities have no
+  // influence. spacing (D, H, W; relative) scales the Sobel gradients. Throws ShapeError for other extents or
+  // an empty mask.
   FusionOutputs forward(DeviceContext& context, const Tensor& volume, std::span<const ModalityMask> masks,
                         const ForwardOptions& options, std::array<float, 3> spacing = {1, 1, 1}) const;
 
@@ -101,6 +104,7 @@ struct FusionLossSettings {
   float bce_weight = 0.5f;
   float edge_weight = 0.1f;
   bool batch_dice = false;
+  float scale = 1.0f;  // of all gradients (layers/loss_scaler.hpp); the losses themselves are not scaled
 };
 
 // Each a float32 number on the device.

@@ -67,14 +67,14 @@ class MetadataReader {
   const std::string& file_;
 };
 
-std::vector<weights::NamedTensor> all_tensors(const models::Fusion& network, const layers::AdamW& optimizer) {
+std::vector<weights::NamedTensor> all_tensors(const models::Fusion& network,
+                                              const layers::Optimizer& optimizer) {
   std::vector<weights::NamedTensor> tensors = weights::named_parameters(network.parameters());
   const auto& parameters = network.parameters().all();
-  for (const bool first : {true, false}) {
+  for (const layers::Optimizer::State& kept : optimizer.states()) {
     for (size_t i = 0; i < parameters.size(); ++i) {
-      tensors.push_back(
-          {concat(kOptimizerPrefix, first ? "first_moment." : "second_moment.", parameters[i]->name),
-           first ? optimizer.first_moment(i) : optimizer.second_moment(i), parameters[i]->layout});
+      tensors.push_back({concat(kOptimizerPrefix, kept.name, ".", parameters[i]->name), kept.tensors[i],
+                         parameters[i]->layout});
     }
   }
   return tensors;
@@ -126,9 +126,20 @@ WeightsInfo weights_info_from(const weights::Metadata& metadata, const std::stri
   return info;
 }
 
+DType parse_precision(std::string_view text) {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    if (text == name_of(dtype)) {
+      return dtype;
+    }
+  }
+  throw UsageError(concat("precision: found ", text, ", expected f32, bf16 or f16"));
+}
+
 std::string to_json(const TrainerState& state) {
   const RunConfig& c = state.config;
   return nlohmann::json{
+      {"precision", name_of(c.precision)},
+      {"optimizer", layers::name_of(c.optimizer)},
       {"batch", c.batch},
       {"learning_rate", c.learning_rate},
       {"warmup_steps", c.warmup_steps},
@@ -154,6 +165,9 @@ std::string to_json(const TrainerState& state) {
       {"validated_step", state.validated_step},
       {"best_step", state.best_step},
       {"best_score", state.best_score},
+      {"skipped_steps", state.skipped_steps},
+      {"loss_scale", state.scaler.scale()},
+      {"loss_scale_good_steps", state.scaler.good_steps()},
   }
       .dump();
 }
@@ -163,6 +177,9 @@ TrainerState trainer_state_from_json(const std::string& text, const std::string&
   RunConfig& c = state.config;
   try {
     const nlohmann::json json = nlohmann::json::parse(text);
+    // Runs from before there was a choice.
+    c.precision = parse_precision(json.value("precision", "f32"));
+    c.optimizer = layers::parse_optimizer(json.value("optimizer", "adamw"));
     json.at("batch").get_to(c.batch);
     json.at("learning_rate").get_to(c.learning_rate);
     json.at("warmup_steps").get_to(c.warmup_steps);
@@ -189,16 +206,21 @@ TrainerState trainer_state_from_json(const std::string& text, const std::string&
     json.at("validated_step").get_to(state.validated_step);
     json.at("best_step").get_to(state.best_step);
     json.at("best_score").get_to(state.best_score);
+    state.skipped_steps = json.value("skipped_steps", state.skipped_steps);
+    state.scaler.restore(json.value("loss_scale", state.scaler.scale()),
+                         json.value("loss_scale_good_steps", state.scaler.good_steps()));
   } catch (const nlohmann::json::exception& error) {
     throw FormatError(concat(file, ": trainer state: ", error.what()));
-  } catch (const UsageError& error) {
+  } catch (const Error& error) {
     throw FormatError(concat(file, ": trainer state: ", error.what()));
   }
   check<FormatError>(c.batch >= 1 && c.schedule_steps >= 1 && c.warmup_steps >= 0 && c.validate_every >= 1 &&
-                         state.step >= 0 && state.total_steps >= 0,
+                         state.step >= 0 && state.total_steps >= 0 && state.skipped_steps >= 0 &&
+                         state.skipped_steps <= state.step,
                      file, ": trainer state: batch ", c.batch, ", schedule_steps ", c.schedule_steps,
                      ", warmup_steps ", c.warmup_steps, ", validate_every ", c.validate_every, ", step ",
-                     state.step, " of ", state.total_steps, " make no sense");
+                     state.step, " of ", state.total_steps, ", skipped_steps ", state.skipped_steps,
+                     " make no sense");
   return state;
 }
 
@@ -208,8 +230,8 @@ void write_weights(DeviceContext& context, const std::filesystem::path& path, co
 }
 
 void write_checkpoint(DeviceContext& context, const std::filesystem::path& path,
-                      const models::Fusion& network, const layers::AdamW& optimizer, const WeightsInfo& info,
-                      const TrainerState& state) {
+                      const models::Fusion& network, const layers::Optimizer& optimizer,
+                      const WeightsInfo& info, const TrainerState& state) {
   weights::Metadata metadata = to_metadata(info);
   metadata[kTrainerKey] = to_json(state);
   weights::write_tensors(context, path, all_tensors(network, optimizer), metadata);
@@ -224,9 +246,11 @@ TrainerState read_trainer_state(const weights::SafetensorsFile& file) {
 }
 
 void restore_checkpoint(DeviceContext& context, const weights::SafetensorsFile& file, models::Fusion& network,
-                        layers::AdamW& optimizer) {
+                        layers::Optimizer& optimizer) {
   weights::load_tensors(context, file, all_tensors(network, optimizer));
-  optimizer.set_steps(read_trainer_state(file).step);
+  network.parameters().values_changed();
+  const TrainerState state = read_trainer_state(file);
+  optimizer.set_steps(state.step - state.skipped_steps);
 }
 
 std::filesystem::path find_weights(const std::filesystem::path& run_or_file) {

@@ -2,18 +2,20 @@
 // a run continues bit for bit. Both are safetensors files, written completely or not at all, without any time
 // stamp.
 //
-// RUN/last.safetensors: weights, optimiser moments ("optimizer.first_moment.NAME",
-// "optimizer.second_moment.NAME") and the trainer's state as JSON under "vesal.trainer" in __metadata__.
-// RUN/best.safetensors: weights and metadata only.
+// RUN/last.safetensors: weights, the optimiser's state ("optimizer.first_moment.NAME", with AdamW and Adam
+// also "optimizer.second_moment.NAME") and the trainer's state as JSON under "vesal.trainer" in __metadata__.
+// RUN/best.safetensors: weights and metadata only. All numbers are the float32 masters.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "imaging/case.hpp"
 #include "imaging/volume.hpp"
+#include "layers/loss_scaler.hpp"
 #include "layers/optimizer.hpp"
 #include "models/fusion.hpp"
 #include "training/data_set.hpp"
@@ -39,6 +41,8 @@ WeightsInfo weights_info_from(const weights::Metadata& metadata, const std::stri
 
 // The settings of a run that its result depends on, with every default filled in. A resumed run keeps them.
 struct RunConfig {
+  DType precision = DType::f32;  // of activations and weights; bf16 or f16: beside float32 masters
+  layers::OptimizerKind optimizer = layers::OptimizerKind::adamw;
   int64_t batch = 2;
   double learning_rate = 3e-3;
   int64_t warmup_steps = 0;
@@ -66,8 +70,13 @@ struct TrainerState {
   int64_t step = 0;            // steps done
   int64_t validated_step = 0;  // of the last validation, 0 before the first
   int64_t best_step = 0;
-  double best_score = -1;  // mean validation Dice; -1 before the first
+  double best_score = -1;     // mean validation Dice; -1 before the first
+  int64_t skipped_steps = 0;  // whose gradients were not finite at the loss scale of their time
+  layers::LossScaler scaler;  // of f16; the others are not scaled
 };
+
+// "f32", "bf16", "f16" as what --precision means; UsageError lists them for anything else.
+DType parse_precision(std::string_view text);
 
 // `file` for error messages. FormatError for text that is no state.
 std::string to_json(const TrainerState& state);
@@ -76,14 +85,14 @@ TrainerState trainer_state_from_json(const std::string& text, const std::string&
 void write_weights(DeviceContext& context, const std::filesystem::path& path, const models::Fusion& network,
                    const WeightsInfo& info);
 void write_checkpoint(DeviceContext& context, const std::filesystem::path& path,
-                      const models::Fusion& network, const layers::AdamW& optimizer, const WeightsInfo& info,
-                      const TrainerState& state);
+                      const models::Fusion& network, const layers::Optimizer& optimizer,
+                      const WeightsInfo& info, const TrainerState& state);
 
 // The state in a checkpoint; FormatError when the file holds weights only.
 TrainerState read_trainer_state(const weights::SafetensorsFile& file);
 // Weights, moments and the optimiser's step count of a checkpoint into a network of the same configuration.
 void restore_checkpoint(DeviceContext& context, const weights::SafetensorsFile& file, models::Fusion& network,
-                        layers::AdamW& optimizer);
+                        layers::Optimizer& optimizer);
 
 // The weights that RUN|FILE means: a file itself; of a folder best.safetensors, else last.safetensors.
 // IoError says what was looked for.

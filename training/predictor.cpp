@@ -133,7 +133,8 @@ RegionProbabilities predict_case(DeviceContext& context, const models::Fusion& n
   // Probabilities of the three regions.
   const auto look_at = [&](const std::vector<float>& shown, std::vector<float>& probabilities) {
     const Tensor volume = Tensor::from_host(context, shown, {1, tile.z, tile.y, tile.x, kModalityCount});
-    const models::FusionOutputs outputs = network.forward(context, volume, std::span(&mask, 1), {}, spacing);
+    const models::FusionOutputs outputs =
+        network.forward(context, volume, std::span(&mask, 1), {.precision = settings.precision}, spacing);
     outputs.segmentation.value().copy_to_host(context, probabilities.data(),
                                               probabilities.size() * sizeof(float));
     parallel_for(static_cast<int64_t>(probabilities.size()), 16384, [&](int64_t begin, int64_t end) {
@@ -183,25 +184,29 @@ RegionProbabilities predict_case(DeviceContext& context, const models::Fusion& n
   return predict_case(context, network, prepared, network_mask(prepared.present), settings);
 }
 
-int64_t measure_network_bytes(DeviceContext& context, const models::Fusion& network, Size3 patch) {
+int64_t measure_network_bytes(DeviceContext& context, const models::Fusion& network, Size3 patch,
+                              DType precision) {
   require_patch(patch);
   Size3 probe;
   for (int axis = 0; axis < 3; ++axis) {
     probe[axis] = std::min<int64_t>(patch[axis], 32);
   }
   TapeScope no_gradients(context, nullptr);
-  const int64_t before = static_cast<int64_t>(context.allocator().statistics().current_bytes);
   context.allocator().reset_peak();
   {
     const Tensor volume = Tensor::zeros(context, {1, probe.z, probe.y, probe.x, kModalityCount});
     const models::ModalityMask all{1, 1, 1, 1};
-    const models::FusionOutputs outputs = network.forward(context, volume, std::span(&all, 1), {});
+    const models::FusionOutputs outputs =
+        network.forward(context, volume, std::span(&all, 1), {.precision = precision});
     context.synchronize();
   }
-  const int64_t peak = static_cast<int64_t>(context.allocator().statistics().peak_bytes);
+  const AllocationStatistics used = context.allocator().statistics();
   context.allocator().reset_peak();
+  // What stays, weights and their copies in a smaller type, does not grow with the patch.
+  const int64_t lasting = static_cast<int64_t>(used.current_bytes);
+  const int64_t passing = static_cast<int64_t>(used.peak_bytes) - lasting;
   const double scale = static_cast<double>(patch.voxels()) / static_cast<double>(probe.voxels());
-  return before + static_cast<int64_t>(static_cast<double>(peak - before) * scale);
+  return lasting + static_cast<int64_t>(static_cast<double>(passing) * scale);
 }
 
 MemoryPlan plan_memory(Size3 original, Size3 prepared, int modalities, const PredictSettings& settings,

@@ -24,6 +24,7 @@ struct PredictSettings {
   // X Y Z: also show the network each tile mirrored along these axes, in all combinations, and average the
   // probabilities: 2, 4 or 8 times the work (test-time augmentation by mirroring as in nnU-Net).
   std::array<bool, 3> mirror{};
+  DType precision = DType::f32;             // of the network's activations and weights
   const std::atomic<bool>* stop = nullptr;  // looked at before each tile; true: InterruptedError
   // Called after each tile, skipped ones included.
   std::function<void(int64_t done, int64_t total)> progress;
@@ -66,7 +67,8 @@ struct MemoryPlan {
 
 // Device bytes that the network needs for one tile: measured on a tile of at most 32 voxels a side and scaled
 // with the number of voxels. Costs one small forward pass.
-int64_t measure_network_bytes(DeviceContext& context, const models::Fusion& network, imaging::Size3 patch);
+int64_t measure_network_bytes(DeviceContext& context, const models::Fusion& network, imaging::Size3 patch,
+                              DType precision = DType::f32);
 
 // Throws as predict_case does. `original` is the case's grid, `prepared` the grid at the network's spacing.
 MemoryPlan plan_memory(imaging::Size3 original, imaging::Size3 prepared, int modalities,

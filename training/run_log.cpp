@@ -112,16 +112,20 @@ void RunLog::add_line(const std::string& json_object) {
 }
 
 void RunLog::add(const StepRecord& record) {
-  const Json line{{"event", "step"},
-                  {"step", record.step},
-                  {"loss", record.loss},
-                  {"segmentation", record.segmentation},
-                  {"edge", record.edge},
-                  {"deep", record.deep},
-                  {"lr", record.learning_rate},
-                  {"gradient_norm", record.gradient_norm},
-                  {"seconds", record.seconds},
-                  {"stall_seconds", record.stall_seconds}};
+  Json line{{"event", "step"},
+            {"step", record.step},
+            {"loss", record.loss},
+            {"segmentation", record.segmentation},
+            {"edge", record.edge},
+            {"deep", record.deep},
+            {"lr", record.learning_rate},
+            {"gradient_norm", record.gradient_norm},
+            {"seconds", record.seconds},
+            {"stall_seconds", record.stall_seconds}};
+  if (record.loss_scale != 1) {
+    line["loss_scale"] = record.loss_scale;
+    line["skipped"] = record.skipped;
+  }
   add_line(line.dump());
   steps_.push_back({record.step, record.loss, record.segmentation, record.learning_rate});
 }

@@ -1,9 +1,9 @@
 // RUN/log.jsonl, one JSON object a line, and RUN/progress.png, the curves drawn from it.
 //
 // Lines: {"event": "start"|"resume", ...}, {"event": "step", "step", "loss", "segmentation", "edge", "deep",
-// "lr", "gradient_norm", "seconds", "stall_seconds"}, {"event": "validation", "step", "dice": {"WT", "TC",
-// "ET"}, "mean", "best", "seconds", "cases": [...]}, {"event": "end", ...}. Steps count from 1: "step": 1 is
-// the first one done.
+// "lr", "gradient_norm", "seconds", "stall_seconds", with loss scaling "loss_scale" and "skipped"}, {"event":
+// "validation", "step", "dice": {"WT", "TC", "ET"}, "mean", "best", "seconds", "cases": [...]}, {"event":
+// "end", ...}. Steps count from 1: "step": 1 is the first one done.
 #pragma once
 
 #include <array>
@@ -25,6 +25,8 @@ struct StepRecord {
   double deep = 0;          // with their weights
   double learning_rate = 0;
   double gradient_norm = 0;  // before clipping
+  double loss_scale = 1;     // logged where it is not 1, layers/loss_scaler.hpp
+  bool skipped = false;      // the gradient was not finite at this scale, nothing was changed
   double seconds = 0;        // of this step, waiting for data included
   double stall_seconds = 0;  // of them, waiting for data
   double seconds_left = 0;   // estimated, validations included; not logged

@@ -55,15 +55,18 @@ class Learner {
         patch_(patch),
         recompute_(recompute),
         network_(context, network, config.seed),
-        optimizer_(context, network_.parameters(),
-                   {.weight_decay = static_cast<float>(config.weight_decay),
-                    .max_norm = static_cast<float>(config.clip_norm)}) {}
+        optimizer_(layers::make_optimizer(context, network_.parameters(), config.optimizer,
+                                          static_cast<float>(config.weight_decay),
+                                          static_cast<float>(config.clip_norm))) {}
 
   models::Fusion& network() { return network_; }
-  layers::AdamW& optimizer() { return optimizer_; }
+  layers::Optimizer& optimizer() { return *optimizer_; }
 
-  // Losses and norm of one step; the learning rate is the caller's.
-  StepRecord step(const Batch& batch, float learning_rate) {
+  // Losses and norm of one step; the learning rate is the caller's. With f16 gradients that are not finite
+  // only lower the loss scale, as long as it can be lowered.
+  StepRecord step(const Batch& batch, float learning_rate, layers::LossScaler& scaler) {
+    const bool scaled = config_.precision == DType::f16;
+    const float loss_scale = scaled ? scaler.scale() : 1.0f;
     VESAL_RANGE("training_step");
     const auto samples = static_cast<int64_t>(batch.masks.size());
     Tape tape;
@@ -78,15 +81,19 @@ class Learner {
           Tensor::from_host(context_, batch.labels, {samples, patch_.z, patch_.y, patch_.x});
       {
         const TapeScope scope(context_, &tape);
-        const models::FusionOutputs outputs = network_.forward(
-            context_, volume, batch.masks,
-            {.training = true, .edges = config_.edge_weight > 0, .recompute = recompute_}, batch.spacing_mm);
-        loss = models::fusion_loss(context_, outputs, labels,
-                                   {.edge_weight = static_cast<float>(config_.edge_weight)});
+        const models::FusionOutputs outputs = network_.forward(context_, volume, batch.masks,
+                                                               {.training = true,
+                                                                .edges = config_.edge_weight > 0,
+                                                                .recompute = recompute_,
+                                                                .precision = config_.precision},
+                                                               batch.spacing_mm);
+        loss = models::fusion_loss(
+            context_, outputs, labels,
+            {.edge_weight = static_cast<float>(config_.edge_weight), .scale = loss_scale});
       }
       tape.backward(context_);
     }
-    optimizer_.step(context_, learning_rate);
+    optimizer_->step(context_, learning_rate, loss_scale);
 
     StepRecord record;
     record.segmentation = read_scalar(context_, loss.segmentation);
@@ -97,8 +104,17 @@ class Learner {
       record.deep += weight * read_scalar(context_, deep);
     }
     record.loss = record.segmentation + record.edge + record.deep;
-    record.gradient_norm = optimizer_.last_gradient_norm(context_);
+    record.gradient_norm = optimizer_->last_gradient_norm(context_);
     record.learning_rate = learning_rate;
+    record.loss_scale = loss_scale;
+    if (scaled) {
+      const bool finite = std::isfinite(record.gradient_norm);
+      record.skipped = !finite && scaler.can_shrink();
+      scaler.update(finite);
+    }
+    if (record.skipped) {
+      optimizer_->uncount_step();
+    }
     return record;
   }
 
@@ -108,7 +124,7 @@ class Learner {
   imaging::Size3 patch_;
   bool recompute_;
   models::Fusion network_;
-  layers::AdamW optimizer_;
+  std::unique_ptr<layers::Optimizer> optimizer_;
 };
 
 // The modalities that validation shows of a case.
@@ -192,14 +208,14 @@ template <class T>
 void keep_recorded(const std::optional<T>& wanted, const T& recorded, const char* what,
                    const std::string& run) {
   if (wanted && !(*wanted == recorded)) {
+    using imaging::name_of;
     using imaging::to_string;
     if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) {
       throw UsageError(concat(what, ": found ", *wanted, ", but ", run, " was started with ", recorded,
                               ", which a resumed run keeps"));
-    } else if constexpr (std::is_same_v<T, imaging::LabelScheme>) {
-      throw UsageError(concat(what, ": found ", imaging::name_of(*wanted), ", but ", run,
-                              " was started with ", imaging::name_of(recorded),
-                              ", which a resumed run keeps"));
+    } else if constexpr (std::is_enum_v<T>) {
+      throw UsageError(concat(what, ": found ", name_of(*wanted), ", but ", run, " was started with ",
+                              name_of(recorded), ", which a resumed run keeps"));
     } else {
       throw UsageError(concat(what, ": found ", to_string(*wanted), ", but ", run, " was started with ",
                               to_string(recorded), ", which a resumed run keeps"));
@@ -215,6 +231,8 @@ void require_agreement(const TrainSettings& s, const WeightsInfo& info, const Ru
   keep_recorded(s.schedule_steps, c.schedule_steps, "schedule steps", run);
   keep_recorded(s.patch, info.patch, "patch", run);
   keep_recorded(s.spacing_mm, info.spacing_mm, "spacing", run);
+  keep_recorded(s.precision, c.precision, "precision", run);
+  keep_recorded(s.optimizer, c.optimizer, "optimizer", run);
   keep_recorded(s.batch, c.batch, "batch", run);
   keep_recorded(s.learning_rate, c.learning_rate, "learning rate", run);
   keep_recorded(s.seed, c.seed, "seed", run);
@@ -373,9 +391,12 @@ void Run::choose() {
   if (!checkpoint_) {
     info_.patch = settings_.patch.value_or(default_patch(data_.train));
     info_.modalities = data_.modalities();
+    config.precision = settings_.precision.value_or(config.precision);
+    config.optimizer = settings_.optimizer.value_or(config.optimizer);
     config.batch = settings_.batch.value_or(config.batch);
-    config.learning_rate = settings_.learning_rate.value_or(config.learning_rate);
-    config.weight_decay = settings_.weight_decay.value_or(config.weight_decay);
+    const layers::OptimizerDefaults usual = layers::optimizer_defaults(config.optimizer);
+    config.learning_rate = settings_.learning_rate.value_or(usual.learning_rate);
+    config.weight_decay = settings_.weight_decay.value_or(usual.weight_decay);
     config.clip_norm = settings_.clip_norm.value_or(config.clip_norm);
     config.foreground = settings_.foreground.value_or(config.foreground);
     config.augment = settings_.augment.value_or(config.augment);
@@ -424,11 +445,12 @@ void Run::measure() {
   {
     Learner learner(*context_, info_.network, state_.config, info_.patch, settings_.recompute);
     Loader loader(data_.train, loader_settings(state_.config, info_.patch, settings_.loader_threads), 0);
+    layers::LossScaler scaler;
     const Stopwatch watch;
     for (int i = 0; i < kWarmUp + 3 || (i < kWarmUp + 10 && watch.seconds() < 0.05 * budget); ++i) {
       check<InterruptedError>(!stopped(stop_), "interrupted while the steps were timed");
       const Stopwatch one;
-      learner.step(loader.next(), 0.0f);
+      learner.step(loader.next(), 0.0f, scaler);
       if (i >= kWarmUp) {
         times.push_back(one.seconds());
       }
@@ -462,7 +484,11 @@ layers::Schedule Run::schedule() const {
 }
 
 PredictSettings Run::tiles() const {
-  return {.patch = info_.patch, .overlap = state_.config.validation_overlap, .stop = stop_, .progress = {}};
+  return {.patch = info_.patch,
+          .overlap = state_.config.validation_overlap,
+          .precision = state_.config.precision,
+          .stop = stop_,
+          .progress = {}};
 }
 
 // False when it was interrupted; then it counts as not done.
@@ -546,8 +572,8 @@ void Run::loop() {
   while (done && state_.step < state_.total_steps && !stopped(stop_)) {
     const Stopwatch watch;
     const Batch batch = loader->next();
-    StepRecord record = learner_->step(batch, layers::learning_rate_at(rates, state_.step));
-    if (!std::isfinite(record.loss) || !std::isfinite(record.gradient_norm)) {
+    StepRecord record = learner_->step(batch, layers::learning_rate_at(rates, state_.step), state_.scaler);
+    if (!std::isfinite(record.loss) || (!std::isfinite(record.gradient_norm) && !record.skipped)) {
       throw Error(concat("training stopped at step ", state_.step + 1, ": the loss is ", record.loss,
                          " and the gradient's norm ", record.gradient_norm,
                          saved_step_ >= 0 ? concat("; the last good checkpoint is that of step ", saved_step_,
@@ -556,6 +582,7 @@ void Run::loop() {
                          "; a smaller learning rate may help"));
     }
     ++state_.step;
+    state_.skipped_steps += record.skipped ? 1 : 0;
     record.step = state_.step;
     record.total_steps = state_.total_steps;
     record.seconds = watch.seconds();
@@ -584,9 +611,10 @@ void Run::announce() {
                            " to validate on, prepared in ", (data_.bytes() + 999'999) / 1'000'000, " MB"));
   progress_.message(concat(info_.network.preset, ", ", learner_->network().parameters().count(),
                            " parameters, on ", to_string(settings_.device), ", ", thread_count(),
-                           " threads; patch ", to_string(info_.patch), ", batch ", c.batch,
-                           ", learning rate ", c.learning_rate, " over ", c.schedule_steps, " steps; steps ",
-                           state_.step, " to ", state_.total_steps));
+                           " threads; patch ", to_string(info_.patch), ", batch ", c.batch, ", ",
+                           layers::name_of(c.optimizer), ", ", name_of(c.precision), ", learning rate ",
+                           c.learning_rate, " over ", c.schedule_steps, " steps; steps ", state_.step, " to ",
+                           state_.total_steps));
   if (state_.total_steps > c.schedule_steps) {
     progress_.message(concat("the learning rate is 0 from step ", c.schedule_steps,
                              " on, where the schedule ends (--schedule-steps of the first run)"));

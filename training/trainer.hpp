@@ -34,6 +34,10 @@ struct TrainSettings {
   bool recompute = false;
 
   std::optional<std::string> model;  // "fusion-tiny"
+  // f32; bf16 or f16 store activations and the weights that kernels read in half the memory, beside float32
+  // masters. f16 scales the loss (layers/loss_scaler.hpp).
+  std::optional<DType> precision;
+  std::optional<layers::OptimizerKind> optimizer;  // adamw
   // The run ends at this step, counted from the very first one; default 2000. May be changed on resuming.
   std::optional<int64_t> steps;
   // Or: as many steps as fit in this time, reading data and validation included. Measured once on a copy of
@@ -46,14 +50,14 @@ struct TrainSettings {
   std::optional<imaging::Size3> patch;
   std::optional<imaging::Vector3> spacing_mm;        // default 0 0 0: each input's own
   std::optional<int64_t> batch;                      // 2
-  std::optional<double> learning_rate;               // 3e-3
+  std::optional<double> learning_rate;               // layers::optimizer_defaults; with AdamW 3e-3
   std::optional<uint64_t> seed;                      // 0
   std::optional<imaging::LabelScheme> label_scheme;  // brats2023
   std::optional<double> validation_fraction;         // 0.2
   std::filesystem::path split;                       // a file; not together with validation_fraction
 
   std::optional<int64_t> warmup_steps;     // schedule_steps / 20, at most 100
-  std::optional<double> weight_decay;      // 0.01
+  std::optional<double> weight_decay;      // layers::optimizer_defaults; with AdamW 0.01
   std::optional<double> clip_norm;         // 12; 0: no clipping
   std::optional<double> foreground;        // share of patches about a tumour voxel: 0.5
   std::optional<bool> augment;             // true

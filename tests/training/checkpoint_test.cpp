@@ -2,6 +2,7 @@
 #include "training/checkpoint.hpp"
 
 #include <functional>
+#include <nlohmann/json.hpp>
 
 #include "base/error.hpp"
 #include "tests/training/training_fixture.hpp"
@@ -28,6 +29,8 @@ class CheckpointTest : public TrainingTest {
   static TrainerState state() {
     TrainerState state;
     RunConfig& c = state.config;
+    c.precision = DType::f16;
+    c.optimizer = layers::OptimizerKind::adam;
     c.batch = 3;
     c.learning_rate = 1.0 / 3.0;
     c.warmup_steps = 7;
@@ -52,6 +55,8 @@ class CheckpointTest : public TrainingTest {
     state.validated_step = 5;
     state.best_step = 5;
     state.best_score = 0.3;
+    state.skipped_steps = 3;
+    state.scaler.restore(8192.0f, 1500);
     return state;
   }
 
@@ -118,6 +123,23 @@ TEST_F(CheckpointTest, StateRoundTripKeepsEveryBit) {
   EXPECT_EQ(back.config.split, original.config.split);
   EXPECT_EQ(back.best_score, original.best_score);
   EXPECT_EQ(back.config.validation_modalities, original.config.validation_modalities);
+  EXPECT_EQ(back.config.precision, DType::f16);
+  EXPECT_EQ(back.config.optimizer, layers::OptimizerKind::adam);
+  EXPECT_EQ(back.skipped_steps, 3);
+  EXPECT_EQ(back.scaler.scale(), 8192.0f);
+  EXPECT_EQ(back.scaler.good_steps(), 1500);
+}
+
+TEST_F(CheckpointTest, StatesFromBeforePrecisionsAndOptimizersAreRead) {
+  nlohmann::json json = nlohmann::json::parse(to_json(state()));
+  for (const char* key : {"precision", "optimizer", "skipped_steps", "loss_scale", "loss_scale_good_steps"}) {
+    ASSERT_EQ(json.erase(key), 1u) << key;
+  }
+  const TrainerState old = trainer_state_from_json(json.dump(), "f");
+  EXPECT_EQ(old.config.precision, DType::f32);
+  EXPECT_EQ(old.config.optimizer, layers::OptimizerKind::adamw);
+  EXPECT_EQ(old.skipped_steps, 0);
+  EXPECT_EQ(old.scaler.scale(), 65536.0f);
 }
 
 TEST_F(CheckpointTest, BadStatesAreRefused) {
@@ -128,6 +150,23 @@ TEST_F(CheckpointTest, BadStatesAreRefused) {
   TrainerState zero = state();
   zero.config.validate_every = 0;
   message_of<FormatError>([&] { trainer_state_from_json(to_json(zero), "f"); });
+  for (const auto& [key, value] : std::vector<std::pair<const char*, nlohmann::json>>{
+           {"precision", "f64"}, {"optimizer", "lamb"}, {"skipped_steps", 11}, {"loss_scale", 3.0}}) {
+    nlohmann::json json = nlohmann::json::parse(to_json(state()));
+    json[key] = value;
+    const std::string line = message_of<FormatError>([&] { trainer_state_from_json(json.dump(), "f"); });
+    EXPECT_TRUE(holds(line, "f: trainer state")) << line;
+  }
+}
+
+TEST_F(CheckpointTest, PrecisionsHaveNames) {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    EXPECT_EQ(parse_precision(name_of(dtype)), dtype);
+  }
+  for (const char* text : {"", "f64", "fp16", "u8"}) {
+    EXPECT_EQ(message_of<UsageError>([&] { parse_precision(text); }),
+              concat("precision: found ", text, ", expected f32, bf16 or f16"));
+  }
 }
 
 TEST_F(CheckpointTest, CheckpointRestoresWeightsMomentsAndSteps) {
@@ -157,7 +196,7 @@ TEST_F(CheckpointTest, CheckpointRestoresWeightsMomentsAndSteps) {
   const weights::SafetensorsFile opened(file);
   expect_same(read_trainer_state(opened), state());
   restore_checkpoint(context, opened, other, other_optimizer);
-  EXPECT_EQ(other_optimizer.steps(), state().step);
+  EXPECT_EQ(other_optimizer.steps(), state().step - state().skipped_steps);
   for (size_t i = 0; i < count; ++i) {
     const auto& name = network.parameters().all()[i]->name;
     EXPECT_EQ(network.parameters().all()[i]->value.to_host<float>(context),

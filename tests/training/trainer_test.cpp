@@ -157,6 +157,37 @@ TEST_F(TrainerTest, InterruptedAndResumedEqualsNeverStopped) {
   }
 }
 
+TEST_F(TrainerTest, EveryOptimizerResumesToTheSameBytes) {
+  phantoms(2, 32);
+  std::vector<std::string> results;
+  for (const auto kind :
+       {layers::OptimizerKind::adamw, layers::OptimizerKind::adam, layers::OptimizerKind::sgd}) {
+    const std::string name(layers::name_of(kind));
+    const auto with = [&](const std::string& run_name) {
+      TrainSettings s = settings(run_name.c_str(), 4);
+      s.optimizer = kind;
+      return s;
+    };
+    run(with(name));
+    Recorder recorder;
+    recorder.stop_after_step = 2;
+    train(with(name + "-stopped"), recorder, &recorder.stop);
+    EXPECT_EQ(run(resumed((name + "-stopped").c_str())).first_step, 2);
+    expect_same_runs(name.c_str(), (name + "-stopped").c_str());
+    const weights::SafetensorsFile file(folder_ / name / "last.safetensors");
+    const RunConfig config = read_trainer_state(file).config;
+    EXPECT_EQ(config.optimizer, kind);
+    EXPECT_EQ(config.learning_rate, layers::optimizer_defaults(kind).learning_rate);
+    EXPECT_EQ(config.weight_decay, layers::optimizer_defaults(kind).weight_decay);
+    EXPECT_NE(file.find("optimizer.first_moment.head.weight"), nullptr);
+    EXPECT_EQ(file.find("optimizer.second_moment.head.weight") == nullptr,
+              kind == layers::OptimizerKind::sgd);
+    results.push_back(slurp(folder_ / name / "best.safetensors"));
+  }
+  EXPECT_NE(results[0], results[1]);
+  EXPECT_NE(results[0], results[2]);
+}
+
 TEST_F(TrainerTest, InterruptionWithinAValidationRepeatsIt) {
   phantoms(4, 32);
   TrainSettings whole = settings("straight", 4);
@@ -395,6 +426,8 @@ TEST_F(TrainerTest, RunsThatExistOrDoNot) {
   };
   refused([](TrainSettings& s) { s.model = "fusion-tiny"; }, "model: found fusion-tiny");
   refused([](TrainSettings& s) { s.patch = imaging::Size3{16, 16, 16}; }, "patch: found 16 x 16 x 16");
+  refused([](TrainSettings& s) { s.precision = DType::bf16; }, "precision: found bf16");
+  refused([](TrainSettings& s) { s.optimizer = layers::OptimizerKind::sgd; }, "optimizer: found sgd");
   refused([](TrainSettings& s) { s.batch = 3; }, "batch: found 3");
   refused([](TrainSettings& s) { s.learning_rate = 0.5; }, "learning rate: found 0.5");
   refused([](TrainSettings& s) { s.seed = 9; }, "seed: found 9");
