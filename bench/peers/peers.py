@@ -334,6 +334,86 @@ def window_attention(p, make):
         yield Way("sdpa", {"qkv": qkv, "table": table}, attention(fused))
 
 
+@peer("attention_forward", "attention_backward")
+def attention(p, make):
+    n, queries, keys, heads, dim = p["n"], p["queries"], p["keys"], p["heads"], p["head_dim"]
+    if p["fused"]:
+        inputs = {"qkv": make.normal(n, queries, 3, heads, dim)}
+    else:
+        inputs = {name: make.normal(n, count, heads, dim) for name, count in (("q", queries), ("k", keys), ("v", keys))}
+    if p["axial"]:
+        inputs["axial"] = make.normal(n, queries, heads, sum(p["key_grid"]))
+
+    def attention(core):
+        def function(*tensors):
+            q, k, v = tensors[0].unbind(2) if p["fused"] else tensors[:3]
+            bias = None
+            if p["axial"]:
+                planes, lines, columns = tensors[-1].transpose(1, 2).split(p["key_grid"], -1)
+                bias = planes[..., :, None, None] + lines[..., None, :, None] + columns[..., None, None, :]
+                bias = bias.flatten(-3)
+            out = core(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias)
+            return out.transpose(1, 2).contiguous()
+
+        return function
+
+    def composed(q, k, v, bias):
+        scores = (q * p["scale"]) @ k.transpose(-2, -1)
+        return F.softmax(scores if bias is None else scores + bias, -1) @ v
+
+    yield Way("composed", inputs, attention(composed))
+    if hasattr(F, "scaled_dot_product_attention"):  # the cases' scale is its default
+        yield Way("sdpa", inputs, attention(F.scaled_dot_product_attention))
+
+
+@peer("relative_position_forward", "relative_position_backward")
+def relative_position(p, make):
+    n, heads, dim, grid = p["n"], p["heads"], p["head_dim"], p["query_grid"]
+    inputs = {"q": make.normal(n, *grid, heads, dim)}
+    axes = []
+    for letter, places, keys, present in zip("zyx", grid, p["key_grid"], p["tables"]):
+        forth, back = max(keys // places, 1), max(places // keys, 1)
+        rows = torch.arange(places)[:, None] * forth + (keys - 1 - torch.arange(keys)) * back
+        axes.append((letter, keys, rows.to(make.device) if present else None))
+        if present:
+            inputs[letter] = make.normal(2 * max(places, keys) - 1, dim)
+
+    def function(q, *tables):
+        tables, parts = list(tables), []
+        for letter, keys, rows in axes:
+            if rows is None:
+                parts.append(q.new_zeros(n, *grid, heads, keys))
+            else:
+                parts.append(torch.einsum(f"nzyxhc,{letter}kc->nzyxhk", q, tables.pop(0)[rows]))
+        return torch.cat(parts, -1)
+
+    yield Way("einsum", inputs, function)
+
+
+@peer("rotary_forward", "rotary_backward")
+def rotary(p, make):
+    n, tokens, heads, dim, axes = p["n"], p["tokens"], p["heads"], p["head_dim"], p["axes"]
+    pairs, excluded = dim // (2 * axes), p["excluded"]
+    frequency = p["theta"] ** (-torch.arange(pairs) / pairs)
+    places = torch.meshgrid(*(torch.arange(extent) for extent in p["grid"]), indexing="ij")[::-1]
+    angle = torch.cat([place.flatten()[:, None] * frequency for place in places[:axes]], -1).to(make.device)
+    angle = angle.repeat((tokens - excluded) // angle.shape[0], 1)[:, None]
+    turn, cosine, sine = torch.polar(torch.ones_like(angle), angle), angle.cos(), angle.sin()
+
+    def turned(x, core):
+        # The benchmarks' heads have no channels beside the pairs.
+        result = core(x[:, : tokens - excluded].unflatten(-1, (axes * pairs, 2))).flatten(-2)
+        return torch.cat([result, x[:, tokens - excluded :]], 1) if excluded else result
+
+    def composed(x):
+        first, second = x.unbind(-1)
+        return torch.stack([first * cosine - second * sine, first * sine + second * cosine], -1)
+
+    x = {"x": make.normal(n, tokens, heads, dim)}
+    yield Way("complex", x, lambda x: turned(x, lambda x: torch.view_as_real(torch.view_as_complex(x) * turn)))
+    yield Way("composed", x, lambda x: turned(x, composed))
+
+
 @peer("shifted_patch_forward", "shifted_patch_backward")
 def shifted_patch(p, make):
     n, groups, c, size = p["n"], p["groups"], p["channels"], p["patch"]

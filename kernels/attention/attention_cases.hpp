@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/attention/attention.hpp"
+#include "kernels/context/work.hpp"
 
 namespace vesal::kernels {
 
@@ -141,5 +142,48 @@ inline const std::vector<AttentionCase> kAttentionCases{
      false,
      true},
 };
+
+// For benchmarks: the encoder of UNETR at 96^3, SAM's windows and SAM-Med3D's whole grid with the decomposed
+// relative position, and across: SAM's mask decoder both ways, SAM 2's memory attention (two frames of
+// 32x32).
+inline const std::vector<AttentionCase> kAttentionBenchmarkCases{
+    {"unetr_216_self",
+     {.queries = 216, .keys = 216, .heads = 12, .head_dim = 64, .scale = 0.125f},
+     AttentionLayout::fused},
+    {"vit_1000_self",
+     {.queries = 1000, .keys = 1000, .heads = 12, .head_dim = 64, .scale = 0.125f},
+     AttentionLayout::fused},
+    {"sam_windows_14_axial",
+     {.n = 25,
+      .queries = 196,
+      .keys = 196,
+      .heads = 12,
+      .head_dim = 64,
+      .scale = 0.125f,
+      .key_grid = {1, 14, 14}},
+     AttentionLayout::fused,
+     false,
+     false,
+     true},
+    {"sam_med3d_512_axial",
+     {.queries = 512, .keys = 512, .heads = 12, .head_dim = 64, .scale = 0.125f, .key_grid = {8, 8, 8}},
+     AttentionLayout::fused,
+     false,
+     false,
+     true},
+    {"sam_tokens_to_image", {.queries = 9, .keys = 4096, .heads = 8, .head_dim = 16, .scale = 0.25f}},
+    {"sam_image_to_tokens", {.queries = 4096, .keys = 9, .heads = 8, .head_dim = 16, .scale = 0.25f}},
+    {"sam2_memory_cross", {.queries = 1024, .keys = 2048, .head_dim = 256, .scale = 0.0625f}},
+};
+
+// Two products forward; backward the scores again and four gradients.
+inline Work attention_work(const AttentionCase& c, bool backward) {
+  const AttentionParams& p = c.params;
+  const auto products = static_cast<double>(p.n * p.queries * p.keys * p.channels());
+  const auto tokens = static_cast<double>(p.n * (p.queries + p.keys) * p.channels());
+  const auto axial = static_cast<double>(c.axial ? p.n * p.queries * p.heads * p.axial_size() : 0);
+  return {.flops = 2.0 * products * (backward ? 5 : 2),
+          .bytes = 4.0 * (tokens * (backward ? 4 : 2) + axial * (backward ? 2 : 1))};
+}
 
 }  // namespace vesal::kernels

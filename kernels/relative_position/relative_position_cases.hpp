@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/context/work.hpp"
 #include "kernels/relative_position/relative_position.hpp"
 
 namespace vesal::kernels {
@@ -40,5 +41,31 @@ inline const std::vector<RelativePositionCase> kRelativePositionCases{
      {.n = 2, .heads = 2, .head_dim = 9, .query_grid = {4, 6, 9}, .key_grid = {2, 6, 3}}},
     {"head dim 256", {.heads = 1, .head_dim = 256, .query_grid = {1, 5, 3}, .key_grid = {1, 5, 3}}},
 };
+
+// For benchmarks: SAM's image encoder, a window and the whole grid, and SAM-Med3D's; q in a fused qkv.
+inline const std::vector<RelativePositionCase> kRelativePositionBenchmarkCases{
+    {"sam_windows_14",
+     {.n = 25,
+      .heads = 12,
+      .head_dim = 64,
+      .q_stride = 2304,
+      .query_grid = {1, 14, 14},
+      .key_grid = {1, 14, 14}},
+     {false, true, true}},
+    {"sam_global_64",
+     {.heads = 12, .head_dim = 64, .q_stride = 2304, .query_grid = {1, 64, 64}, .key_grid = {1, 64, 64}},
+     {false, true, true}},
+    {"sam_med3d_8",
+     {.heads = 12, .head_dim = 64, .q_stride = 2304, .query_grid = {8, 8, 8}, .key_grid = {8, 8, 8}}},
+};
+
+// A product of every query with a row for each number of the axial bias; backward one with the tables and one
+// with the queries.
+inline Work relative_position_work(const RelativePositionParams& p, bool backward) {
+  const auto queries = static_cast<double>(p.n * p.queries() * p.heads);
+  const auto axial = static_cast<double>(p.axial_size());
+  return {.flops = 2.0 * queries * axial * p.head_dim * (backward ? 2 : 1),
+          .bytes = 4.0 * queries * (axial + p.head_dim * (backward ? 2 : 1))};
+}
 
 }  // namespace vesal::kernels

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/context/work.hpp"
 #include "kernels/rotary/rotary.hpp"
 
 namespace vesal::kernels {
@@ -33,5 +34,16 @@ inline const std::vector<RotaryCase> kRotaryCases{
     {"3D, odd channels", {.tokens = 8, .heads = 3, .head_dim = 7, .axes = 3, .grid = {2, 2, 2}}},
     {"512 channels, another theta", {.tokens = 10, .head_dim = 512, .grid = {1, 5, 2}, .theta = 100.0f}},
 };
+
+// For benchmarks: SAM 2's queries, and its keys of seven frames and 64 pointers; the same in 3D with heads.
+inline const std::vector<RotaryCase> kRotaryBenchmarkCases{
+    {"sam2_queries", {.tokens = 4096, .head_dim = 256, .grid = {1, 64, 64}}},
+    {"sam2_memory", {.tokens = 28736, .head_dim = 256, .grid = {1, 64, 64}, .excluded = 64}},
+    {"heads_of_48_3d", {.tokens = 4096, .heads = 8, .head_dim = 48, .axes = 3, .grid = {16, 16, 16}}},
+};
+
+inline Work rotary_work(const RotaryParams& p) {
+  return {.bytes = 8.0 * static_cast<double>(p.n * p.tokens * p.channels())};
+}
 
 }  // namespace vesal::kernels
