@@ -22,8 +22,8 @@ void vesal::bench::register_benchmarks() {
       const Workspace workspace = arena.workspace(layer_norm_backward_workspace_bytes(arena.context(), p));
       layer_norm_forward(arena.context(), p, x, gamma, beta, y, mean, rstd);
       return [=, &context = arena.context()] {
-        layer_norm_backward(context, p, x, gamma, mean, rstd, dy, dx, dgamma, dbeta, GradMode::overwrite,
-                            workspace);
+        layer_norm_backward(context, p, x, gamma, beta, mean, rstd, dy, dx, dgamma, dbeta,
+                            GradMode::overwrite, workspace);
       };
     });
   }
