@@ -541,6 +541,102 @@ def pooling(p, make, operation):
         yield Way(name, {"x": x}, lambda x: function(x, p["kernel"], p["stride"], ceil_mode=p["ceil_mode"]))
 
 
+@peer("pad_crop_forward", "pad_crop_backward")
+def pad_crop(p, make):
+    sizes = zip((p["d"], p["h"], p["w"]), (p["out_d"], p["out_h"], p["out_w"]), p["low"])
+    padding = [side for size, out, low in reversed(list(sizes)) for side in (low, out - size - low)]
+    for name, layout in VOLUMES.items():
+        x = make.normal(p["n"], p["c"], p["d"], p["h"], p["w"]).contiguous(memory_format=layout)
+        yield Way(name, {"x": x}, lambda x: F.pad(x, padding))
+
+
+@peer("copy_channels")
+def copy_channels(p, make):
+    source = make.normal(p["rows"], p["source_channels"]).narrow(1, p["source_offset"], p["count"])
+    target = make.normal(p["rows"], p["target_channels"]).narrow(1, p["target_offset"], p["count"])
+    if p["accumulate"]:
+        yield Way("add_", {}, lambda: target.add_(source))
+    else:
+        yield Way("copy_", {}, lambda: target.copy_(source))
+
+
+@peer("route_channels")
+def route_channels(p, make):
+    x, source = make.normal(p["voxels"], p["channels"]), torch.tensor(p["source"], device=make.device)
+    yield Way("index_select", {}, lambda: x.index_select(1, source))
+
+
+# The gradient of a sum over channels is a view in PyTorch: nothing to time.
+@peer("sum", "sum_squares", "max_abs", "channel_sum_forward", "sum_spatial")
+def reduce(p, make, operation):
+    x = make.normal(p["n"], p["spatial"], p["channels"])
+    yield Way(
+        "eager",
+        {},
+        {
+            "sum": lambda: x.sum(),
+            "sum_squares": lambda: torch.dot(x.flatten(), x.flatten()),
+            "max_abs": lambda: torch.linalg.vector_norm(x, math.inf),
+            "channel_sum_forward": lambda: x.sum(-1),
+            "sum_spatial": lambda: x.mean(1),
+        }[operation],
+    )
+
+
+@peer(
+    "sobel_gradient_forward",
+    "sobel_gradient_backward",
+    "sobel_magnitude_forward",
+    "sobel_magnitude_backward",
+)
+def sobel(p, make, operation):
+    smooth, slope = torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, -1.0])
+    axes = [[slope if along == axis else smooth for along in range(3)] for axis in range(3)]
+    weight = torch.stack([torch.einsum("a,b,c->abc", *factors) for factors in axes]).unsqueeze(1).to(make.device)
+
+    def function(x):
+        gradient = F.conv3d(x, weight, padding=1)
+        return gradient if "gradient" in operation else (gradient.square().sum(1) + p["eps"]).sqrt()
+
+    yield Way("conv3d", {"x": make.normal(p["n"], 1, p["d"], p["h"], p["w"])}, function)
+
+
+@peer("edge_gate_forward", "edge_gate_backward")
+def edge_gate(p, make):
+    yield Way(
+        "eager",
+        {"gradient": make.normal(p["voxels"], 3), "x": make.normal(p["voxels"], p["channels"])},
+        lambda gradient, x: torch.sigmoid((gradient.square().sum(1, keepdim=True) + p["eps"]).sqrt()) * x,
+    )
+
+
+@peer(
+    "region_index",
+    "region_mean_forward",
+    "region_mean_backward",
+    "region_gather_forward",
+    "region_gather_backward",
+)
+def region_pool(p, make, operation):
+    blocks, channels = p["extent"] // p["block"], p["channels"]
+    along = torch.arange(p["extent"]) // p["block"]
+    labels = (along[:, None, None] * blocks + along[:, None]) * blocks + along
+    labels = labels.flatten().to(make.device)
+    if operation == "region_index":
+        yield Way("sort", {}, lambda: (labels.sort(stable=True), labels.bincount(minlength=blocks**3).cumsum(0)))
+    elif operation.startswith("region_mean"):
+        sizes = labels.bincount(minlength=blocks**3).unsqueeze(1)
+
+        def mean(x):
+            return torch.zeros(blocks**3, channels, device=make.device).index_add(0, labels, x) / sizes
+
+        yield Way("index_add", {"x": make.normal(labels.numel(), channels)}, mean)
+    else:
+        x = make.normal(blocks**3, channels)
+        yield Way("index", {"x": x}, lambda x: x[labels])
+        yield Way("index_select", {"x": x}, lambda x: x.index_select(0, labels))
+
+
 @peer("resize_forward", "resize_backward")
 def resize(p, make):
     size = p["out_d"], p["out_h"], p["out_w"]

@@ -1,10 +1,12 @@
 // The sizes that rearrangements are tested and measured with.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/rearrange/rearrange.hpp"
 
 namespace vesal::kernels {
@@ -104,6 +106,58 @@ inline const std::vector<RouteChannelsCase> kRouteChannelsCases = {
     {"no_voxels", 1, 0, 3, 2, {0, 2}},
     {"one", 1, 1, 1, 1, {0}},
 };
+
+// For benchmarks: a decoder's features brought to the size of their skip connection, and a volume cropped to
+// a sliding window's patch.
+inline const std::vector<PadCropCase> kPadCropBenchmarkCases = {
+    {"32_62_to_64",
+     {.n = 1, .d = 62, .h = 62, .w = 62, .out_d = 64, .out_h = 64, .out_w = 64, .c = 32, .low = {1, 1, 1}}},
+    {"4_160_to_128",
+     {.n = 1,
+      .d = 160,
+      .h = 160,
+      .w = 160,
+      .out_d = 128,
+      .out_h = 128,
+      .out_w = 128,
+      .c = 4,
+      .low = {-16, -16, -16}}},
+};
+
+// Of either pass: the voxels that both volumes have, and what is written.
+inline Work pad_crop_work(const PadCropParams& p, bool backward) {
+  const auto common = [](int64_t in, int64_t out, int64_t low) {
+    return static_cast<double>(std::max<int64_t>(0, std::min(in + low, out) - std::max<int64_t>(low, 0)));
+  };
+  const double read =
+      common(p.d, p.out_d, p.low[0]) * common(p.h, p.out_h, p.low[1]) * common(p.w, p.out_w, p.low[2]);
+  const auto written = static_cast<double>(backward ? p.d * p.h * p.w : p.out_d * p.out_h * p.out_w);
+  return {.bytes = 4.0 * static_cast<double>(p.n * p.c) * (read + written)};
+}
+
+// For benchmarks: half of a U-Net's concatenation at 64^3 (or a split, the other way round), the narrow one
+// of an input's modalities, and a third of a transformer's tokens.
+inline const std::vector<CopyChannelsCase> kCopyChannelsBenchmarkCases = {
+    {"32_of_64_at_64",
+     {.rows = 262144, .source_channels = 32, .target_channels = 64, .target_offset = 32, .count = 32}},
+    {"1_of_4_at_128",
+     {.rows = 2097152, .source_channels = 4, .source_offset = 2, .target_channels = 1, .count = 1}},
+    {"48_of_144_at_32",
+     {.rows = 32768, .source_channels = 144, .source_offset = 48, .target_channels = 48, .count = 48}},
+};
+
+inline Work copy_channels_work(const CopyChannelsParams& p, bool accumulate) {
+  return {.bytes = 4.0 * static_cast<double>(p.rows * p.count) * (accumulate ? 3 : 2)};
+}
+
+// For benchmarks: four modalities in another order.
+inline const std::vector<RouteChannelsCase> kRouteChannelsBenchmarkCases = {
+    {"4_at_128", 1, 2097152, 4, 4, {3, 1, 0, 2}},
+};
+
+inline Work route_channels_work(const RouteChannelsCase& c) {
+  return {.bytes = 4.0 * static_cast<double>(c.n * c.voxels * 2 * c.out)};
+}
 
 inline PadCropCase random_pad_crop_case(RandomStream& random) {
   PadCropCase c;

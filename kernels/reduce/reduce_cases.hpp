@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 
 namespace vesal::kernels {
 
@@ -34,6 +35,19 @@ inline const std::vector<ReduceCase> kReduceCases = {
     {"no_samples", 0, 7, 3},
     {"no_rows", 2, 0, 5},
 };
+
+// For benchmarks: the features and the logits of a U-Net, and the channels that a squeeze-and-excitation
+// block averages.
+inline const std::vector<ReduceCase> kReduceBenchmarkCases = {
+    {"32_at_64", 1, 262144, 32},
+    {"4_at_128", 1, 2097152, 4},
+    {"320_at_8", 2, 512, 320},
+};
+
+// `smaller` is the number of elements on the other side of the sum.
+inline Work reduce_work(const ReduceCase& c, int64_t smaller) {
+  return {.bytes = 4.0 * static_cast<double>(c.n * c.spatial * c.channels + smaller)};
+}
 
 inline ReduceCase random_reduce_case(RandomStream& random) {
   ReduceCase c;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/region_pool/region_pool.hpp"
 
 namespace vesal::kernels {
@@ -49,6 +50,47 @@ inline std::vector<int32_t> random_labels(const RegionParams& p, uint64_t seed) 
     }
   }
   return labels;
+}
+
+// A cube of voxels cut into cubes of block^3, its regions.
+struct RegionBenchmarkCase {
+  std::string name;
+  int64_t extent = 1;
+  int64_t block = 1;  // divides extent
+  int64_t channels = 1;
+
+  RegionParams params() const {
+    const int64_t blocks = extent / block;
+    return {1, extent * extent * extent, blocks * blocks * blocks};
+  }
+  std::vector<int32_t> labels() const {
+    const int64_t blocks = extent / block;
+    std::vector<int32_t> all;
+    for (int64_t z = 0; z < extent; ++z) {
+      for (int64_t y = 0; y < extent; ++y) {
+        for (int64_t x = 0; x < extent; ++x) {
+          all.push_back(static_cast<int32_t>((z / block * blocks + y / block) * blocks + x / block));
+        }
+      }
+    }
+    return all;
+  }
+};
+
+// For benchmarks: supervoxels of 8^3, of features and of logits, and few large regions.
+inline const std::vector<RegionBenchmarkCase> kRegionBenchmarkCases = {
+    {"32_of_512_at_64", 64, 8, 32},
+    {"4_of_4096_at_128", 128, 8, 4},
+    {"32_of_8_at_64", 64, 32, 32},
+};
+
+inline Work region_index_work(const RegionParams& p) {
+  return {.bytes = 4.0 * static_cast<double>(p.n * (2 * p.voxels + p.regions + 1))};
+}
+
+// Of each of the four sums and gathers: a label or a number a voxel, the voxels and the regions.
+inline Work region_work(const RegionParams& p, int64_t channels) {
+  return {.bytes = 4.0 * static_cast<double>(p.n * (p.voxels + (p.voxels + p.regions) * channels))};
 }
 
 }  // namespace vesal::kernels

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/sobel/sobel.hpp"
 
 namespace vesal::kernels {
@@ -46,6 +47,27 @@ inline const std::vector<EdgeGateCase> kEdgeGateCases = {
     {"channels_31", {33, 31}}, {"channels_32", {32, 32}}, {"channels_33", {31, 33}}, {"channels_65", {5, 65}},
     {"no_voxels", {0, 3}},
 };
+
+// For benchmarks: whole patches, and the gate of the features at half their resolution.
+inline const std::vector<SobelCase> kSobelBenchmarkCases = {
+    {"64", {1, 64, 64, 64}},
+    {"128", {1, 128, 128, 128}},
+};
+
+inline const std::vector<EdgeGateCase> kEdgeGateBenchmarkCases = {
+    {"24_at_64", {262144, 24}},
+    {"4_at_64", {262144, 4}},
+};
+
+// `numbers` are what is read and written a voxel.
+inline Work sobel_work(const SobelParams& p, int numbers) {
+  return {.bytes = 4.0 * static_cast<double>(p.n * p.d * p.h * p.w * numbers)};
+}
+
+inline Work edge_gate_work(const EdgeGateParams& p, bool backward) {
+  return {.bytes =
+              4.0 * static_cast<double>(p.voxels * (backward ? 6 + 3 * p.channels : 3 + 2 * p.channels))};
+}
 
 inline SobelParams random_sobel_params(RandomStream& random) {
   SobelParams p{1 + random.below(2), 1 + random.below(6), 1 + random.below(10),
