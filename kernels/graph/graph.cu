@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "base/size.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/graph/graph.hpp"
 #include "kernels/simt/device.hpp"
 
@@ -152,8 +153,9 @@ VESAL_DEVICE void insert_keys(Key key, int kept, int lane, Key& list) {
   }
 }
 
+template <class T>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kWarps * 32)
-    link_nearest(const float* VESAL_RESTRICT features, int count, int neighbours, Grid g,
+    link_nearest(Input<T> features, int count, int neighbours, Grid g,
                  const unsigned* VESAL_RESTRICT occupied, const unsigned char* VESAL_RESTRICT available,
                  unsigned* VESAL_RESTRICT bitmap) {
   VESAL_SHARED(float, candidates, [kChunk][kCandidates + 1]);
@@ -442,11 +444,12 @@ VESAL_KERNEL void symmetric_degrees(int nodes, Mask mask, const int* VESAL_RESTR
   }
 }
 
+template <class T>
 VESAL_KERNEL void symmetric_values(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
                                    const int* VESAL_RESTRICT columns,
                                    const unsigned char* VESAL_RESTRICT types,
                                    const float* VESAL_RESTRICT theta, const float* VESAL_RESTRICT largest,
-                                   const float* VESAL_RESTRICT scale, float* VESAL_RESTRICT values) {
+                                   const float* VESAL_RESTRICT scale, Output<T> values) {
   const RowSlice slice = row_slice(nodes, offsets);
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
     const int j = columns[e];
@@ -457,12 +460,12 @@ VESAL_KERNEL void symmetric_values(int nodes, Mask mask, const int* VESAL_RESTRI
 }
 
 // log value = theta - log(D_i) / 2 - log(D_j) / 2, and d log(D_i) / d theta_t is type t's share of D_i.
+template <class T>
 VESAL_KERNEL void symmetric_backward(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
                                      const int* VESAL_RESTRICT columns,
                                      const unsigned char* VESAL_RESTRICT types,
                                      const int* VESAL_RESTRICT transpose, const float* VESAL_RESTRICT theta,
-                                     const float* VESAL_RESTRICT values, const float* VESAL_RESTRICT dvalues,
-                                     double* VESAL_RESTRICT partial) {
+                                     Input<T> values, Input<T> dvalues, double* VESAL_RESTRICT partial) {
   const RowSlice slice = row_slice(nodes, offsets);
   const RowSum row = row_sum(slice, mask, columns, types, theta);
   double direct[kEdgeTypes];
@@ -520,11 +523,11 @@ VESAL_KERNEL void sum_over_nodes(const double* VESAL_RESTRICT partial, int nodes
   }
 }
 
+template <class T>
 VESAL_KERNEL void attention_scores(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
                                    const int* VESAL_RESTRICT columns,
-                                   const unsigned char* VESAL_RESTRICT types, float slope,
-                                   const float* VESAL_RESTRICT a, const float* VESAL_RESTRICT b,
-                                   const float* VESAL_RESTRICT theta, float* VESAL_RESTRICT scores) {
+                                   const unsigned char* VESAL_RESTRICT types, float slope, Input<T> a,
+                                   Input<T> b, const float* VESAL_RESTRICT theta, Output<T> scores) {
   const RowSlice slice = row_slice(nodes, offsets);
   const float own = slice.row < nodes && !mask.absent(slice.row) ? a[slice.row] : 0.0f;
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
@@ -534,14 +537,13 @@ VESAL_KERNEL void attention_scores(int nodes, Mask mask, const int* VESAL_RESTRI
   }
 }
 
+template <class T>
 VESAL_KERNEL void attention_backward(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
                                      const int* VESAL_RESTRICT columns,
                                      const unsigned char* VESAL_RESTRICT types,
-                                     const int* VESAL_RESTRICT transpose, float slope,
-                                     const float* VESAL_RESTRICT a, const float* VESAL_RESTRICT b,
-                                     const float* VESAL_RESTRICT theta, const float* VESAL_RESTRICT dscores,
-                                     float* VESAL_RESTRICT da, float* VESAL_RESTRICT db,
-                                     double* VESAL_RESTRICT partial) {
+                                     const int* VESAL_RESTRICT transpose, float slope, Input<T> a, Input<T> b,
+                                     const float* VESAL_RESTRICT theta, Input<T> dscores, Output<T> da,
+                                     Output<T> db, double* VESAL_RESTRICT partial) {
   const RowSlice slice = row_slice(nodes, offsets);
   double by_type[kEdgeTypes];
   VESAL_UNROLL
@@ -586,8 +588,9 @@ VESAL_KERNEL void attention_backward(int nodes, Mask mask, const int* VESAL_REST
   }
 }
 
-VESAL_KERNEL void segment_softmax(int nodes, const int* VESAL_RESTRICT offsets,
-                                  const float* VESAL_RESTRICT scores, float* VESAL_RESTRICT values) {
+template <class T>
+VESAL_KERNEL void segment_softmax(int nodes, const int* VESAL_RESTRICT offsets, Input<T> scores,
+                                  Output<T> values) {
   const RowSlice slice = row_slice(nodes, offsets);
   float largest = -INFINITY;
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
@@ -599,21 +602,18 @@ VESAL_KERNEL void segment_softmax(int nodes, const int* VESAL_RESTRICT offsets,
   const float base = largest == -INFINITY ? 0.0f : largest;
   float sum = 0.0f;
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
-    const float value = expf(scores[e] - base);
-    values[e] = value;
-    sum += value;
+    sum += expf(scores[e] - base);
   }
   sum = sum_over_lanes(sum);
   const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
-    values[e] *= scale;
+    values[e] = expf(scores[e] - base) * scale;
   }
 }
 
-VESAL_KERNEL void segment_softmax_backward(int nodes, const int* VESAL_RESTRICT offsets,
-                                           const float* VESAL_RESTRICT values,
-                                           const float* VESAL_RESTRICT dvalues,
-                                           float* VESAL_RESTRICT dscores) {
+template <class T>
+VESAL_KERNEL void segment_softmax_backward(int nodes, const int* VESAL_RESTRICT offsets, Input<T> values,
+                                           Input<T> dvalues, Output<T> dscores) {
   const RowSlice slice = row_slice(nodes, offsets);
   float mean = 0.0f;
   for (int e = slice.begin + slice.lane; e < slice.end; e += kRowLanes) {
@@ -627,10 +627,10 @@ VESAL_KERNEL void segment_softmax_backward(int nodes, const int* VESAL_RESTRICT 
 
 // One thread an element of y: neighbouring threads read neighbouring features, and the edges as broadcasts. A
 // cut edge's source is not read; in the transposed product the row is the source.
+template <class T>
 VESAL_KERNEL void spmm(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
                        const int* VESAL_RESTRICT columns, const int* VESAL_RESTRICT order, int64_t features,
-                       const float* VESAL_RESTRICT values, const float* VESAL_RESTRICT z, int accumulate,
-                       float* VESAL_RESTRICT y) {
+                       Input<T> values, Input<T> z, int accumulate, Output<T> y) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= nodes * features) {
     return;
@@ -650,9 +650,10 @@ VESAL_KERNEL void spmm(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
 }
 
 // One warp a row; kRowLanes lanes an edge, so that four edges are in flight.
+template <class T>
 VESAL_KERNEL void sddmm(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
-                        const int* VESAL_RESTRICT columns, int64_t features, const float* VESAL_RESTRICT a,
-                        const float* VESAL_RESTRICT b, float* VESAL_RESTRICT out) {
+                        const int* VESAL_RESTRICT columns, int64_t features, Input<T> a, Input<T> b,
+                        Output<T> out) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   const int begin = row < nodes ? offsets[row] : 0;
@@ -673,8 +674,8 @@ VESAL_KERNEL void sddmm(int nodes, Mask mask, const int* VESAL_RESTRICT offsets,
   }
 }
 
-VESAL_KERNEL void mask_nodes(int64_t count, Mask mask, int64_t features, const float* VESAL_RESTRICT z,
-                             float* VESAL_RESTRICT y) {
+template <class T>
+VESAL_KERNEL void mask_nodes(int64_t count, Mask mask, int64_t features, Input<T> z, Output<T> y) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index < count) {
     y[index] = mask.absent(index / features) ? 0.0f : z[index];
@@ -693,9 +694,8 @@ size_t graph_build_workspace_bytes(Context&, const GraphParams& p) {
   return static_cast<size_t>(p.regions > 0 ? (2 * nodes + 1) * words * 4 : nodes * words * 4);
 }
 
-void graph_build(Context& context, const GraphParams& p, ConstData features_, const int32_t* labels,
+void graph_build(Context& context, const GraphParams& p, ConstData features, const int32_t* labels,
                  const Graph& graph, Workspace workspace) {
-  const float* features = features_.as<float>("graph_build: features");
   const int64_t nodes = p.nodes_per_set();
   const int64_t words = ceil_div(nodes, 32);
   const int64_t voxels = p.d * p.h * p.w;
@@ -719,9 +719,12 @@ void graph_build(Context& context, const GraphParams& p, ConstData features_, co
     launch(context.stream(), {.grid = ceil_div(nodes * words, kBlock), .block = kBlock}, fill_bitmap, grid,
            spatial, bitmap);
     if (k > 0) {
-      launch(context.stream(), {.grid = ceil_div(nodes, kQueries), .block = kWarps * 32}, link_nearest,
-             features + block * nodes * p.features, static_cast<int>(p.features), k, grid, occupied,
-             graph.available == nullptr ? nullptr : graph.available + block, bitmap);
+      with_storage("graph_build", {features}, [&]<class T>(T) {
+        launch(context.stream(), {.grid = ceil_div(nodes, kQueries), .block = kWarps * 32}, link_nearest<T>,
+               input<T>(features, "graph_build: features") + block * nodes * p.features,
+               static_cast<int>(p.features), k, grid, occupied,
+               graph.available == nullptr ? nullptr : graph.available + block, bitmap);
+      });
     }
     launch(context.stream(), {.grid = row_blocks(nodes, 32), .block = kBlock}, count_edges, bitmap, grid,
            occupied, offsets + 1);
@@ -739,112 +742,115 @@ size_t graph_symmetric_weights_workspace_bytes(Context&, const Graph& graph) {
   return static_cast<size_t>(graph.nodes) * kEdgeTypes * sizeof(double);
 }
 
-void graph_symmetric_weights_forward(Context& context, const Graph& graph, ConstData theta_, Data values_,
+void graph_symmetric_weights_forward(Context& context, const Graph& graph, ConstData theta_, Data values,
                                      Workspace workspace) {
   const float* theta = theta_.as<float>("graph_symmetric_weights_forward: theta");
-  float* values = values_.as<float>("graph_symmetric_weights_forward: values");
   auto* largest = static_cast<float*>(workspace.data);
   const auto nodes = static_cast<int>(graph.nodes);
   launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, symmetric_degrees, nodes,
          mask_of(graph), graph.row_offsets, graph.columns, graph.types, theta, largest, largest + nodes);
-  launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, symmetric_values, nodes,
-         mask_of(graph), graph.row_offsets, graph.columns, graph.types, theta, largest, largest + nodes,
-         values);
+  with_storage("graph_symmetric_weights_forward", {values}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, symmetric_values<T>,
+           nodes, mask_of(graph), graph.row_offsets, graph.columns, graph.types, theta, largest,
+           largest + nodes, output<T>(values, "graph_symmetric_weights_forward: values"));
+  });
 }
 
-void graph_symmetric_weights_backward(Context& context, const Graph& graph, ConstData theta_,
-                                      ConstData values_, ConstData dvalues_, Data dtheta_, GradMode mode,
-                                      Workspace workspace) {
-  const float* theta = theta_.as<float>("graph_symmetric_weights_backward: theta");
-  const float* values = values_.as<float>("graph_symmetric_weights_backward: values");
-  const float* dvalues = dvalues_.as<float>("graph_symmetric_weights_backward: dvalues");
-  float* dtheta = dtheta_.as<float>("graph_symmetric_weights_backward: dtheta");
+void graph_symmetric_weights_backward(Context& context, const Graph& graph, ConstData theta, ConstData values,
+                                      ConstData dvalues, Data dtheta, GradMode mode, Workspace workspace) {
   auto* partial = static_cast<double*>(workspace.data);
   const auto nodes = static_cast<int>(graph.nodes);
-  launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, symmetric_backward, nodes,
-         mask_of(graph), graph.row_offsets, graph.columns, graph.types, graph.transpose, theta, values,
-         dvalues, partial);
+  with_storage("graph_symmetric_weights_backward", {values, dvalues}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, symmetric_backward<T>,
+           nodes, mask_of(graph), graph.row_offsets, graph.columns, graph.types, graph.transpose,
+           theta.as<float>("graph_symmetric_weights_backward: theta"),
+           input<T>(values, "graph_symmetric_weights_backward: values"),
+           input<T>(dvalues, "graph_symmetric_weights_backward: dvalues"), partial);
+  });
   launch(context.stream(), {.grid = graph.type_count, .block = kBlock}, sum_over_nodes, partial, nodes,
-         mode == GradMode::accumulate ? 1 : 0, dtheta);
+         mode == GradMode::accumulate ? 1 : 0, dtheta.as<float>("graph_symmetric_weights_backward: dtheta"));
 }
 
-void graph_attention_scores_forward(Context& context, const Graph& graph, float slope, ConstData a_,
-                                    ConstData b_, ConstData theta_, Data scores_) {
-  const float* a = a_.as<float>("graph_attention_scores_forward: a");
-  const float* b = b_.as<float>("graph_attention_scores_forward: b");
-  const float* theta = theta_.as<float>("graph_attention_scores_forward: theta");
-  float* scores = scores_.as<float>("graph_attention_scores_forward: scores");
+void graph_attention_scores_forward(Context& context, const Graph& graph, float slope, ConstData a,
+                                    ConstData b, ConstData theta, Data scores) {
   const auto nodes = static_cast<int>(graph.nodes);
-  launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, attention_scores, nodes,
-         mask_of(graph), graph.row_offsets, graph.columns, graph.types, slope, a, b, theta, scores);
+  with_storage("graph_attention_scores_forward", {a, b, scores}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, attention_scores<T>,
+           nodes, mask_of(graph), graph.row_offsets, graph.columns, graph.types, slope,
+           input<T>(a, "graph_attention_scores_forward: a"), input<T>(b, "graph_attention_scores_forward: b"),
+           theta.as<float>("graph_attention_scores_forward: theta"),
+           output<T>(scores, "graph_attention_scores_forward: scores"));
+  });
 }
 
 size_t graph_attention_scores_workspace_bytes(Context&, const Graph& graph) {
   return static_cast<size_t>(graph.nodes) * kEdgeTypes * sizeof(double);
 }
 
-void graph_attention_scores_backward(Context& context, const Graph& graph, float slope, ConstData a_,
-                                     ConstData b_, ConstData theta_, ConstData dscores_, Data da_, Data db_,
-                                     Data dtheta_, GradMode mode, Workspace workspace) {
-  const float* a = a_.as<float>("graph_attention_scores_backward: a");
-  const float* b = b_.as<float>("graph_attention_scores_backward: b");
-  const float* theta = theta_.as<float>("graph_attention_scores_backward: theta");
-  const float* dscores = dscores_.as<float>("graph_attention_scores_backward: dscores");
-  float* da = da_.as<float>("graph_attention_scores_backward: da");
-  float* db = db_.as<float>("graph_attention_scores_backward: db");
-  float* dtheta = dtheta_.as<float>("graph_attention_scores_backward: dtheta");
+void graph_attention_scores_backward(Context& context, const Graph& graph, float slope, ConstData a,
+                                     ConstData b, ConstData theta, ConstData dscores, Data da, Data db,
+                                     Data dtheta, GradMode mode, Workspace workspace) {
   auto* partial = static_cast<double*>(workspace.data);
   const auto nodes = static_cast<int>(graph.nodes);
-  launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, attention_backward, nodes,
-         mask_of(graph), graph.row_offsets, graph.columns, graph.types, graph.transpose, slope, a, b, theta,
-         dscores, da, db, partial);
+  with_storage("graph_attention_scores_backward", {a, b, dscores, da, db}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, attention_backward<T>,
+           nodes, mask_of(graph), graph.row_offsets, graph.columns, graph.types, graph.transpose, slope,
+           input<T>(a, "graph_attention_scores_backward: a"),
+           input<T>(b, "graph_attention_scores_backward: b"),
+           theta.as<float>("graph_attention_scores_backward: theta"),
+           input<T>(dscores, "graph_attention_scores_backward: dscores"),
+           output<T>(da, "graph_attention_scores_backward: da"),
+           output<T>(db, "graph_attention_scores_backward: db"), partial);
+  });
   launch(context.stream(), {.grid = graph.type_count, .block = kBlock}, sum_over_nodes, partial, nodes,
-         mode == GradMode::accumulate ? 1 : 0, dtheta);
+         mode == GradMode::accumulate ? 1 : 0, dtheta.as<float>("graph_attention_scores_backward: dtheta"));
 }
 
-void graph_segment_softmax_forward(Context& context, const Graph& graph, ConstData scores_, Data values_) {
-  const float* scores = scores_.as<float>("graph_segment_softmax_forward: scores");
-  float* values = values_.as<float>("graph_segment_softmax_forward: values");
+void graph_segment_softmax_forward(Context& context, const Graph& graph, ConstData scores, Data values) {
   const auto nodes = static_cast<int>(graph.nodes);
-  launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, segment_softmax, nodes,
-         graph.row_offsets, scores, values);
+  with_storage("graph_segment_softmax_forward", {scores, values}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, segment_softmax<T>,
+           nodes, graph.row_offsets, input<T>(scores, "graph_segment_softmax_forward: scores"),
+           output<T>(values, "graph_segment_softmax_forward: values"));
+  });
 }
 
-void graph_segment_softmax_backward(Context& context, const Graph& graph, ConstData values_,
-                                    ConstData dvalues_, Data dscores_) {
-  const float* values = values_.as<float>("graph_segment_softmax_backward: values");
-  const float* dvalues = dvalues_.as<float>("graph_segment_softmax_backward: dvalues");
-  float* dscores = dscores_.as<float>("graph_segment_softmax_backward: dscores");
+void graph_segment_softmax_backward(Context& context, const Graph& graph, ConstData values, ConstData dvalues,
+                                    Data dscores) {
   const auto nodes = static_cast<int>(graph.nodes);
-  launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock}, segment_softmax_backward,
-         nodes, graph.row_offsets, values, dvalues, dscores);
+  with_storage("graph_segment_softmax_backward", {values, dvalues, dscores}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = row_blocks(nodes, kRowLanes), .block = kBlock},
+           segment_softmax_backward<T>, nodes, graph.row_offsets,
+           input<T>(values, "graph_segment_softmax_backward: values"),
+           input<T>(dvalues, "graph_segment_softmax_backward: dvalues"),
+           output<T>(dscores, "graph_segment_softmax_backward: dscores"));
+  });
 }
 
-void graph_spmm(Context& context, const Graph& graph, int64_t features, ConstData values_, ConstData z_,
-                bool transposed, Data y_, GradMode mode) {
-  const float* values = values_.as<float>("graph_spmm: values");
-  const float* z = z_.as<float>("graph_spmm: z");
-  float* y = y_.as<float>("graph_spmm: y");
-  launch(context.stream(), {.grid = ceil_div(graph.nodes * features, kBlock), .block = kBlock}, spmm,
-         static_cast<int>(graph.nodes), mask_of(graph), graph.row_offsets, graph.columns,
-         transposed ? graph.transpose : nullptr, features, values, z, mode == GradMode::accumulate ? 1 : 0,
-         y);
+void graph_spmm(Context& context, const Graph& graph, int64_t features, ConstData values, ConstData z,
+                bool transposed, Data y, GradMode mode) {
+  with_storage("graph_spmm", {values, z, y}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = ceil_div(graph.nodes * features, kBlock), .block = kBlock}, spmm<T>,
+           static_cast<int>(graph.nodes), mask_of(graph), graph.row_offsets, graph.columns,
+           transposed ? graph.transpose : nullptr, features, input<T>(values, "graph_spmm: values"),
+           input<T>(z, "graph_spmm: z"), mode == GradMode::accumulate ? 1 : 0, output<T>(y, "graph_spmm: y"));
+  });
 }
 
-void graph_sddmm(Context& context, const Graph& graph, int64_t features, ConstData a_, ConstData b_,
-                 Data out_) {
-  const float* a = a_.as<float>("graph_sddmm: a");
-  const float* b = b_.as<float>("graph_sddmm: b");
-  float* out = out_.as<float>("graph_sddmm: out");
-  launch(context.stream(), {.grid = row_blocks(graph.nodes, 32), .block = kBlock}, sddmm,
-         static_cast<int>(graph.nodes), mask_of(graph), graph.row_offsets, graph.columns, features, a, b,
-         out);
+void graph_sddmm(Context& context, const Graph& graph, int64_t features, ConstData a, ConstData b, Data out) {
+  with_storage("graph_sddmm", {a, b, out}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = row_blocks(graph.nodes, 32), .block = kBlock}, sddmm<T>,
+           static_cast<int>(graph.nodes), mask_of(graph), graph.row_offsets, graph.columns, features,
+           input<T>(a, "graph_sddmm: a"), input<T>(b, "graph_sddmm: b"), output<T>(out, "graph_sddmm: out"));
+  });
 }
 
 void graph_mask_nodes(Context& context, const Graph& graph, int64_t features, ConstData z, Data y) {
   const int64_t count = graph.nodes * features;
-  launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, mask_nodes, count,
-         mask_of(graph), features, z.as<float>("graph_mask_nodes: z"), y.as<float>("graph_mask_nodes: y"));
+  with_storage("graph_mask_nodes", {z, y}, [&]<class T>(T) {
+    launch(context.stream(), {.grid = ceil_div(count, kBlock), .block = kBlock}, mask_nodes<T>, count,
+           mask_of(graph), features, input<T>(z, "graph_mask_nodes: z"), output<T>(y, "graph_mask_nodes: y"));
+  });
 }
 
 }  // namespace vesal::kernels::VESAL_BACKEND

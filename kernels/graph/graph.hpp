@@ -26,6 +26,10 @@
 // whoever i is, i = j included; edges into an absent set's nodes stay. Cut edges keep their place in the
 // arrays, so one graph serves every mask: their values and gradients are 0, they are no part of any
 // normalisation, and what belongs to an absent node is never part of a result, whatever it is (NaN, say).
+//
+// What belongs to nodes (features, the projections a and b, results of products) and what belongs to edges
+// (weights, scores), and their gradients, are stored as float32, bf16 or f16 (kernels/context/storage.hpp),
+// all tensors of a call alike; theta and dtheta are float32.
 #pragma once
 
 #include <algorithm>

@@ -4,14 +4,21 @@
 // that the 16 lanes of a vector are 16 candidates and each distance adds its terms in the order of the
 // features: the order, and with it every bit, that the other devices use too. Four queries share each load of
 // a tile.
+//
+// Sums over a row are sixteen interleaved ones, so that they are vectors and yet of one order: the order of a
+// compiler's reduction depends on the storage type and on how the row is aligned.
 #include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <type_traits>
+#include <vector>
 
 #include "base/parallel.hpp"
 #include "base/size.hpp"
+#include "kernels/context/storage.hpp"
 #include "kernels/graph/graph.hpp"
 #include "kernels/vector_math.hpp"
 
@@ -27,6 +34,44 @@ constexpr uint32_t kInfinityBits = 0x7f800000u;
 // 16 and 8 floats; GCC splits the operations where the processor's vectors are shorter.
 using Lanes [[gnu::vector_size(64)]] = float;
 using HalfLanes [[gnu::vector_size(32)]] = float;
+
+// The values themselves where they are float32, else as copied.
+template <class T>
+const float* as_floats(Input<T> values, int64_t count, std::vector<float>& copy) {
+  if constexpr (std::is_same_v<T, float>) {
+    return values;
+  } else {
+    copy.resize(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) {
+      copy[static_cast<size_t>(i)] = values[i];
+    }
+    return copy.data();
+  }
+}
+
+// term(0) + term(1) + ... + term(count - 1).
+template <class Term>
+float interleaved_sum(int64_t count, Term&& term) {
+  constexpr int64_t kSums = 16;
+  float sums[kSums] = {};
+  int64_t first = 0;
+  for (; first + kSums <= count; first += kSums) {
+#pragma omp simd
+    for (int64_t l = 0; l < kSums; ++l) {
+      sums[l] += term(first + l);
+    }
+  }
+#pragma omp simd
+  for (int64_t l = 0; l < count - first; ++l) {
+    sums[l] += term(first + l);
+  }
+  for (int64_t width = kSums / 2; width > 0; width /= 2) {
+    for (int64_t l = 0; l < width; ++l) {
+      sums[l] += sums[l + width];
+    }
+  }
+  return sums[0];
+}
 
 int64_t words_per_row(int64_t nodes) { return ceil_div(nodes, 32); }
 int64_t found_neighbours(const GraphParams& p) {
@@ -133,12 +178,13 @@ void fill_regions(const GraphParams& p, const int32_t* labels, uint32_t* spatial
 
 // features [nodes, count] to tiles [ceil(nodes / 64), count, 64]; the candidates beyond the last node, and
 // those that are not occupied (null: all are), are NaN, which is never near.
-void fill_tile(const float* features, const uint32_t* occupied, int64_t nodes, int64_t count, int64_t tile,
+template <class Values>
+void fill_tile(Values features, const uint32_t* occupied, int64_t nodes, int64_t count, int64_t tile,
                float* target) {
   const int64_t first = tile * kTile;
   for (int64_t l = 0; l < kTile; ++l) {
-    const float* source = features + (first + l) * count;
     if (first + l < nodes && (occupied == nullptr || bit_of(occupied, first + l))) {
+      const auto source = features + (first + l) * count;
       for (int64_t f = 0; f < count; ++f) {
         target[f * kTile + l] = source[f];
       }
@@ -196,8 +242,9 @@ struct Heap {
   }
 };
 
-// Adds the edges to the k nearest nodes of queries [first, last), at most kPanel of them.
-void link_panel(const float* features, const uint32_t* occupied, const float* tiles, int64_t nodes,
+// Adds the edges to the k nearest nodes of nodes [first, last), at most kPanel of them, whose features are
+// `queries`.
+void link_panel(const float* queries, const uint32_t* occupied, const float* tiles, int64_t nodes,
                 int64_t count, int64_t k, int64_t first, int64_t last, uint64_t* heap_storage,
                 uint32_t* bitmap) {
   Heap heaps[kPanel];
@@ -209,7 +256,7 @@ void link_panel(const float* features, const uint32_t* occupied, const float* ti
     for (int64_t row = first; row < last; row += kRows) {
       const float* query[kRows];
       for (int64_t r = 0; r < kRows; ++r) {
-        query[r] = features + std::min(row + r, last - 1) * count;
+        query[r] = queries + (std::min(row + r, last - 1) - first) * count;
       }
       alignas(64) float distance[kRows][kTile];
       tile_distances(query, tiles + tile * count * kTile, count, distance);
@@ -247,7 +294,8 @@ void link_panel(const float* features, const uint32_t* occupied, const float* ti
   }
 }
 
-void link_nearest(const float* features, const uint32_t* occupied, int64_t nodes, int64_t count, int64_t k,
+template <class T>
+void link_nearest(Input<T> features, const uint32_t* occupied, int64_t nodes, int64_t count, int64_t k,
                   int64_t workers, float* tiles, uint64_t* heaps, uint32_t* bitmap) {
   parallel_for(ceil_div(nodes, kTile), 4, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
@@ -256,10 +304,14 @@ void link_nearest(const float* features, const uint32_t* occupied, int64_t nodes
   });
   const int64_t panels = ceil_div(nodes, kPanel);
   parallel_for(std::min(workers, panels), 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> copy;
     for (int64_t worker = begin; worker < end; ++worker) {
       for (int64_t panel = worker; panel < panels; panel += std::min(workers, panels)) {
-        link_panel(features, occupied, tiles, nodes, count, k, panel * kPanel,
-                   std::min((panel + 1) * kPanel, nodes), heaps + worker * kPanel * k, bitmap);
+        const int64_t first = panel * kPanel;
+        const int64_t last = std::min(first + kPanel, nodes);
+        const float* queries = as_floats<T>(features + first * count, (last - first) * count, copy);
+        link_panel(queries, occupied, tiles, nodes, count, k, first, last, heaps + worker * kPanel * k,
+                   bitmap);
       }
     }
   });
@@ -284,7 +336,8 @@ void for_each_row(const Graph& graph, RowBody&& body) {
   });
 }
 
-void fill_cut_edges(const Graph& graph, int64_t begin, int64_t end, float value, float* values) {
+template <class Values>
+void fill_cut_edges(const Graph& graph, int64_t begin, int64_t end, float value, Values values) {
   for (int64_t e = begin; graph.available != nullptr && e < end; ++e) {
     if (absent(graph, graph.columns[e])) {
       values[e] = value;
@@ -340,9 +393,8 @@ RowSum row_sum(const Graph& graph, const float* theta, int64_t begin, int64_t en
 
 size_t graph_build_workspace_bytes(Context&, const GraphParams& params) { return BuildLayout(params).total; }
 
-void graph_build(Context&, const GraphParams& p, ConstData features_, const int32_t* labels,
+void graph_build(Context&, const GraphParams& p, ConstData features, const int32_t* labels,
                  const Graph& graph, Workspace workspace) {
-  const float* features = features_.as<float>("graph_build: features");
   if (graph.nodes == 0) {
     return;
   }
@@ -379,8 +431,10 @@ void graph_build(Context&, const GraphParams& p, ConstData features_, const int3
       }
     });
     if (k > 0 && !absent(graph, block * nodes)) {
-      link_nearest(features + block * nodes * p.features, occupied, nodes, p.features, k, layout.workers,
-                   tiles, heaps, bitmap);
+      with_storage("graph_build", {features}, [&]<class T>(T) {
+        link_nearest<T>(input<T>(features, "graph_build: features") + block * nodes * p.features, occupied,
+                        nodes, p.features, k, layout.workers, tiles, heaps, bitmap);
+      });
     }
     int32_t* offsets = graph.row_offsets + block * nodes;
     parallel_for(nodes, kRowGrain, [&](int64_t begin, int64_t end) {
@@ -434,71 +488,78 @@ size_t graph_symmetric_weights_workspace_bytes(Context&, const Graph& graph) {
 
 void graph_symmetric_weights_forward(Context&, const Graph& graph, ConstData theta_, Data values_,
                                      Workspace workspace) {
-  const float* theta = theta_.as<float>("graph_symmetric_weights_forward: theta");
-  float* values = values_.as<float>("graph_symmetric_weights_forward: values");
-  auto* largest = static_cast<float*>(workspace.data);
-  float* scale = largest + graph.nodes;
-  for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
-    const RowSum row = row_sum(graph, theta, begin, end);
-    largest[i] = row.largest;
-    scale[i] = 1.0f / std::sqrt(row.sum);
-  });
-  // theta of an edge is at most the largest of either row, so the exponential is at most 1.
-  for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
+  with_storage("graph_symmetric_weights_forward", {values_}, [&]<class T>(T) {
+    const float* theta = theta_.as<float>("graph_symmetric_weights_forward: theta");
+    const auto values = output<T>(values_, "graph_symmetric_weights_forward: values");
+    auto* largest = static_cast<float*>(workspace.data);
+    float* scale = largest + graph.nodes;
+    for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
+      const RowSum row = row_sum(graph, theta, begin, end);
+      largest[i] = row.largest;
+      scale[i] = 1.0f / std::sqrt(row.sum);
+    });
+    // theta of an edge is at most the largest of either row, so the exponential is at most 1.
+    for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
 #pragma omp simd
-    for (int64_t e = begin; e < end; ++e) {
-      const int32_t j = graph.columns[e];
-      const float t = theta[graph.types[e]];
-      const float exponent = 0.5f * (t - largest[i]) + 0.5f * (t - largest[j]);
-      values[e] = vector_exp(exponent) * scale[i] * scale[j];
-    }
-    fill_cut_edges(graph, begin, end, 0.0f, values);
+      for (int64_t e = begin; e < end; ++e) {
+        const int32_t j = graph.columns[e];
+        const float t = theta[graph.types[e]];
+        const float exponent = 0.5f * (t - largest[i]) + 0.5f * (t - largest[j]);
+        values[e] = vector_exp(exponent) * scale[i] * scale[j];
+      }
+      fill_cut_edges(graph, begin, end, 0.0f, values);
+    });
   });
 }
 
 void graph_symmetric_weights_backward(Context&, const Graph& graph, ConstData theta_, ConstData values_,
                                       ConstData dvalues_, Data dtheta_, GradMode mode, Workspace workspace) {
-  const float* theta = theta_.as<float>("graph_symmetric_weights_backward: theta");
-  const float* values = values_.as<float>("graph_symmetric_weights_backward: values");
-  const float* dvalues = dvalues_.as<float>("graph_symmetric_weights_backward: dvalues");
-  float* dtheta = dtheta_.as<float>("graph_symmetric_weights_backward: dtheta");
-  auto* partial = static_cast<double*>(workspace.data);
-  // log value = theta - log(D_i) / 2 - log(D_j) / 2, and d log(D_i) / d theta_t is type t's share of D_i.
-  for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
-    const RowSum row = row_sum(graph, theta, begin, end);
-    double direct[kEdgeTypes] = {};
-    double through_degree = 0;
-    const bool sends = !absent(graph, i);
-    for (int64_t e = begin; e < end; ++e) {
-      const int64_t mirrored = graph.transpose[e];
-      const bool receives = !absent(graph, graph.columns[e]);
-      const double here = receives ? static_cast<double>(values[e]) * dvalues[e] : 0.0;
-      const double there = sends ? static_cast<double>(values[mirrored]) * dvalues[mirrored] : 0.0;
-      direct[graph.types[e]] += here;
-      through_degree += here + there;
-    }
-    for (int t = 0; t < kEdgeTypes; ++t) {
-      const double share = row.count[t] > 0 ? row.count[t] * std::exp(theta[t] - row.largest) / row.sum : 0.0;
-      partial[i * kEdgeTypes + t] = direct[t] - 0.5 * share * through_degree;
-    }
+  with_storage("graph_symmetric_weights_backward", {values_, dvalues_}, [&]<class T>(T) {
+    const float* theta = theta_.as<float>("graph_symmetric_weights_backward: theta");
+    const auto values = input<T>(values_, "graph_symmetric_weights_backward: values");
+    const auto dvalues = input<T>(dvalues_, "graph_symmetric_weights_backward: dvalues");
+    float* dtheta = dtheta_.as<float>("graph_symmetric_weights_backward: dtheta");
+    auto* partial = static_cast<double*>(workspace.data);
+    // log value = theta - log(D_i) / 2 - log(D_j) / 2, and d log(D_i) / d theta_t is type t's share of D_i.
+    for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
+      const RowSum row = row_sum(graph, theta, begin, end);
+      double direct[kEdgeTypes] = {};
+      double through_degree = 0;
+      const bool sends = !absent(graph, i);
+      for (int64_t e = begin; e < end; ++e) {
+        const int64_t mirrored = graph.transpose[e];
+        const bool receives = !absent(graph, graph.columns[e]);
+        const double here = receives ? static_cast<double>(values[e]) * dvalues[e] : 0.0;
+        const double there = sends ? static_cast<double>(values[mirrored]) * dvalues[mirrored] : 0.0;
+        direct[graph.types[e]] += here;
+        through_degree += here + there;
+      }
+      for (int t = 0; t < kEdgeTypes; ++t) {
+        const double share =
+            row.count[t] > 0 ? row.count[t] * std::exp(theta[t] - row.largest) / row.sum : 0.0;
+        partial[i * kEdgeTypes + t] = direct[t] - 0.5 * share * through_degree;
+      }
+    });
+    sum_over_nodes(partial, graph, dtheta, mode);
   });
-  sum_over_nodes(partial, graph, dtheta, mode);
 }
 
 void graph_attention_scores_forward(Context&, const Graph& graph, float slope, ConstData a_, ConstData b_,
                                     ConstData theta_, Data scores_) {
-  const float* a = a_.as<float>("graph_attention_scores_forward: a");
-  const float* b = b_.as<float>("graph_attention_scores_forward: b");
-  const float* theta = theta_.as<float>("graph_attention_scores_forward: theta");
-  float* scores = scores_.as<float>("graph_attention_scores_forward: scores");
-  for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
-    const float own = absent(graph, i) ? 0.0f : a[i];
+  with_storage("graph_attention_scores_forward", {a_, b_, scores_}, [&]<class T>(T) {
+    const auto a = input<T>(a_, "graph_attention_scores_forward: a");
+    const auto b = input<T>(b_, "graph_attention_scores_forward: b");
+    const float* theta = theta_.as<float>("graph_attention_scores_forward: theta");
+    const auto scores = output<T>(scores_, "graph_attention_scores_forward: scores");
+    for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
+      const float own = absent(graph, i) ? 0.0f : a[i];
 #pragma omp simd
-    for (int64_t e = begin; e < end; ++e) {
-      const float sum = own + b[graph.columns[e]] + theta[graph.types[e]];
-      scores[e] = sum > 0.0f ? sum : slope * sum;
-    }
-    fill_cut_edges(graph, begin, end, -INFINITY, scores);
+      for (int64_t e = begin; e < end; ++e) {
+        const float sum = own + b[graph.columns[e]] + theta[graph.types[e]];
+        scores[e] = sum > 0.0f ? sum : slope * sum;
+      }
+      fill_cut_edges(graph, begin, end, -INFINITY, scores);
+    });
   });
 }
 
@@ -509,192 +570,231 @@ size_t graph_attention_scores_workspace_bytes(Context&, const Graph& graph) {
 void graph_attention_scores_backward(Context&, const Graph& graph, float slope, ConstData a_, ConstData b_,
                                      ConstData theta_, ConstData dscores_, Data da_, Data db_, Data dtheta_,
                                      GradMode mode, Workspace workspace) {
-  const float* a = a_.as<float>("graph_attention_scores_backward: a");
-  const float* b = b_.as<float>("graph_attention_scores_backward: b");
-  const float* theta = theta_.as<float>("graph_attention_scores_backward: theta");
-  const float* dscores = dscores_.as<float>("graph_attention_scores_backward: dscores");
-  float* da = da_.as<float>("graph_attention_scores_backward: da");
-  float* db = db_.as<float>("graph_attention_scores_backward: db");
-  float* dtheta = dtheta_.as<float>("graph_attention_scores_backward: dtheta");
-  auto* partial = static_cast<double*>(workspace.data);
-  for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
-    double by_type[kEdgeTypes] = {};
-    double column_sum = 0;
-    const bool sends = !absent(graph, i);
-    const float own = sends ? a[i] : 0.0f;
-    for (int64_t e = begin; e < end; ++e) {
-      const int32_t j = graph.columns[e];
-      const int32_t mirrored = graph.transpose[e];
-      const int type = graph.types[e];
-      const bool receives = !absent(graph, j);
-      if (receives) {
-        by_type[type] += own + b[j] + theta[type] > 0.0f ? dscores[e] : slope * dscores[e];
+  with_storage("graph_attention_scores_backward", {a_, b_, dscores_, da_, db_}, [&]<class T>(T) {
+    const auto a = input<T>(a_, "graph_attention_scores_backward: a");
+    const auto b = input<T>(b_, "graph_attention_scores_backward: b");
+    const float* theta = theta_.as<float>("graph_attention_scores_backward: theta");
+    const auto dscores = input<T>(dscores_, "graph_attention_scores_backward: dscores");
+    const auto da = output<T>(da_, "graph_attention_scores_backward: da");
+    const auto db = output<T>(db_, "graph_attention_scores_backward: db");
+    float* dtheta = dtheta_.as<float>("graph_attention_scores_backward: dtheta");
+    auto* partial = static_cast<double*>(workspace.data);
+    for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
+      double by_type[kEdgeTypes] = {};
+      double column_sum = 0;
+      const bool sends = !absent(graph, i);
+      const float own = sends ? a[i] : 0.0f;
+      for (int64_t e = begin; e < end; ++e) {
+        const int32_t j = graph.columns[e];
+        const int32_t mirrored = graph.transpose[e];
+        const int type = graph.types[e];
+        const bool receives = !absent(graph, j);
+        if (receives) {
+          by_type[type] += own + b[j] + theta[type] > 0.0f ? dscores[e] : slope * dscores[e];
+        }
+        if (sends) {
+          const float other = receives ? a[j] : 0.0f;
+          column_sum += other + b[i] + theta[type] > 0.0f ? dscores[mirrored] : slope * dscores[mirrored];
+        }
       }
-      if (sends) {
-        const float other = receives ? a[j] : 0.0f;
-        column_sum += other + b[i] + theta[type] > 0.0f ? dscores[mirrored] : slope * dscores[mirrored];
+      double row_total = 0;
+      for (int t = 0; t < kEdgeTypes; ++t) {
+        partial[i * kEdgeTypes + t] = by_type[t];
+        row_total += by_type[t];
       }
-    }
-    double row_total = 0;
-    for (int t = 0; t < kEdgeTypes; ++t) {
-      partial[i * kEdgeTypes + t] = by_type[t];
-      row_total += by_type[t];
-    }
-    da[i] = sends ? static_cast<float>(row_total) : 0.0f;
-    db[i] = static_cast<float>(column_sum);
+      da[i] = sends ? static_cast<float>(row_total) : 0.0f;
+      db[i] = static_cast<float>(column_sum);
+    });
+    sum_over_nodes(partial, graph, dtheta, mode);
   });
-  sum_over_nodes(partial, graph, dtheta, mode);
 }
 
 void graph_segment_softmax_forward(Context&, const Graph& graph, ConstData scores_, Data values_) {
-  const float* scores = scores_.as<float>("graph_segment_softmax_forward: scores");
-  float* values = values_.as<float>("graph_segment_softmax_forward: values");
-  for_each_row(graph, [&](int64_t, int64_t begin, int64_t end) {
-    float largest = -INFINITY;
-    for (int64_t e = begin; e < end; ++e) {
-      largest = std::max(largest, scores[e]);
-    }
-    const float base = largest == -INFINITY ? 0.0f : largest;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t e = begin; e < end; ++e) {
-      const float value = vector_exp(scores[e] - base);
-      values[e] = value;
-      sum += value;
-    }
-    const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
-    for (int64_t e = begin; e < end; ++e) {
-      values[e] *= scale;
-    }
+  with_storage("graph_segment_softmax_forward", {scores_, values_}, [&]<class T>(T) {
+    const auto scores = input<T>(scores_, "graph_segment_softmax_forward: scores");
+    const auto values = output<T>(values_, "graph_segment_softmax_forward: values");
+    for_each_row(graph, [=](int64_t, int64_t begin, int64_t end) {
+      float largest = -INFINITY;
+      for (int64_t e = begin; e < end; ++e) {
+        const float score = scores[e];
+        largest = std::max(largest, score);
+      }
+      const float base = largest == -INFINITY ? 0.0f : largest;
+      const float sum =
+          interleaved_sum(end - begin, [=](int64_t e) { return vector_exp(scores[begin + e] - base); });
+      const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
+#pragma omp simd
+      for (int64_t e = begin; e < end; ++e) {
+        values[e] = vector_exp(scores[e] - base) * scale;
+      }
+    });
   });
 }
 
 void graph_segment_softmax_backward(Context&, const Graph& graph, ConstData values_, ConstData dvalues_,
                                     Data dscores_) {
-  const float* values = values_.as<float>("graph_segment_softmax_backward: values");
-  const float* dvalues = dvalues_.as<float>("graph_segment_softmax_backward: dvalues");
-  float* dscores = dscores_.as<float>("graph_segment_softmax_backward: dscores");
-  for_each_row(graph, [&](int64_t, int64_t begin, int64_t end) {
-    float mean = 0.0f;
-#pragma omp simd reduction(+ : mean)
-    for (int64_t e = begin; e < end; ++e) {
-      mean += values[e] * dvalues[e];
-    }
+  with_storage("graph_segment_softmax_backward", {values_, dvalues_, dscores_}, [&]<class T>(T) {
+    const auto values = input<T>(values_, "graph_segment_softmax_backward: values");
+    const auto dvalues = input<T>(dvalues_, "graph_segment_softmax_backward: dvalues");
+    const auto dscores = output<T>(dscores_, "graph_segment_softmax_backward: dscores");
+    for_each_row(graph, [=](int64_t, int64_t begin, int64_t end) {
+      const float mean =
+          interleaved_sum(end - begin, [=](int64_t e) { return values[begin + e] * dvalues[begin + e]; });
 #pragma omp simd
-    for (int64_t e = begin; e < end; ++e) {
-      dscores[e] = values[e] * (dvalues[e] - mean);
-    }
+      for (int64_t e = begin; e < end; ++e) {
+        dscores[e] = values[e] * (dvalues[e] - mean);
+      }
+    });
   });
 }
 
 namespace {
 
+template <class T, class Vector>
+Vector load_vector(Input<T> from) {
+  Vector vector;
+  if constexpr (std::is_same_v<T, float>) {
+    std::memcpy(&vector, from, sizeof(vector));
+  } else {
+    float lanes[sizeof(Vector) / sizeof(float)];
+    for (int64_t l = 0; l < std::ssize(lanes); ++l) {
+      lanes[l] = from[l];
+    }
+    std::memcpy(&vector, lanes, sizeof(vector));
+  }
+  return vector;
+}
+template <class T, class Vector>
+void store_vector(Output<T> to, const Vector& vector) {
+  if constexpr (std::is_same_v<T, float>) {
+    std::memcpy(to, &vector, sizeof(vector));
+  } else {
+    float lanes[sizeof(Vector) / sizeof(float)];
+    std::memcpy(lanes, &vector, sizeof(vector));
+    for (int64_t l = 0; l < std::ssize(lanes); ++l) {
+      to[l] = lanes[l];
+    }
+  }
+}
+
 // kVectors vectors of one row of y. `values` are read through `order` (the transpose) unless that is null. A
 // cut edge's source is not read; in the transposed product the row is the source.
-template <class Vector, int kVectors>
-void spmm_columns(const Graph& graph, int64_t begin, int64_t end, int64_t features, const float* values,
-                  const int32_t* order, const float* z, float* y, GradMode mode) {
+template <class T, class Vector, int kVectors>
+void spmm_columns(const Graph& graph, int64_t begin, int64_t end, int64_t features, Input<T> values,
+                  const int32_t* order, Input<T> z, Output<T> y, GradMode mode) {
   constexpr int kWidth = sizeof(Vector) / sizeof(float);
   Vector sum[kVectors] = {};
   if (mode == GradMode::accumulate) {
-    std::memcpy(sum, y, sizeof(sum));
+    for (int v = 0; v < kVectors; ++v) {
+      sum[v] = load_vector<T, Vector>(y + v * kWidth);
+    }
   }
   for (int64_t e = begin; e < end; ++e) {
     if (order == nullptr && absent(graph, graph.columns[e])) {
       continue;
     }
     const float value = values[order == nullptr ? e : order[e]];
-    const float* source = z + graph.columns[e] * features;
+    const auto source = z + graph.columns[e] * features;
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      Vector lanes;
-      std::memcpy(&lanes, source + v * kWidth, sizeof(lanes));
-      sum[v] += value * lanes;
+      sum[v] += value * load_vector<T, Vector>(source + v * kWidth);
     }
   }
-  std::memcpy(y, sum, sizeof(sum));
+  for (int v = 0; v < kVectors; ++v) {
+    store_vector<T>(y + v * kWidth, sum[v]);
+  }
 }
 
+template <class T>
 void spmm_tail(const Graph& graph, int64_t begin, int64_t end, int64_t features, int64_t width,
-               const float* values, const int32_t* order, const float* z, float* y, GradMode mode) {
+               Input<T> values, const int32_t* order, Input<T> z, Output<T> y, GradMode mode) {
   float sum[8] = {};
-  if (mode == GradMode::accumulate) {
-    std::copy(y, y + width, sum);
+  for (int64_t f = 0; mode == GradMode::accumulate && f < width; ++f) {
+    sum[f] = y[f];
   }
   for (int64_t e = begin; e < end; ++e) {
     if (order == nullptr && absent(graph, graph.columns[e])) {
       continue;
     }
     const float value = values[order == nullptr ? e : order[e]];
-    const float* source = z + graph.columns[e] * features;
+    const auto source = z + graph.columns[e] * features;
 #pragma omp simd
     for (int64_t f = 0; f < width; ++f) {
       sum[f] += value * source[f];
     }
   }
-  std::copy(sum, sum + width, y);
+  for (int64_t f = 0; f < width; ++f) {
+    y[f] = sum[f];
+  }
 }
 
 }  // namespace
 
 void graph_spmm(Context&, const Graph& graph, int64_t features, ConstData values_, ConstData z_,
                 bool transposed, Data y_, GradMode mode) {
-  const float* values = values_.as<float>("graph_spmm: values");
-  const float* z = z_.as<float>("graph_spmm: z");
-  float* y = y_.as<float>("graph_spmm: y");
-  const int32_t* order = transposed ? graph.transpose : nullptr;
-  for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
-    end = transposed && absent(graph, i) ? begin : end;
-    float* row = y + i * features;
-    int64_t f = 0;
-    for (; f + 64 <= features; f += 64) {
-      spmm_columns<Lanes, 4>(graph, begin, end, features, values, order, z + f, row + f, mode);
-    }
-    for (; f + 16 <= features; f += 16) {
-      spmm_columns<Lanes, 1>(graph, begin, end, features, values, order, z + f, row + f, mode);
-    }
-    for (; f + 8 <= features; f += 8) {
-      spmm_columns<HalfLanes, 1>(graph, begin, end, features, values, order, z + f, row + f, mode);
-    }
-    if (f < features) {
-      spmm_tail(graph, begin, end, features, features - f, values, order, z + f, row + f, mode);
-    }
+  with_storage("graph_spmm", {values_, z_, y_}, [&]<class T>(T) {
+    const auto values = input<T>(values_, "graph_spmm: values");
+    const auto z = input<T>(z_, "graph_spmm: z");
+    const auto y = output<T>(y_, "graph_spmm: y");
+    const int32_t* order = transposed ? graph.transpose : nullptr;
+    for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
+      end = transposed && absent(graph, i) ? begin : end;
+      const auto row = y + i * features;
+      int64_t f = 0;
+      for (; f + 64 <= features; f += 64) {
+        spmm_columns<T, Lanes, 4>(graph, begin, end, features, values, order, z + f, row + f, mode);
+      }
+      for (; f + 16 <= features; f += 16) {
+        spmm_columns<T, Lanes, 1>(graph, begin, end, features, values, order, z + f, row + f, mode);
+      }
+      for (; f + 8 <= features; f += 8) {
+        spmm_columns<T, HalfLanes, 1>(graph, begin, end, features, values, order, z + f, row + f, mode);
+      }
+      if (f < features) {
+        spmm_tail<T>(graph, begin, end, features, features - f, values, order, z + f, row + f, mode);
+      }
+    });
   });
 }
 
 void graph_sddmm(Context&, const Graph& graph, int64_t features, ConstData a_, ConstData b_, Data out_) {
-  const float* a = a_.as<float>("graph_sddmm: a");
-  const float* b = b_.as<float>("graph_sddmm: b");
-  float* out = out_.as<float>("graph_sddmm: out");
-  for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
-    const float* left = a + i * features;
-    for (int64_t e = begin; e < end; ++e) {
-      if (absent(graph, graph.columns[e])) {
-        out[e] = 0.0f;
-        continue;
+  with_storage("graph_sddmm", {a_, b_, out_}, [&]<class T>(T) {
+    const auto a = input<T>(a_, "graph_sddmm: a");
+    const auto b = input<T>(b_, "graph_sddmm: b");
+    const auto out = output<T>(out_, "graph_sddmm: out");
+    for_each_row(graph, [&](int64_t i, int64_t begin, int64_t end) {
+      const auto left = a + i * features;
+      for (int64_t e = begin; e < end; ++e) {
+        if (absent(graph, graph.columns[e])) {
+          out[e] = 0.0f;
+          continue;
+        }
+        const auto right = b + graph.columns[e] * features;
+        out[e] = interleaved_sum(features, [=](int64_t f) { return left[f] * right[f]; });
       }
-      const float* right = b + graph.columns[e] * features;
-      float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t f = 0; f < features; ++f) {
-        sum += left[f] * right[f];
-      }
-      out[e] = sum;
-    }
+    });
   });
 }
 
 void graph_mask_nodes(Context&, const Graph& graph, int64_t features, ConstData z_, Data y_) {
-  const float* z = z_.as<float>("graph_mask_nodes: z");
-  float* y = y_.as<float>("graph_mask_nodes: y");
-  parallel_for(graph.nodes, kRowGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (absent(graph, i)) {
-        std::fill_n(y + i * features, features, 0.0f);
-      } else {
-        std::copy_n(z + i * features, features, y + i * features);
+  with_storage("graph_mask_nodes", {z_, y_}, [&]<class T>(T) {
+    const auto z = input<T>(z_, "graph_mask_nodes: z");
+    const auto y = output<T>(y_, "graph_mask_nodes: y");
+    parallel_for(graph.nodes, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto source = z + i * features;
+        const auto target = y + i * features;
+        if (absent(graph, i)) {
+          for (int64_t f = 0; f < features; ++f) {
+            target[f] = 0.0f;
+          }
+        } else {
+          for (int64_t f = 0; f < features; ++f) {
+            target[f] = source[f];
+          }
+        }
       }
-    }
+    });
   });
 }
 

@@ -17,6 +17,7 @@
 #include "kernels/region_pool/region_pool_cases.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
 namespace {
@@ -74,11 +75,12 @@ struct DeviceGraph {
   }
 };
 
-HostGraph build_on(Device device, const GraphParams& p, const std::vector<float>& features,
+template <class T>
+HostGraph build_on(Device device, const GraphParams& p, const std::vector<T>& features,
                    const std::vector<int32_t>& labels = {}, const std::vector<uint8_t>& mask = {}) {
   Context context(device);
   const DeviceArray<int32_t> on_device(device, labels);
-  const DeviceArray<float> x(device, features);
+  const DeviceArray<T> x(device, features);
   const DeviceGraph graph(device, p, mask);
   const DeviceWorkspace workspace(device, graph_build_workspace_bytes(context, p));
   graph_build(context, p, x.get(), labels.empty() ? nullptr : on_device.get(), graph.get(), workspace);
@@ -1029,6 +1031,126 @@ TEST(Graph, RandomCases) {
       expect_equal("transposed spmm on " + what, node.host(), back);
     }
   });
+}
+
+// Rounded features have equal distances where others had not.
+template <class T>
+void check_stored_build(const GraphCase& c) {
+  const std::vector<float> features = features_of(c.params);
+  std::vector<T> stored;
+  std::vector<float> wide;
+  for (const float value : features) {
+    stored.push_back(narrow<T>(value));
+    wide.push_back(kernels::widen(stored.back()));
+  }
+  const std::vector<int32_t> labels = labels_of(c.params);
+  const std::vector<uint8_t> mask = mask_of(c);
+  const HostGraph expected = reference::graph_build(c.params, wide.data(), labels.data(), mask);
+  for (const Device device : test_devices()) {
+    SCOPED_TRACE(on(device, c.name));
+    expect_same_graph(build_on(device, c.params, stored, labels, mask), expected);
+  }
+}
+
+TEST(Graph, StorageOfTheFeaturesThatItIsBuiltFrom) {
+  for (size_t i = 0; i < kGraphCases.size(); ++i) {
+    if (i % 2 == 0) {
+      check_stored_build<bf16>(kGraphCases[i]);
+    } else {
+      check_stored_build<f16>(kGraphCases[i]);
+    }
+  }
+}
+
+TEST(Graph, Storage) {
+  for (const GraphCase& c : kGraphCases) {
+    const HostGraph host = graph_of(c);
+    const int64_t edges = host.edges(), nodes = host.nodes();
+    const std::vector<float> theta = theta_of(host), values = random_normal(edges, 131, 0.3f),
+                             dvalues = random_normal(edges, 132), a = random_normal(nodes, 133),
+                             b = random_normal(nodes, 134);
+    std::vector<float> scores = random_normal(edges, 135, 3.0f);
+    for (size_t e = 0; e < scores.size(); e += 11) {
+      scores[e] = -std::numeric_limits<float>::infinity();
+    }
+    expect_rounded_float32(c.name, [&](Call& call) {
+      Context& context = call.context();
+      const DeviceGraph on_device(context.device(), host);
+      const Graph graph = on_device.get();
+      const auto workspace = [&] {
+        return call.workspace(std::max(graph_symmetric_weights_workspace_bytes(context, graph),
+                                       graph_attention_scores_workspace_bytes(context, graph)));
+      };
+      graph_symmetric_weights_forward(context, graph, call.in_float(theta), call.out(edges), workspace());
+      graph_symmetric_weights_backward(context, graph, call.in_float(theta), call.in(values),
+                                       call.in(dvalues), call.in_out_float(theta), GradMode::accumulate,
+                                       workspace());
+      graph_attention_scores_forward(context, graph, kSlope, call.in(a), call.in(b), call.in_float(theta),
+                                     call.out(edges));
+      graph_attention_scores_backward(context, graph, kSlope, call.in(a), call.in(b), call.in_float(theta),
+                                      call.in(dvalues), call.out(nodes), call.out(nodes),
+                                      call.in_out_float(theta), GradMode::accumulate, workspace());
+      graph_segment_softmax_forward(context, graph, call.in(scores), call.out(edges));
+      graph_segment_softmax_backward(context, graph, call.in(values), call.in(dvalues), call.out(edges));
+    });
+  }
+}
+
+TEST(GraphProducts, Storage) {
+  for (const GraphCase& c : {kGraphCases[0], kGraphCases[10], kGraphCases.back()}) {
+    const HostGraph host = graph_of(c);
+    for (const int64_t features : {1, 7, 8, 9, 17, 63, 64, 65, 90}) {
+      const int64_t size = host.nodes() * features;
+      const std::vector<float> values = random_normal(host.edges(), 141), z = random_normal(size, 142),
+                               y = random_normal(size, 143);
+      expect_rounded_float32(concat(c.name, ", ", features, " features"), [&](Call& call) {
+        Context& context = call.context();
+        const DeviceGraph on_device(context.device(), host);
+        const Graph graph = on_device.get();
+        for (const bool transposed : {false, true}) {
+          graph_spmm(context, graph, features, call.in(values), call.in(z), transposed, call.out(size),
+                     GradMode::overwrite);
+          graph_spmm(context, graph, features, call.in(values), call.in(z), transposed, call.in_out(y),
+                     GradMode::accumulate);
+        }
+        graph_sddmm(context, graph, features, call.in(y), call.in(z), call.out(host.edges()));
+        graph_mask_nodes(context, graph, features, call.in(z), call.out(size));
+      });
+    }
+  }
+}
+
+TEST(Graph, StorageTypesThatDifferAreOneLine) {
+  const auto message = [](const auto& call) {
+    try {
+      call();
+    } catch (const ShapeError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing");
+  };
+  const HostGraph host = graph_of(kGraphCases[0]);
+  std::vector<float> values(64);
+  float* f = values.data();
+  const Data half(f, DType::bf16);
+  for (const DeviceType type : {DeviceType::cpu, DeviceType::simt}) {
+    Context context({type, 0});
+    const DeviceGraph on_device({type, 0}, host);
+    const Graph graph = on_device.get();
+    EXPECT_EQ(message([&] { graph_spmm(context, graph, 1, f, half, false, half, GradMode::overwrite); }),
+              "graph_spmm: tensors are stored as f32 and bf16, expected one type");
+    EXPECT_EQ(message([&] { graph_sddmm(context, graph, 1, half, half, f); }),
+              "graph_sddmm: tensors are stored as bf16 and f32, expected one type");
+    EXPECT_EQ(message([&] { graph_segment_softmax_forward(context, graph, half, f); }),
+              "graph_segment_softmax_forward: tensors are stored as bf16 and f32, expected one type");
+    EXPECT_EQ(message([&] { graph_mask_nodes(context, graph, 1, Data(f, DType::i32), half); }),
+              "graph_mask_nodes: tensors are stored as i32 and bf16, expected one type");
+    EXPECT_EQ(
+        message([&] {
+          graph_symmetric_weights_backward(context, graph, f, f, half, f, GradMode::overwrite, {f, 256});
+        }),
+        "graph_symmetric_weights_backward: tensors are stored as f32 and bf16, expected one type");
+  }
 }
 
 }  // namespace
