@@ -41,6 +41,7 @@ struct Options {
   bool overwrite = false;
   int threads = 0;
   std::string device = "auto";
+  std::string precision = "f32";
 };
 
 struct Job {
@@ -179,6 +180,7 @@ int run(const Options& options) {
     set_thread_count(options.threads);
   }
   training::PredictionOptions prediction;
+  prediction.tiles.precision = training::parse_precision(options.precision);
   if (!options.modalities.empty()) {
     prediction.use = imaging::parse_modality_mask(options.modalities);
   }
@@ -204,8 +206,8 @@ int run(const Options& options) {
   prediction.tiles.mirror = parse_axes(options.mirror);
   prediction.tiles.stop = &stop_requested();
 
-  const int64_t network_bytes =
-      training::measure_network_bytes(context, *loaded.network, prediction.tiles.patch);
+  const int64_t network_bytes = training::measure_network_bytes(
+      context, *loaded.network, prediction.tiles.patch, prediction.tiles.precision);
   std::cout << loaded.info.network.preset << " after " << loaded.info.step << " steps, from "
             << loaded.file.string() << ", on " << device_api::describe(context.device()) << '\n';
   const std::optional<training::MemoryPlan> memory = plan_for_largest(plan.jobs, prediction, network_bytes);
@@ -301,6 +303,7 @@ int run(const Options& options) {
         {"spacing_mm", {prediction.spacing_mm.x, prediction.spacing_mm.y, prediction.spacing_mm.z}},
         {"overlap", prediction.tiles.overlap},
         {"mirror", options.mirror},
+        {"precision", name_of(prediction.tiles.precision)},
         {"label_scheme", std::string(imaging::name_of(prediction.scheme))},
         {"modalities_allowed", imaging::to_string(prediction.use)},
         {"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()},
@@ -394,6 +397,10 @@ Command make_predict(CLI::App& program) {
       ->check(CLI::Range(0.1, 20.0))
       ->group("Sliding window")
       ->type_name("X Y Z");
+  app->add_option("--precision", options->precision,
+                  "Of activations and weights in memory: f32, bf16 or f16 [f32]")
+      ->group("General")
+      ->type_name("NAME");
   app->add_option("--device", options->device,
                   "auto, cpu, cuda, cuda:N or simt (emulated kernels, slow) [auto]")
       ->group("General")

@@ -24,6 +24,8 @@ struct Options {
   int loader_threads = 1;
   bool recompute = false;
   std::string model;
+  std::string precision;
+  std::string optimizer;
   std::string label_scheme;
   std::string split;
   std::string val_modalities;
@@ -151,6 +153,12 @@ int run(const Options& options, const CLI::App& app) {
   take("--no-augment", settings.augment, false);
   take("--no-modality-dropout", settings.drop_modalities, false);
   take("--no-deep-supervision", settings.deep_supervision, false);
+  if (given("--precision")) {
+    settings.precision = training::parse_precision(options.precision);
+  }
+  if (given("--optimizer")) {
+    settings.optimizer = layers::parse_optimizer(options.optimizer);
+  }
   if (given("--patch")) {
     settings.patch = to_size(options.patch);
   }
@@ -229,6 +237,10 @@ Command make_train(CLI::App& program) {
       ->check(CLI::Range(int64_t{16}, int64_t{512}))
       ->group(group)
       ->type_name("X Y Z");
+  app->add_option("--precision", options->precision,
+                  "Of activations and weights in memory: f32, bf16 or f16 (with loss scaling) [f32]")
+      ->group(group)
+      ->type_name("NAME");
   app->add_option("--spacing", options->spacing, "Resample to this voxel size in mm [each input's own]")
       ->expected(3)
       ->check(CLI::Range(0.1, 20.0))
@@ -258,7 +270,10 @@ Command make_train(CLI::App& program) {
       ->check(CLI::Range(int64_t{1}, int64_t{1024}))
       ->group(group)
       ->type_name("B");
-  app->add_option("--lr", options->lr, "Peak learning rate of AdamW, at most 1 [0.003]")
+  app->add_option("--optimizer", options->optimizer, "adamw, adam or sgd (Nesterov, momentum 0.99) [adamw]")
+      ->group(group)
+      ->type_name("NAME");
+  app->add_option("--lr", options->lr, "Peak learning rate, at most 1 [0.003; of sgd 0.01]")
       ->group(group)
       ->type_name("F");
   app->add_option("--warmup-steps", options->warmup_steps,
@@ -266,7 +281,8 @@ Command make_train(CLI::App& program) {
       ->check(CLI::Range(int64_t{0}, int64_t{100000000}))
       ->group(group)
       ->type_name("N");
-  app->add_option("--weight-decay", options->weight_decay, "Decoupled weight decay [0.01]")
+  app->add_option("--weight-decay", options->weight_decay,
+                  "Weight decay, decoupled with adamw [adamw 0.01, adam 0, sgd 0.00003]")
       ->check(CLI::Range(0.0, 1.0))
       ->group(group)
       ->type_name("F");

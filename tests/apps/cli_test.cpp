@@ -261,6 +261,12 @@ TEST_F(CliTest, WrongUsageIsOneLineWithAHint) {
                   {"learning rate: found 0, expected more than 0 and at most 1"});
   expect_one_line(vesal({"train", "--data", "x", "--out", "y", "--device", "gpu"}), 2, "train",
                   {"--device: found gpu, expected auto, cpu"});
+  expect_one_line(vesal({"train", "--data", "x", "--out", "y", "--precision", "f64"}), 2, "train",
+                  {"precision: found f64, expected f32, bf16 or f16"});
+  expect_one_line(vesal({"train", "--data", "x", "--out", "y", "--optimizer", "lamb"}), 2, "train",
+                  {"optimizer: found lamb, expected adamw, adam or sgd"});
+  expect_one_line(predict(data_, "y", {"--precision", "fp16"}), 2, "predict",
+                  {"precision: found fp16, expected f32, bf16 or f16"});
   expect_one_line(predict(data_, "y", {"--modalities", ""}), 2, "predict", {"--modalities", "t1n"});
   expect_one_line(predict(data_, "y", {"--patch", "17", "16", "16"}), 2, "predict",
                   {"--patch: found 17, expected multiples of 16"});
@@ -306,6 +312,7 @@ TEST_F(CliTest, PredictsScoresAndKeepsItsWord) {
   const auto statistics = nlohmann::json::parse(files.at("statistics.json"));
   const auto report = nlohmann::json::parse(files.at("run.json"));
   EXPECT_EQ(report.at("cases").size(), 3u);
+  EXPECT_EQ(report.at("precision"), "f32");
   EXPECT_EQ(report.at("weights").at("sha256").get<std::string>().size(), 64u);
   for (int i = 0; i < 3; ++i) {
     const std::string name = "VesalPhantom-0000" + std::to_string(i);
