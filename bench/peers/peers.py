@@ -675,6 +675,89 @@ def overlap_loss(p, make):
         yield Way(name, {"x": make.normal(*shape)}, function)
 
 
+@peer("pointwise_loss_forward", "pointwise_loss_backward")
+def pointwise_loss(p, make):
+    shape = p["rows"], p["channels"]
+    bce = p["kind"] == "bce"
+    target = make.labels(2, *shape).float() if bce else make.normal(*shape)
+    weight = make.normal(*shape) if p["weighted"] else None
+    positive = torch.full((p["channels"],), 0.5, device=make.device) if p["positive"] else None
+
+    def focal(x):
+        cost = F.binary_cross_entropy_with_logits(x, target, reduction="none")
+        q = torch.sigmoid(x)
+        miss = q + target - 2 * q * target
+        return (cost * miss ** p["gamma"] * (1 - p["alpha"] + (2 * p["alpha"] - 1) * target)).mean()
+
+    def function(x):
+        if bce:
+            return F.binary_cross_entropy_with_logits(x, target, weight, pos_weight=positive)
+        if weight is None:
+            if p["kind"] == "smooth_l1":
+                return F.smooth_l1_loss(x, target, beta=p["beta"])
+            return (F.l1_loss if p["kind"] == "l1" else F.mse_loss)(x, target)
+        return (weight * F.mse_loss(x, target, reduction="none")).mean()
+
+    x = make.normal(*shape)
+    yield Way("composed", {"x": x}, focal) if p["gamma"] > 0 else Way("loss", {"x": x}, function)
+
+
+def tumour_labels(p, make):
+    return make.labels(4, p["n"], 1, p["d"], p["h"], p["w"]).to(torch.uint8)
+
+
+@peer("region_targets")
+def region_targets(p, make):
+    labels = tumour_labels(p, make).squeeze(1)
+    for name, axis in (("channels_last", -1), ("contiguous", 1)):
+
+        def function(axis=axis):
+            regions = [labels > 0, (labels == 1) | (labels == 3), labels == 3]
+            return torch.stack(regions, axis).to(torch.uint8)
+
+        yield Way(name, {}, function)
+
+
+@peer("edge_targets")
+def edge_targets(p, make):
+    labels = tumour_labels(p, make)
+
+    def function():
+        volume = labels.float()
+        return (F.max_pool3d(volume, 3, 1, 1) != -F.max_pool3d(-volume, 3, 1, 1)).to(torch.uint8)
+
+    yield Way("max_pool3d", {}, function)
+
+
+@peer("region_loss_forward", "region_loss_backward")
+def region_loss(p, make):
+    for name, axis in (("channels_last", 1), ("contiguous", 2)):
+        shape = (p["n"], p["voxels"], p["regions"]) if axis == 1 else (p["n"], p["regions"], p["voxels"])
+        target = make.labels(2, *shape).float()
+
+        def function(x, target=target, over=(0, axis) if p["batch"] else (axis,)):
+            q = torch.sigmoid(x)
+            dice = (2 * (q * target).sum(over) + p["smooth"]) / (q.sum(over) + target.sum(over) + p["smooth"])
+            bce = F.binary_cross_entropy_with_logits(x, target)
+            return p["bce_weight"] * bce + p["dice_weight"] * (1 - dice).mean()
+
+        yield Way(name, {"x": make.normal(*shape)}, function)
+
+
+@peer("edge_loss_forward", "edge_loss_backward")
+def edge_loss(p, make):
+    labels = make.labels(3, p["voxels"])
+
+    def function(x):
+        edge, other = (labels == 1).float(), (labels == 0).float()
+        positive, negative = edge.sum(), other.sum()
+        total = positive + negative
+        weight = (edge * negative + p["negative_factor"] * other * positive) / total
+        return F.binary_cross_entropy_with_logits(x, edge, weight, reduction="sum") / total
+
+    yield Way("bce", {"x": make.normal(p["voxels"])}, function)
+
+
 @peer("cross_entropy_forward", "cross_entropy_backward")
 def cross_entropy(p, make):
     rows, classes = p["rows"], p["classes"]

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/losses/losses.hpp"
 
 namespace vesal::kernels {
@@ -116,6 +117,34 @@ inline EdgeTargetsCase random_edge_targets_case(RandomStream& random) {
           1 + random.below(random.below(4) == 0 ? 70 : 8),
           static_cast<int>(1 + random.below(9)),
           static_cast<int>(1 + random.below(3))};
+}
+
+// For benchmarks: the regions of a tumour, and its edges, at 64^3 and 128^3.
+inline const std::vector<RegionLossCase> kRegionLossBenchmarkCases = {
+    {"3_64", {.n = 2, .voxels = 262144}},
+    {"3_128", {.n = 1, .voxels = 2097152}},
+    {"3_64_batch", {.n = 2, .voxels = 262144, .batch_dice = true}},
+};
+inline const std::vector<EdgeLossCase> kEdgeLossBenchmarkCases = {
+    {"64", {.voxels = 524288}},
+    {"128", {.voxels = 2097152}},
+};
+inline const std::vector<EdgeTargetsCase> kEdgeTargetsBenchmarkCases = {
+    {"64", 2, 64, 64, 64},
+    {"128", 1, 128, 128, 128},
+};
+
+inline Work region_loss_work(const RegionLossParams& p, bool backward) {
+  return {.bytes = static_cast<double>(p.n * p.voxels * p.regions * (backward ? 9 : 5))};
+}
+inline Work edge_loss_work(const EdgeLossParams& p, bool backward) {
+  return {.bytes = static_cast<double>(p.voxels * (backward ? 9 : 5))};
+}
+inline Work region_targets_work(const EdgeTargetsCase& c) {
+  return {.bytes = static_cast<double>(c.n * c.d * c.h * c.w * 4)};
+}
+inline Work edge_targets_work(const EdgeTargetsCase& c) {
+  return {.bytes = static_cast<double>(c.n * c.d * c.h * c.w * 2)};
 }
 
 }  // namespace vesal::kernels

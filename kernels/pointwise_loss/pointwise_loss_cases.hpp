@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/philox.hpp"
+#include "kernels/context/work.hpp"
 #include "kernels/pointwise_loss/pointwise_loss.hpp"
 
 namespace vesal::kernels {
@@ -103,6 +104,40 @@ inline PointwiseLossCase draw_pointwise_loss_case(RandomStream& random) {
     c.byte_targets = random.below(2) == 0;
   }
   return c;
+}
+
+// For benchmarks: regressions of four channels at 64^3, and three regions with binary targets.
+inline const std::vector<PointwiseLossCase> kPointwiseLossBenchmarkCases = {
+    {"l1_4_64", {.kind = PointwiseLoss::l1, .rows = 262144, .channels = 4}},
+    {"smooth_l1_4_64", {.kind = PointwiseLoss::smooth_l1, .rows = 262144, .channels = 4}},
+    {"l2_4_64", {.rows = 262144, .channels = 4}},
+    {"l2_4_64_weights", {.rows = 262144, .channels = 4}, 2.0f, true},
+    {"bce_3_64",
+     {.kind = PointwiseLoss::bce, .rows = 524288, .channels = 3},
+     2.0f,
+     false,
+     false,
+     false,
+     true},
+    {"bce_3_128_positive",
+     {.kind = PointwiseLoss::bce, .rows = 2097152, .channels = 3},
+     2.0f,
+     false,
+     false,
+     true,
+     true},
+    {"focal_3_64",
+     {.kind = PointwiseLoss::bce, .rows = 524288, .channels = 3, .gamma = 2.0f, .alpha = 0.25f},
+     2.0f,
+     false,
+     false,
+     false,
+     true},
+};
+
+inline Work pointwise_loss_work(const PointwiseLossCase& c, bool backward) {
+  const int64_t element = 4 + (c.byte_targets ? 1 : 4) + (c.element_weights ? 4 : 0) + (backward ? 4 : 0);
+  return {.bytes = static_cast<double>(c.params.rows * c.params.channels * element)};
 }
 
 }  // namespace vesal::kernels
