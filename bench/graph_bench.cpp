@@ -22,7 +22,7 @@ struct Setup {
 
 kernels::Graph built(Arena& arena, const kernels::GraphParams& params) {
   const Setup setup(arena, params);
-  kernels::graph_build(arena.context(), params, setup.features, setup.graph, setup.workspace);
+  kernels::graph_build(arena.context(), params, setup.features, nullptr, setup.graph, setup.workspace);
   arena.device_context().synchronize();
   return setup.graph;
 }
@@ -46,7 +46,7 @@ void register_benchmarks() {
     add("graph_build", c.name, parameters, graph_build_work(p), [=](Arena& arena) -> Call {
       const Setup setup(arena, p);
       return [=, &context = arena.context()] {
-        graph_build(context, p, setup.features, setup.graph, setup.workspace);
+        graph_build(context, p, setup.features, nullptr, setup.graph, setup.workspace);
       };
     });
     add("graph_symmetric_weights_forward", c.name, parameters, per_edge, [=](Arena& arena) -> Call {
