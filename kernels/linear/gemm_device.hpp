@@ -391,8 +391,10 @@ VESAL_DEVICE inline int split_depth(int depth, int splits) {
 
 // One tile of C, or of the partial sum of one part of the depth. grid (row tiles, column tiles, pieces *
 // splits).
+// Room for 512 threads a multiprocessor at least, that is 128 registers a thread: left alone, ptxas aims at
+// more blocks and spills (bf16, 32 columns, sm_80).
 template <int kTileN, class A, class B, class E>
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>)
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>, 512 / kGemmThreads<kTileN>)
     product_kernel(A a, B b, int splits, int64_t split_stride, E epilogue) {
   const int piece = static_cast<int>(blockIdx.z) / splits;
   const int split = static_cast<int>(blockIdx.z) % splits;
