@@ -297,8 +297,8 @@ TEST(Resize, Storage) {
     for (const ResizeCase& c : *cases) {
       for (const ResizeConvention& convention : kResizeConventions) {
         const ResizeParams p = with_convention(c.params, convention);
-        if (p.align_corners || p.interpolation == Interpolation::nearest_exact) {
-          continue;  // the same code at other positions
+        if (p.align_corners || p.interpolation == Interpolation::nearest_exact || output_count(p) > 4000) {
+          continue;  // the same code at other positions, or more of the same
         }
         const std::vector<float> x = random_normal(input_count(p), 10),
                                  dy = random_normal(output_count(p), 11);
