@@ -91,17 +91,18 @@ Variable conv3d(DeviceContext& context, const Variable& x, Parameter* weight, Pa
                 const ConvGeometry& geometry) {
   VESAL_RANGE("conv3d");
   const Extent5 e = extent5(x, "conv3d");
-  const kernels::Conv3dParams params{e.n,
-                                     e.d,
-                                     e.h,
-                                     e.w,
-                                     e.c,
-                                     weight->value.size(0),
-                                     geometry.kernel,
-                                     geometry.stride,
-                                     geometry.padding,
-                                     geometry.dilation,
-                                     geometry.groups};
+  kernels::Conv3dParams params{e.n,
+                               e.d,
+                               e.h,
+                               e.w,
+                               e.c,
+                               weight->value.size(0),
+                               geometry.kernel,
+                               geometry.stride,
+                               geometry.padding,
+                               geometry.dilation,
+                               geometry.groups};
+  params.storage = x.value().dtype();
   kernels::check_params(params, "conv3d");
   require_shape(weight->value,
                 {params.c_out, geometry.kernel[0], geometry.kernel[1], geometry.kernel[2], params.group_in()},
@@ -147,6 +148,7 @@ Variable conv_transpose3d(DeviceContext& context, const Variable& x, Parameter* 
                                         geometry.kernel,
                                         geometry.stride,
                                         geometry.padding};
+  params.storage = x.value().dtype();
   params.dilation = geometry.dilation;
   params.groups = geometry.groups;
   require_shape(weight->value,
@@ -626,6 +628,7 @@ Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& 
   params.shifts = shifts;
   params.patch = patch;
   params.shift = shift;
+  params.storage = x.value().dtype();
   check<ShapeError>(params.channels * groups == e.c, "shifted_patch: ", e.c, " channels in ", groups,
                     " groups");
   require_shape(parameters.weight->value, {groups, params.out, params.features()}, "shifted_patch: weight");

@@ -9,6 +9,7 @@
 
 #include "kernels/context/storage.hpp"
 #include "kernels/elementwise/elementwise.hpp"
+#include "layers/dense_graph_reasoning.hpp"
 #include "layers/loss_scaler.hpp"
 #include "layers/modules.hpp"
 #include "layers/optimizer.hpp"
@@ -141,6 +142,140 @@ TEST_P(Precision, OpsKeepTheStorageTypeOfTheirInput) {
       [&](const Variable& a, const Variable& b) { return concat_channels(context, a, b); });
   two(volume, {1, 3, 2, 3, 6},
       [&](const Variable& a, const Variable& b) { return concat_samples(context, a, b); });
+}
+
+TEST_P(Precision, OpsWithWeightsKeepTheStorageTypeOfTheirInput) {
+  const Shape volume{2, 4, 3, 5, 6};
+  const auto one = [&](const Shape& shape, const auto& op) {
+    expect_rounded_float32([&](const auto& x) { return op(x[0]); }, {shape});
+    store = ParameterStore();
+  };
+  const UpConv3d up(builder, 6, 3);
+  one(volume, [&](const Variable& x) { return up(context, x); });
+  const LayerNorm norm(builder, 6);
+  one(volume, [&](const Variable& x) { return norm(context, x); });
+  const ShiftedPatch merge(builder, 1, 6, 4, kernels::ShiftSet::tetra4, false);
+  one(volume, [&](const Variable& x) { return merge(context, x); });
+  const RotarySettings turns{.grid = {1, 2, 3}};
+  one({2, 6, 8}, [&](const Variable& x) { return rotary(context, x, turns); });
+}
+
+TEST_P(Precision, PoolsAndResizeKeepTheStorageTypeOfTheirInput) {
+  const Shape volume{2, 4, 3, 5, 6};
+  const auto one = [&](const auto& op) {
+    expect_rounded_float32([&](const auto& x) { return op(x[0]); }, {volume});
+  };
+  one([&](const Variable& x) { return max_pool3d(context, x, PoolGeometry{}); });
+  one([&](const Variable& x) { return avg_pool3d(context, x, {.padding = {1, 1, 0}, .ceil_mode = true}); });
+  one([&](const Variable& x) { return adaptive_max_pool3d(context, x, {2, 2, 3}); });
+  one([&](const Variable& x) { return adaptive_avg_pool3d(context, x, {3, 1, 2}); });
+  one([&](const Variable& x) { return resize(context, x, {7, 2, 9}); });
+  one([&](const Variable& x) {
+    return resize_by(context, x, {0.5, 2.0, 1.5}, {kernels::Interpolation::tricubic});
+  });
+}
+
+TEST_P(Precision, RegionsAndGraphsKeepTheStorageTypeOfTheirInput) {
+  std::vector<int32_t> labels;
+  for (int32_t v = 0; v < 2 * 3 * 4 * 3; ++v) {
+    labels.push_back((v / 2 * 5 + v / 7) % 5 - 1);
+  }
+  const Regions regions = build_regions(context, Tensor::from_host(context, labels, {2, 3, 4, 3}), 5);
+  expect_rounded_float32([&](const auto& x) { return region_mean(context, x[0], regions); },
+                         {{2, 3, 4, 3, 4}});
+  expect_rounded_float32([&](const auto& x) { return region_gather(context, x[0], regions); }, {{2, 5, 4}});
+  const Tensor features = Tensor::from_host(context, random_values({2, 2, 3, 2, 4}, 5), {2, 2, 3, 2, 4});
+  const SparseGraph graph = build_graph(context, features, 3);
+  const int64_t nodes = graph.graph.nodes;
+  const Tensor weights = Tensor::from_host(context, random_values({graph.capacity}, 6), {graph.capacity});
+  for (const DType rounding : {DType::bf16, DType::f16}) {
+    const Tensor both_hold = convert(context, convert(context, weights, rounding), DType::f32).value();
+    const auto forward = [&](const auto& x) {
+      return propagate(context, graph, convert(context, both_hold, x[0].value().dtype()), x[0]);
+    };
+    const Result wide = run(forward, {{nodes, 4}}, rounding, DType::f32);
+    const Result narrow = run(forward, {{nodes, 4}}, rounding, rounding);
+    EXPECT_EQ(narrow.y, rounded(rounding, wide.y));
+    EXPECT_EQ(narrow.dx[0], rounded(rounding, wide.dx[0]));
+  }
+  expect_rounded_float32([&](const auto& x) { return mask_nodes(context, graph, x[0]); }, {{nodes, 4}});
+}
+
+// Ops of several kernels store what is between them, and products on the CPU add in an order of their own for
+// each type: a few roundings more, of at most u = 2^-8 or 2^-11 of what is rounded. 8 u of the length of a
+// result or gradient is above their sum.
+TEST_P(Precision, OpsOfSeveralKernelsAreAsCloseAsTheirStorage) {
+  const auto close = [&](const std::vector<Shape>& shapes, const Forward& forward) {
+    for (const DType dtype : {DType::bf16, DType::f16}) {
+      SCOPED_TRACE(name_of(dtype));
+      const Result wide = run(forward, shapes, dtype, DType::f32);
+      const Result narrow = run(forward, shapes, dtype, dtype);
+      const auto distance = [](const std::vector<float>& a, const std::vector<float>& b) {
+        double difference = 0, size = 0;
+        for (size_t i = 0; i < b.size(); ++i) {
+          difference += std::pow(static_cast<double>(a.at(i)) - b[i], 2);
+          size += std::pow(static_cast<double>(b[i]), 2);
+        }
+        return std::sqrt(difference / size);
+      };
+      const double bound = 8 * (dtype == DType::bf16 ? 0x1p-8 : 0x1p-11);
+      EXPECT_LE(distance(narrow.y, wide.y), bound);
+      for (size_t i = 0; i < shapes.size(); ++i) {
+        EXPECT_LE(distance(narrow.dx[i], wide.dx[i]), bound) << "input " << i;
+      }
+      // Together: some are 0 but for rounding (a bias before a softmax over what it shifts).
+      const auto joined = [](const std::vector<std::vector<float>>& parts) {
+        std::vector<float> all;
+        for (const std::vector<float>& part : parts) {
+          all.insert(all.end(), part.begin(), part.end());
+        }
+        return all;
+      };
+      if (!wide.gradients.empty()) {
+        EXPECT_LE(distance(joined(narrow.gradients), joined(wide.gradients)), bound);
+      }
+    }
+    store = ParameterStore();
+  };
+  const Conv3d conv(builder, 6, 5);
+  close({{2, 4, 3, 5, 6}}, [&](const auto& x) { return conv(context, x[0]); });
+  const Conv3d grouped(builder, 6, 4, ConvGeometry{.dilation = {1, 2, 1}, .groups = 2});
+  close({{2, 4, 3, 5, 6}}, [&](const auto& x) { return grouped(context, x[0]); });
+  const Linear linear(builder, 6, 7);
+  close({{2, 3, 6}}, [&](const auto& x) { return linear(context, x[0], kernels::Activation::gelu); });
+  const Linear qkv(builder, 8, 24);
+  Parameter* table = builder.truncated_normal("table", {27, 2}, 0.5f);
+  const WindowAttentionSettings windows{.heads = 2, .window = {2, 2, 2}};
+  close({{1, 3, 4, 2, 8}}, [&](const auto& x) {
+    return window_attention(context, qkv(context, x[0]), qkv.bias(), table, windows);
+  });
+  const MultiHeadAttention attention(builder, 6, 2, 8);
+  close({{2, 4, 6}, {2, 3, 6}, {2, 3, 6}},
+        [&](const auto& x) { return attention(context, x[0], x[1], x[2]); });
+  AttentionSettings settings{.heads = 2};
+  settings.query_grid = settings.key_grid = {2, 1, 3};
+  settings.relative_position = {builder.uniform("rel_pos_d", {3, 4}, 1.0f, false), nullptr,
+                                builder.uniform("rel_pos_w", {5, 4}, 1.0f, false)};
+  close({{2, 2, 1, 3, 24}}, [&](const auto& x) { return self_attention(context, x[0], settings); });
+  Parameter* gamma = builder.constant("gamma", {3}, 1.2f);
+  Parameter* beta = builder.constant("beta", {3}, 0.3f);
+  close({{2, 4, 5, 3, 5}}, [&](const auto& x) { return edge_gate(context, x[0], gamma, beta, {2, 1, 1}); });
+  const DenseGraphReasoning dense(builder, {.channels = 8, .layout = MfibLayout::original});
+  close({{2, 2, 3, 2, 8}, {2, 2, 3, 2, 8}}, [&](const auto& x) {
+    const auto [a, b] = dense(context, x[0], x[1]);
+    return concat_samples(context, a, b);
+  });
+  const Tensor features = Tensor::from_host(context, random_values({2, 2, 3, 2, 4}, 5), {2, 2, 3, 2, 4});
+  const SparseGraph graph = build_graph(context, features, 3);
+  Parameter* theta = builder.uniform("theta", {kernels::kOneSetEdgeTypes}, 0.5f, false);
+  Parameter* u = builder.uniform("u", {1, 4}, 0.5f, true);
+  Parameter* v = builder.uniform("v", {1, 4}, 0.5f, true);
+  close({{graph.graph.nodes, 4}}, [&](const auto& x) {
+    const DType dtype = x[0].value().dtype();
+    return add(context,
+               propagate(context, graph, attention_edge_weights(context, graph, x[0], u, v, theta), x[0]),
+               propagate(context, graph, symmetric_edge_weights(context, graph, theta, dtype), x[0]));
+  });
 }
 
 // The one op here of two kernels: its sum is rounded once more between them, by half a unit in the last place

@@ -91,7 +91,10 @@ struct StepResult {
 
 // One training step without the optimiser.
 StepResult run_step(Device device, const std::vector<float>& volume, const Shape& extent,
-                    const std::vector<ModalityMask>& masks, bool recompute = false, float drop_path = 0) {
+                    const std::vector<ModalityMask>& masks, bool recompute = false, float drop_path = 0,
+                    DType precision = DType::f32) {
+  // That of training's first step.
+  const float scale = precision == DType::f16 ? 65536.0f : 1.0f;
   DeviceContext context(device);
   FusionConfig config = fusion_preset("fusion-micro");
   config.drop_path = drop_path;
@@ -107,8 +110,10 @@ StepResult run_step(Device device, const std::vector<float>& volume, const Shape
   FusionLoss loss;
   {
     const TapeScope scope(context, &tape);
-    outputs = model.forward(context, input, masks, {.training = true, .edges = true, .recompute = recompute});
-    loss = fusion_loss(context, outputs, labels, {});
+    outputs =
+        model.forward(context, input, masks,
+                      {.training = true, .edges = true, .recompute = recompute, .precision = precision});
+    loss = fusion_loss(context, outputs, labels, {.scale = scale});
   }
   result.saved_bytes = tape.saved_bytes();
   tape.backward(context);
@@ -121,6 +126,9 @@ StepResult run_step(Device device, const std::vector<float>& volume, const Shape
   for (const auto& parameter : model.parameters().all()) {
     EXPECT_TRUE(parameter->gradient_written) << parameter->name;
     result.gradients.push_back(parameter->gradient.to_host<float>(context));
+    for (float& gradient : result.gradients.back()) {
+      gradient /= scale;
+    }
   }
   return result;
 }
@@ -211,38 +219,101 @@ TEST(Fusion, ATrainingStepThroughTheCudaKernelsGivesTheCpusLossAndGradients) {
   }
 }
 
+// |a - b| / |b| over all numbers; infinite where one of a is not finite.
+double relative_distance(const std::vector<std::vector<float>>& a, const std::vector<std::vector<float>>& b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].size(), b[i].size());
+    for (size_t k = 0; k < a[i].size(); ++k) {
+      const double d = static_cast<double>(a[i][k]) - b[i][k];
+      difference += d * d;
+      size += static_cast<double>(b[i][k]) * b[i][k];
+    }
+  }
+  return std::isfinite(difference) ? std::sqrt(difference / size) : INFINITY;
+}
+
+// Activations and weights are rounded by at most u (2^-8 in bf16, 2^-11 in f16) of their size, at some
+// hundred places along a path through the network. Roundings are independent, so that they add up to about
+// the root of their number, 10 u, which normalisations multiply a few times: 40 u of the length of all
+// logits, and of each loss. Gradients also jump where rounding moves a value across a kink (ReLU, the larger
+// of two voxels, the nearer of two nodes): that happens to a share of the values in the order of u, and what
+// they hand on changes entirely, so that the difference of all gradients is in the order of the root of u of
+// their length: 4 times that. A lost gradient, a wrong type or a missing scale makes far more of either.
+TEST(Fusion, AStepInHalfPrecisionIsCloseToTheFloat32Step) {
+  const Shape extent{1, 16, 16, 16};
+  const std::vector<float> volume = random_volume({1, 16, 16, 16, 4}, 3);
+  const std::vector<ModalityMask> masks{{1, 1, 0, 1}};
+  const StepResult exact = run_step(kCpu, volume, extent, masks);
+  for (const Device device : {kCpu, kSimt}) {
+    for (const DType precision : {DType::bf16, DType::f16}) {
+      SCOPED_TRACE(concat(to_string(device), " ", name_of(precision)));
+      const double u = precision == DType::bf16 ? 0x1p-8 : 0x1p-11;
+      const double bound = 40 * u;
+      const StepResult step = run_step(device, volume, extent, masks, false, 0, precision);
+      EXPECT_LE(relative_distance({step.segmentation}, {exact.segmentation}), bound);
+      EXPECT_LE(relative_distance({step.edges}, {exact.edges}), bound);
+      EXPECT_LE(relative_distance(step.gradients, exact.gradients), 4 * std::sqrt(u));
+      ASSERT_EQ(step.losses.size(), exact.losses.size());
+      for (size_t i = 0; i < step.losses.size(); ++i) {
+        EXPECT_NEAR(step.losses[i], exact.losses[i], bound * exact.losses[i]) << i;
+      }
+      EXPECT_LT(step.saved_bytes, 6 * exact.saved_bytes / 10);  // the graphs' indices keep their size
+    }
+  }
+}
+
+TEST(Fusion, HalfPrecisionRepeatsBitForBitRecomputesAndLeavesOutAbsentModalities) {
+  const Shape extent{2, 16, 16, 16};
+  std::vector<float> volume = random_volume({2, 16, 16, 16, 4}, 2);
+  const std::vector<ModalityMask> masks{{1, 1, 1, 1}, {0, 1, 0, 1}};
+  for (const DType precision : {DType::bf16, DType::f16}) {
+    const StepResult first = run_step(kCpu, volume, extent, masks, false, 0.5f, precision);
+    std::vector<float> dirty = volume;
+    for (size_t i = dirty.size() / 2; i < dirty.size(); ++i) {
+      if (!masks[1][i % 4]) {
+        dirty[i] = i % 3 == 0 ? std::numeric_limits<float>::quiet_NaN() : i % 3 == 1 ? INFINITY : 1e30f;
+      }
+    }
+    expect_same(first, run_step(kCpu, dirty, extent, masks, false, 0.5f, precision));
+    expect_same(first, run_step(kCpu, volume, extent, masks, true, 0.5f, precision));
+  }
+}
+
 TEST(Fusion, SteadyTrainingStepsAllocateNothingFromTheSystem) {
   DeviceContext context(kCpu);
   if (!context.allocator().caching()) {
     GTEST_SKIP() << "caching is off by design in sanitizer builds: every block is its own";
   }
-  Fusion model(context, fusion_preset("fusion-micro"), 4);
-  layers::AdamW optimizer(context, model.parameters(), {});
   const Shape extent{1, 16, 16, 16};
   const Tensor input = Tensor::from_host(context, random_volume({1, 16, 16, 16, 4}, 3), {1, 16, 16, 16, 4});
   const Tensor labels = Tensor::from_host(context, ball_labels(extent), extent);
   const std::vector<ModalityMask> masks{{1, 1, 1, 1}};
-  std::vector<float> losses;
-  size_t warm = 0;
-  for (uint64_t step = 0; step < 8; ++step) {
-    if (step == 2) {
-      warm = context.allocator().statistics().system_allocations;
+  for (const DType precision : {DType::f32, DType::bf16}) {
+    Fusion model(context, fusion_preset("fusion-micro"), 4);
+    layers::AdamW optimizer(context, model.parameters(), {});
+    std::vector<float> losses;
+    size_t warm = 0;
+    for (uint64_t step = 0; step < 8; ++step) {
+      if (step == 2) {
+        warm = context.allocator().statistics().system_allocations;
+      }
+      context.seed_step(1, step);
+      model.parameters().clear_gradients();
+      Tape tape;
+      FusionLoss loss;
+      {
+        const TapeScope scope(context, &tape);
+        const ForwardOptions options{.training = true, .edges = true, .precision = precision};
+        loss = fusion_loss(context, model.forward(context, input, masks, options), labels, {});
+      }
+      tape.backward(context);
+      optimizer.step(context, 1e-3f);
+      losses.push_back(loss.segmentation.to_host<float>(context)[0]);
     }
-    context.seed_step(1, step);
-    model.parameters().clear_gradients();
-    Tape tape;
-    FusionLoss loss;
-    {
-      const TapeScope scope(context, &tape);
-      loss = fusion_loss(context, model.forward(context, input, masks, {.training = true, .edges = true}),
-                         labels, {});
-    }
-    tape.backward(context);
-    optimizer.step(context, 1e-3f);
-    losses.push_back(loss.segmentation.to_host<float>(context)[0]);
+    EXPECT_EQ(context.allocator().statistics().system_allocations, warm);
+    EXPECT_LT(losses.back(), losses.front());  // it learns the one case that it sees
   }
-  EXPECT_EQ(context.allocator().statistics().system_allocations, warm);
-  EXPECT_LT(losses.back(), losses.front());  // it learns the one case that it sees
 }
 
 }  // namespace
