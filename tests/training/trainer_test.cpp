@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.hpp"
+#include "kernels/elementwise/elementwise.hpp"
 #include "tests/training/training_fixture.hpp"
 #include "weights_tools/parameters.hpp"
 
@@ -155,6 +156,106 @@ TEST_F(TrainerTest, InterruptedAndResumedEqualsNeverStopped) {
     expect_same_runs("straight", name.c_str());
     EXPECT_EQ(events(name.c_str()), events("straight"));
   }
+}
+
+TEST_F(TrainerTest, HalfPrecisionResumesToTheSameBytes) {
+  phantoms(3, 32);
+  for (const DType precision : {DType::bf16, DType::f16}) {
+    const std::string name(name_of(precision));
+    const auto with = [&](const std::string& run_name) {
+      TrainSettings s = settings(run_name.c_str(), 5);
+      s.precision = precision;
+      return s;
+    };
+    Recorder whole;
+    train(with(name), whole);
+    run(with(name + "-again"));
+    expect_same_runs(name.c_str(), (name + "-again").c_str());
+    Recorder recorder;
+    recorder.stop_after_step = 2;
+    train(with(name + "-stopped"), recorder, &recorder.stop);
+    run(resumed((name + "-stopped").c_str()));
+    expect_same_runs(name.c_str(), (name + "-stopped").c_str());
+    const TrainerState state =
+        read_trainer_state(weights::SafetensorsFile(folder_ / name / "last.safetensors"));
+    EXPECT_EQ(state.config.precision, precision);
+    EXPECT_EQ(state.scaler.good_steps(), precision == DType::f16 ? 5 - state.skipped_steps : 0);
+    for (const StepRecord& step : whole.steps) {
+      EXPECT_TRUE(std::isfinite(step.loss));
+      EXPECT_EQ(step.loss_scale > 1, precision == DType::f16);
+    }
+    // The masters are float32: they hold what the copies cannot.
+    DeviceContext context{Device{}};
+    const LoadedNetwork loaded = load_network(context, folder_ / name / "last.safetensors");
+    layers::Parameter* weight = loaded.network->parameters().find("head.weight");
+    const Tensor copy = layers::convert(context, weight->stored(context, precision), DType::f32).value();
+    EXPECT_NE(copy.to_host<float>(context), weight->value.to_host<float>(context));
+    // Predicted with either precision it is nearly the same.
+    const auto probabilities = [&](DType stored) {
+      PredictSettings tiles;
+      tiles.patch = {32, 32, 32};
+      tiles.precision = stored;
+      return predict_case(context, *loaded.network, prepared(1, 32).front(), tiles).values;
+    };
+    const std::vector<float> exact = probabilities(DType::f32), rounded = probabilities(precision);
+    double difference = 0;
+    for (size_t i = 0; i < exact.size(); ++i) {
+      difference += std::abs(exact[i] - rounded[i]) / static_cast<double>(exact.size());
+    }
+    EXPECT_GT(difference, 0);
+    EXPECT_LT(difference, 40 * (precision == DType::bf16 ? 0x1p-8 : 0x1p-11));  // as in fusion_test.cpp
+  }
+}
+
+// A head that is far too steep and the largest scale overflow f16: steps are skipped, and nothing but the
+// scale changes, until gradients are finite.
+TEST_F(TrainerTest, OverflowOnlyLowersTheLossScale) {
+  phantoms(2, 32);
+  TrainSettings s = settings("run", 1);
+  s.precision = DType::f16;
+  s.validation_fraction = 0.0;
+  s.schedule_steps = 100;
+  run(s);
+  const auto last = folder_ / "run" / "last.safetensors";
+  const auto values_of = [&](const weights::SafetensorsFile& file) {
+    return file.read_floats(*file.find("decoder.up4.conv.weight"));
+  };
+  {
+    DeviceContext context{Device{}};
+    const LoadedNetwork loaded = load_network(context, last);
+    const weights::SafetensorsFile file(last);
+    TrainerState state = read_trainer_state(file);
+    const auto optimizer =
+        layers::make_optimizer(context, loaded.network->parameters(), state.config.optimizer, 0.01f, 12.0f);
+    restore_checkpoint(context, file, *loaded.network, *optimizer);
+    const Tensor& head = loaded.network->parameters().find("head.weight")->value;
+    kernels::scale_add(context.kernels(), head.count(), 4000.0f, head, 0.0f, head);
+    state.scaler.restore(0x1p24f, 0);
+    write_checkpoint(context, last, *loaded.network, *optimizer, loaded.info, state);
+  }
+  const std::vector<float> before = values_of(weights::SafetensorsFile(last));
+  TrainSettings more = resumed("run");
+  more.steps = 2;
+  Recorder recorder;
+  train(more, recorder);
+  EXPECT_TRUE(recorder.steps.at(0).skipped);
+  EXPECT_EQ(recorder.steps.at(0).loss_scale, 0x1p24);
+  EXPECT_EQ(values_of(weights::SafetensorsFile(last)), before);
+  TrainerState state = read_trainer_state(weights::SafetensorsFile(last));
+  EXPECT_EQ(state.skipped_steps, 1);
+  EXPECT_EQ(state.scaler.scale(), 0x1p23f);
+  more.steps = 20;
+  train(more, recorder);
+  EXPECT_FALSE(recorder.steps.back().skipped);
+  EXPECT_NE(values_of(weights::SafetensorsFile(last)), before);
+  state = read_trainer_state(weights::SafetensorsFile(last));
+  EXPECT_GT(state.skipped_steps, 1);
+  std::ifstream log(folder_ / "run" / "log.jsonl");
+  int64_t skipped = 0;
+  for (std::string text; std::getline(log, text);) {
+    skipped += nlohmann::json::parse(text).value("skipped", false) ? 1 : 0;
+  }
+  EXPECT_EQ(skipped, state.skipped_steps);
 }
 
 TEST_F(TrainerTest, EveryOptimizerResumesToTheSameBytes) {
