@@ -61,11 +61,17 @@ float interleaved_sum(int64_t count, Term&& term) {
       sums[l] += term(first + l);
     }
   }
-#pragma omp simd
+  float rest[kSums] = {};
   for (int64_t l = 0; l < count - first; ++l) {
-    sums[l] += term(first + l);
+    rest[l] = term(first + l);
   }
+#pragma omp simd
+  for (int64_t l = 0; l < kSums; ++l) {
+    sums[l] += rest[l];
+  }
+#pragma GCC unroll 4
   for (int64_t width = kSums / 2; width > 0; width /= 2) {
+#pragma omp simd
     for (int64_t l = 0; l < width; ++l) {
       sums[l] += sums[l + width];
     }
