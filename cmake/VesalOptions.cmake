@@ -65,5 +65,11 @@ if(VESAL_RACE)
   if(VESAL_SANITIZE OR NOT CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     message(FATAL_ERROR "VESAL_RACE=ON needs GCC, and no VESAL_SANITIZE: both instrument the same accesses.")
   endif()
-  set(VESAL_RACE_OPTIONS -O1 -g -fsanitize=thread --param=tsan-instrument-func-entry-exit=0)
+  set(VESAL_SIMT_OPTIONS -O1 -g -fsanitize=thread --param=tsan-instrument-func-entry-exit=0)
+endif()
+
+# Emulated kernels with the fused multiply-adds that nvcc makes: docs/simt.md.
+option(VESAL_SIMT_CONTRACT "Contract a * b + c in emulated kernels" OFF)
+if(VESAL_SIMT_CONTRACT)
+  list(APPEND VESAL_SIMT_OPTIONS -ffp-contract=fast)
 endif()

@@ -418,19 +418,20 @@ def rotary(p, make):
 def shifted_patch(p, make):
     n, groups, c, size = p["n"], p["groups"], p["channels"], p["patch"]
     grid = p["d"], p["h"], p["w"]
-    features = len(p["directions"]) * size**3 * c
+    features = len(p["directions"]) * math.prod(size) * c
     reach = p["shift"]
+    margins = [reach[axis] for axis in (2, 2, 1, 1, 0, 0)]
 
     def function(x, gamma, beta, weight, bias):
-        border = F.pad(x, [0, 0, 0, 0, *[reach] * 6])
+        border = F.pad(x, [0, 0, 0, 0, *margins])
         copies = []
         for direction in p["directions"]:
-            begin = [reach + reach * step for step in direction]
+            begin = [r + r * step for r, step in zip(reach, direction)]
             d, h, w = (slice(b, b + extent) for b, extent in zip(begin, grid))
             copies.append(border[:, d, h, w])
         stacked = torch.stack(copies, -2)  # n, d, h, w, groups, copies, c
-        counts = [extent // size for extent in grid]
-        blocks = stacked.view(n, counts[0], size, counts[1], size, counts[2], size, groups, -1)
+        cells = [part for extent, s in zip(grid, size) for part in (extent // s, s)]
+        blocks = stacked.view(n, *cells, groups, -1)
         tokens = blocks.permute(7, 0, 1, 3, 5, 2, 4, 6, 8).reshape(groups, -1, features)
         normal = F.layer_norm(tokens, (features,)) * gamma.unsqueeze(1) + beta.unsqueeze(1)
         return torch.baddbmm(bias.unsqueeze(1), normal, weight.transpose(1, 2)).sum(0)

@@ -158,16 +158,18 @@ struct Softmax {
   float total;    // of the exponentials
 };
 
+// Scaled logits are rounded wherever they stand, as `largest` is: fused into the difference with it, the
+// largest would not give 0.
 template <class Values>
 VESAL_DEVICE Softmax evaluate_softmax(const Values& x, int64_t length, float scale, int lane, int lanes) {
   float largest = -INFINITY;
   for (int64_t c = lane; c < length; c += lanes) {
-    largest = fmaxf(largest, scale * x[c]);
+    largest = fmaxf(largest, __fmul_rn(scale, x[c]));
   }
   largest = group_max(largest, lanes);
   float total = 0.0f;
   for (int64_t c = lane; c < length; c += lanes) {
-    total += expf(scale * x[c] - largest);
+    total += expf(__fmul_rn(scale, x[c]) - largest);
   }
   return {largest, group_sum(total, lanes)};
 }
@@ -191,8 +193,8 @@ VESAL_KERNEL void distillation_partials_kernel(int64_t rows, int64_t classes, fl
     const Softmax t = evaluate_softmax(xt, length, scale, lane, lanes);
     float product = 0.0f;
     for (int64_t c = lane; c < length; c += lanes) {
-      const float shifted = scale * xt[c] - t.largest;
-      product += expf(shifted) * (shifted - (scale * xs[c] - s.largest));
+      const float shifted = __fmul_rn(scale, xt[c]) - t.largest;
+      product += expf(shifted) * (shifted - (__fmul_rn(scale, xs[c]) - s.largest));
     }
     product = group_sum(product, lanes);
     if (length > 0 && lane == 0) {
@@ -224,8 +226,8 @@ VESAL_KERNEL void distillation_backward_kernel(int64_t rows, int64_t classes, fl
   const Softmax s = evaluate_softmax(xs, length, scale, lane, lanes);
   const Softmax t = evaluate_softmax(xt, length, scale, lane, lanes);
   for (int64_t c = lane; c < length; c += lanes) {
-    dstudent[row * classes + c] =
-        factor * (expf(scale * xs[c] - s.largest) / s.total - expf(scale * xt[c] - t.largest) / t.total);
+    dstudent[row * classes + c] = factor * (expf(__fmul_rn(scale, xs[c]) - s.largest) / s.total -
+                                            expf(__fmul_rn(scale, xt[c]) - t.largest) / t.total);
   }
 }
 

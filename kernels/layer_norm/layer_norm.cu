@@ -72,12 +72,16 @@ VESAL_KERNEL void layer_norm_dx_kernel(int64_t rows, int64_t channels, int lanes
   const float centre = row < rows ? mean[row] : 0.0f;
   const float scale = row < rows ? rstd[row] : 0.0f;
   const Affine affine{gamma, beta};
+  // Rounded here: fused into the difference below, one channel would not give 0.
+  const auto gradient = [&](float xhat, int64_t c) {
+    return __fmul_rn(activation_gradient<kActivation>(affine.value(xhat, c), dy[begin + c], slope),
+                     affine.scale(c));
+  };
   float sum_g = 0.0f;
   float sum_gx = 0.0f;
   for (int64_t c = lane; c < length; c += lanes) {
     const float xhat = (x[begin + c] - centre) * scale;
-    const float g =
-        activation_gradient<kActivation>(affine.value(xhat, c), dy[begin + c], slope) * affine.scale(c);
+    const float g = gradient(xhat, c);
     sum_g += g;
     sum_gx += g * xhat;
   }
@@ -85,8 +89,7 @@ VESAL_KERNEL void layer_norm_dx_kernel(int64_t rows, int64_t channels, int lanes
   sum_gx = group_sum(sum_gx, lanes) / static_cast<float>(channels);
   for (int64_t c = lane; c < length; c += lanes) {
     const float xhat = (x[begin + c] - centre) * scale;
-    const float g =
-        activation_gradient<kActivation>(affine.value(xhat, c), dy[begin + c], slope) * affine.scale(c);
+    const float g = gradient(xhat, c);
     dx[begin + c] = scale * (g - sum_g - xhat * sum_gx);
   }
 }

@@ -600,8 +600,10 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
       if (element >= 0) {
         const float gradient = scale * gamma[group * g.features + f] * acc[i][j];
         const float normal = (x[element] - mean[at]) * rstd[at];
-        dx[element] +=
-            rstd[at] * (gradient - moments[at] - normal * moments[g.groups * g.samples * g.tokens + at]);
+        // The product is rounded, as what it cancels against was: few features of nearly one value leave
+        // little.
+        const float along = __fmul_rn(normal, moments[g.groups * g.samples * g.tokens + at]);
+        dx[element] += rstd[at] * (gradient - moments[at] - along);
       }
     }
   }

@@ -389,9 +389,10 @@ inline float rsqrtf(float x) { return 1.0f / ::sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / ::sqrt(x); }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
+// Never part of a fused multiply-add, also in a build that makes them (VESAL_SIMT_CONTRACT).
+inline float __fadd_rn(float a, float b) { return __builtin_assoc_barrier(a + b); }
+inline float __fsub_rn(float a, float b) { return __builtin_assoc_barrier(a - b); }
+inline float __fmul_rn(float a, float b) { return __builtin_assoc_barrier(a * b); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return ::sqrtf(a); }
 inline float __frcp_rn(float a) { return 1.0f / a; }
