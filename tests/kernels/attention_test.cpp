@@ -16,6 +16,7 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/shape_error.hpp"
 #include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
@@ -531,20 +532,12 @@ TEST(Attention, StorageTypesThatDifferAreOneLine) {
   std::vector<float> x(4);
   std::vector<uint16_t> narrow(4);
   const Data wide = x.data(), half{narrow.data(), DType::f16};
-  const auto message = [&](const auto& call) {
-    try {
-      call();
-    } catch (const ShapeError& error) {
-      return std::string(error.what());
-    }
-    return std::string("nothing");
-  };
-  EXPECT_EQ(message([&] {
+  EXPECT_EQ(shape_error([&] {
               attention_forward(context, p, AttentionInputs{half, half, wide}, half, nullptr);
             }),
             "attention_forward: tensors are stored as f16 and f32, expected one type");
   const Workspace workspace{x.data(), x.size() * sizeof(float)};
-  EXPECT_EQ(message([&] {
+  EXPECT_EQ(shape_error([&] {
               attention_backward(context, p, AttentionInputs{half, half, half}, half, x.data(), half,
                                  AttentionGradients{half, half, wide}, workspace);
             }),

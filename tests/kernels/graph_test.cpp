@@ -17,6 +17,7 @@
 #include "kernels/region_pool/region_pool_cases.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/shape_error.hpp"
 #include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
@@ -1121,14 +1122,6 @@ TEST(GraphProducts, Storage) {
 }
 
 TEST(Graph, StorageTypesThatDifferAreOneLine) {
-  const auto message = [](const auto& call) {
-    try {
-      call();
-    } catch (const ShapeError& error) {
-      return std::string(error.what());
-    }
-    return std::string("nothing");
-  };
   const HostGraph host = graph_of(kGraphCases[0]);
   std::vector<float> values(64);
   float* f = values.data();
@@ -1137,16 +1130,16 @@ TEST(Graph, StorageTypesThatDifferAreOneLine) {
     Context context({type, 0});
     const DeviceGraph on_device({type, 0}, host);
     const Graph graph = on_device.get();
-    EXPECT_EQ(message([&] { graph_spmm(context, graph, 1, f, half, false, half, GradMode::overwrite); }),
+    EXPECT_EQ(shape_error([&] { graph_spmm(context, graph, 1, f, half, false, half, GradMode::overwrite); }),
               "graph_spmm: tensors are stored as f32 and bf16, expected one type");
-    EXPECT_EQ(message([&] { graph_sddmm(context, graph, 1, half, half, f); }),
+    EXPECT_EQ(shape_error([&] { graph_sddmm(context, graph, 1, half, half, f); }),
               "graph_sddmm: tensors are stored as bf16 and f32, expected one type");
-    EXPECT_EQ(message([&] { graph_segment_softmax_forward(context, graph, half, f); }),
+    EXPECT_EQ(shape_error([&] { graph_segment_softmax_forward(context, graph, half, f); }),
               "graph_segment_softmax_forward: tensors are stored as bf16 and f32, expected one type");
-    EXPECT_EQ(message([&] { graph_mask_nodes(context, graph, 1, Data(f, DType::i32), half); }),
+    EXPECT_EQ(shape_error([&] { graph_mask_nodes(context, graph, 1, Data(f, DType::i32), half); }),
               "graph_mask_nodes: tensors are stored as i32 and bf16, expected one type");
     EXPECT_EQ(
-        message([&] {
+        shape_error([&] {
           graph_symmetric_weights_backward(context, graph, f, f, half, f, GradMode::overwrite, {f, 256});
         }),
         "graph_symmetric_weights_backward: tensors are stored as f32 and bf16, expected one type");

@@ -8,6 +8,7 @@
 #include "kernels/losses/losses_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/shape_error.hpp"
 #include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
@@ -346,23 +347,15 @@ TEST(EdgeLoss, Storage) {
 }
 
 TEST(Losses, StorageTypesThatDifferAreOneLine) {
-  const auto message = [](const auto& call) {
-    try {
-      call();
-    } catch (const ShapeError& error) {
-      return std::string(error.what());
-    }
-    return std::string("nothing");
-  };
   std::vector<float> wide(64);
   std::vector<uint8_t> targets(8);
   float* f = wide.data();
   const Data half(f, DType::bf16);
   for (const DeviceType type : {DeviceType::cpu, DeviceType::simt}) {
     Context context({type, 0});
-    EXPECT_EQ(message([&] { region_loss_backward(context, {}, half, targets.data(), f, 1.0f, f); }),
+    EXPECT_EQ(shape_error([&] { region_loss_backward(context, {}, half, targets.data(), f, 1.0f, f); }),
               "region_loss_backward: tensors are stored as bf16 and f32, expected one type");
-    EXPECT_EQ(message([&] { edge_loss_backward(context, {}, f, targets.data(), f, 1.0f, half); }),
+    EXPECT_EQ(shape_error([&] { edge_loss_backward(context, {}, f, targets.data(), f, 1.0f, half); }),
               "edge_loss_backward: tensors are stored as f32 and bf16, expected one type");
   }
 }

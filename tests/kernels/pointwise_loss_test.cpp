@@ -7,6 +7,7 @@
 #include "kernels/pointwise_loss/pointwise_loss_ref.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
+#include "tests/kernels/shape_error.hpp"
 #include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
@@ -233,14 +234,6 @@ TEST(PointwiseLoss, Storage) {
 }
 
 TEST(PointwiseLoss, StorageTypesThatDifferAreOneLine) {
-  const auto message = [](const auto& call) {
-    try {
-      call();
-    } catch (const ShapeError& error) {
-      return std::string(error.what());
-    }
-    return std::string("nothing");
-  };
   std::vector<float> wide(64);
   float* f = wide.data();
   const Data half(f, DType::bf16);
@@ -248,13 +241,13 @@ TEST(PointwiseLoss, StorageTypesThatDifferAreOneLine) {
   const PointwiseLossParams bce{.kind = PointwiseLoss::bce};
   for (const DeviceType type : {DeviceType::cpu, DeviceType::simt}) {
     Context context({type, 0});
-    EXPECT_EQ(message([&] {
+    EXPECT_EQ(shape_error([&] {
                 pointwise_loss_forward(context, {}, half, f, {}, f, {f, 256});
               }),
               "pointwise_loss_forward: tensors are stored as bf16 and f32, expected one type");
-    EXPECT_EQ(message([&] { pointwise_loss_backward(context, bce, half, bytes, {}, 1.0f, f); }),
+    EXPECT_EQ(shape_error([&] { pointwise_loss_backward(context, bce, half, bytes, {}, 1.0f, f); }),
               "pointwise_loss_backward: tensors are stored as bf16 and f32, expected one type");
-    EXPECT_EQ(message([&] {
+    EXPECT_EQ(shape_error([&] {
                 pointwise_loss_forward(context, {}, f, bytes, {}, f, {f, 256});
               }),
               "pointwise_loss_forward: target is stored as u8, which belongs to bce");

@@ -13,6 +13,7 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/shape_error.hpp"
 #include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
@@ -298,14 +299,11 @@ TEST(RelativePosition, StorageTypesThatDifferAreOneLine) {
   Context context(Device{DeviceType::cpu, 0});
   std::vector<float> x(3);
   std::vector<uint16_t> half(1);
-  std::string message;
-  try {
-    relative_position_backward(context, {.head_dim = 1}, Data(half.data(), DType::bf16), {}, x.data(),
-                               x.data(), GradMode::overwrite, {}, GradMode::overwrite);
-  } catch (const ShapeError& error) {
-    message = error.what();
-  }
-  EXPECT_EQ(message, "relative_position_backward: tensors are stored as bf16 and f32, expected one type");
+  EXPECT_EQ(shape_error([&] {
+              relative_position_backward(context, {.head_dim = 1}, Data(half.data(), DType::bf16), {},
+                                         x.data(), x.data(), GradMode::overwrite, {}, GradMode::overwrite);
+            }),
+            "relative_position_backward: tensors are stored as bf16 and f32, expected one type");
 }
 
 // Writes the cases with packed queries and the CPU's results where tests/oracle/attention.py asks for them.

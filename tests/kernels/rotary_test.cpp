@@ -15,6 +15,7 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/shape_error.hpp"
 #include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
@@ -231,12 +232,8 @@ TEST(Rotary, StorageTypesThatDifferAreOneLine) {
   std::vector<float> x(4);
   std::vector<uint16_t> half(4);
   const auto message = [&](const auto& pass) {
-    try {
-      pass(context, RotaryParams{}, Data(half.data(), DType::bf16), Data(x.data()));
-    } catch (const ShapeError& error) {
-      return std::string(error.what());
-    }
-    return std::string("nothing");
+    return shape_error(
+        [&] { pass(context, RotaryParams{}, Data(half.data(), DType::bf16), Data(x.data())); });
   };
   EXPECT_EQ(message(rotary_forward), "rotary_forward: tensors are stored as bf16 and f32, expected one type");
   EXPECT_EQ(message(rotary_backward),

@@ -14,6 +14,7 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/shape_error.hpp"
 #include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
@@ -480,14 +481,6 @@ TEST(ShiftedPatch, StorageOverSeveralSlicesOnTheCpu) {
 }
 
 TEST(ShiftedPatch, StorageTypesThatDifferAreOneLine) {
-  const auto message = [](const auto& call) {
-    try {
-      call();
-    } catch (const ShapeError& error) {
-      return std::string(error.what());
-    }
-    return std::string("nothing");
-  };
   std::vector<float> values(16384);
   float* f = values.data();
   const Data half(f, DType::bf16);
@@ -499,15 +492,15 @@ TEST(ShiftedPatch, StorageTypesThatDifferAreOneLine) {
   for (const DeviceType type : {DeviceType::cpu, DeviceType::simt}) {
     Context context({type, 0});
     p.storage = DType::bf16;
-    EXPECT_EQ(message([&] { forward(context, half, half, f); }),
+    EXPECT_EQ(shape_error([&] { forward(context, half, half, f); }),
               "shifted_patch_forward: tensors are stored as bf16 and f32, expected one type");
-    EXPECT_EQ(message([&] {
+    EXPECT_EQ(shape_error([&] {
                 shifted_patch_backward(context, p, half, nullptr, f, f, f, f, f, half, half, f, f, f, f,
                                        nullptr, GradMode::overwrite, workspace);
               }),
               "shifted_patch_backward: tensors are stored as bf16 and f32, expected one type");
     p.storage = DType::f32;
-    EXPECT_EQ(message([&] { forward(context, half, half, half); }),
+    EXPECT_EQ(shape_error([&] { forward(context, half, half, half); }),
               "shifted_patch_forward: x is stored as bf16, the parameters say f32");
   }
 }

@@ -11,6 +11,7 @@
 #include "kernels/instance_norm/instance_norm.hpp"
 #include "kernels/rearrange/rearrange.hpp"
 #include "kernels/reduce/reduce.hpp"
+#include "tests/kernels/shape_error.hpp"
 #include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
@@ -45,12 +46,7 @@ TEST(Storage, TypesThatDifferOrDoNotServeAreOneLine) {
   std::vector<float> wide(4);
   std::vector<uint16_t> half(4);
   const auto message = [&](ConstData a, ConstData b, Data y) {
-    try {
-      add(context, 4, a, b, y);
-    } catch (const ShapeError& error) {
-      return std::string(error.what());
-    }
-    return std::string("nothing");
+    return shape_error([&] { add(context, 4, a, b, y); });
   };
   EXPECT_EQ(message(wide.data(), Data(half.data(), DType::bf16), wide.data()),
             "add: tensors are stored as f32 and bf16, expected one type");

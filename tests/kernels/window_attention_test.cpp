@@ -15,6 +15,7 @@
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/naive_error.hpp"
 #include "tests/kernels/oracle_vectors.hpp"
+#include "tests/kernels/shape_error.hpp"
 #include "tests/kernels/storage_harness.hpp"
 
 namespace vesal::kernels::testing {
@@ -441,22 +442,16 @@ TEST(WindowAttention, StorageTypesThatDifferAreOneLine) {
   std::vector<float> x(64);
   std::vector<uint16_t> narrow(64);
   const Data half(narrow.data(), DType::bf16);
-  std::string message;
-  try {
-    window_attention_forward(context, p, half, nullptr, x.data(), x.data(), nullptr);
-  } catch (const ShapeError& error) {
-    message = error.what();
-  }
-  EXPECT_EQ(message, "window_attention_forward: tensors are stored as bf16 and f32, expected one type");
+  EXPECT_EQ(
+      shape_error([&] { window_attention_forward(context, p, half, nullptr, x.data(), x.data(), nullptr); }),
+      "window_attention_forward: tensors are stored as bf16 and f32, expected one type");
   const Workspace workspace{x.data(), window_attention_backward_workspace_bytes(context, p)};
   ASSERT_LE(workspace.bytes, x.size() * sizeof(float));
-  try {
-    window_attention_backward(context, p, half, nullptr, x.data(), half, x.data(), half, x.data(), nullptr,
-                              x.data(), GradMode::overwrite, workspace);
-  } catch (const ShapeError& error) {
-    message = error.what();
-  }
-  EXPECT_EQ(message, "window_attention_backward: tensors are stored as bf16 and f32, expected one type");
+  EXPECT_EQ(shape_error([&] {
+              window_attention_backward(context, p, half, nullptr, x.data(), half, x.data(), half, x.data(),
+                                        nullptr, x.data(), GradMode::overwrite, workspace);
+            }),
+            "window_attention_backward: tensors are stored as bf16 and f32, expected one type");
 }
 
 // Writes every case's inputs and the CPU's results where tests/oracle/window_attention.py asks for them.
