@@ -64,6 +64,36 @@ inline Lanes swap_lanes(Lanes v) {
   return __builtin_shuffle(v, from);
 }
 
+// The blocks of kDistance x kDistance beside the diagonal of each block of twice that size change places.
+template <int kDistance>
+inline void transpose_step(Lanes (&rows)[kLanes]) {
+  LanesInt above, below;
+  for (int l = 0; l < kLanes; ++l) {
+    above[l] = (l & kDistance) != 0 ? kLanes + l - kDistance : l;
+    below[l] = (l & kDistance) != 0 ? kLanes + l : l + kDistance;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if ((i & kDistance) == 0) {
+      const Lanes a = rows[i], b = rows[i + kDistance];
+      rows[i] = __builtin_shuffle(a, b, above);
+      rows[i + kDistance] = __builtin_shuffle(a, b, below);
+    }
+  }
+}
+
+// rows[i][l] becomes rows[l][i].
+inline void transpose_lanes(Lanes (&rows)[kLanes]) {
+  transpose_step<1>(rows);
+  transpose_step<2>(rows);
+  if constexpr (kLanes >= 8) {
+    transpose_step<4>(rows);
+  }
+  if constexpr (kLanes >= 16) {
+    transpose_step<8>(rows);
+  }
+}
+
 // Sum and maximum over the lanes of one register, by halving: the order depends on kLanes only.
 inline float sum_of_lanes(Lanes v) {
   if constexpr (kLanes >= 16) {

@@ -24,6 +24,7 @@ namespace {
 
 constexpr int kMaxTile = 512;      // tokens of a tile
 constexpr int kTileFloats = 8192;  // numbers of a tile: tokens x padded head_dim
+constexpr int kMaxPaddedDim = 256;
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
 // What is added to the scores; each may be null.
@@ -92,35 +93,37 @@ void enter_keys(const Shape& s, const Biases& biases, int64_t sample, int64_t fi
   }
 }
 
-// A key's numbers, as row j of `rows` [length][padded_dim] and, or, column j of `transposed`
-// [head_dim][length].
-template <class In>
-void enter_key(const Shape& s, In from, int j, int length, float* rows, float* transposed) {
-  if (rows != nullptr) {
-    float* row = rows + int64_t{j} * s.padded_dim;
-    for (int c = 0; c < s.padded_dim; ++c) {
-      row[c] = c < s.p.head_dim ? from[c] : 0.0f;
-    }
-  }
-  if (transposed != nullptr) {
-    for (int c = 0; c < s.p.head_dim; ++c) {
-      transposed[int64_t{c} * length + j] = from[c];
-    }
-  }
-}
-
 // k or v of each key: as rows [length][padded_dim] and, or, transposed [head_dim][length]. What is hidden is
 // not read.
 template <class In>
 void gather_keys(const Shape& s, In source, int64_t stride, int head, const KeyTile& keys, float* rows,
                  float* transposed) {
-  const float zeros[256] = {};
-  for (int j = 0; j < keys.length; ++j) {
-    if (keys.visible(j)) {
-      enter_key(s, source + ((keys.sample * s.p.keys + keys.first + j) * stride + s.column(head)), j,
-                keys.length, rows, transposed);
-    } else {
-      enter_key(s, &zeros[0], j, keys.length, rows, transposed);
+  alignas(64) float block[kLanes * kMaxPaddedDim];
+  for (int first = 0; first < keys.length; first += kLanes) {
+    float* entered = rows != nullptr ? rows + int64_t{first} * s.padded_dim : block;
+    for (int j = 0; j < kLanes; ++j) {
+      float* row = entered + int64_t{j} * s.padded_dim;
+      int c = 0;
+      if (keys.visible(first + j)) {
+        const In from =
+            source + ((keys.sample * s.p.keys + keys.first + first + j) * stride + s.column(head));
+        for (; c < s.p.head_dim; ++c) {
+          row[c] = from[c];
+        }
+      }
+      std::fill(row + c, row + s.padded_dim, 0.0f);
+    }
+    for (int c = 0; transposed != nullptr && c < s.p.head_dim; c += kLanes) {
+      Lanes square[kLanes];
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) {
+        square[j] = load_lanes(entered + int64_t{j} * s.padded_dim + c);
+      }
+      transpose_lanes(square);
+      const int count = std::min(kLanes, s.p.head_dim - c);
+      for (int l = 0; l < count; ++l) {
+        store_lanes(transposed + int64_t{c + l} * keys.length + first, square[l]);
+      }
     }
   }
 }

@@ -87,26 +87,51 @@ inline void combine(const float* weights, int64_t ld_weights, const float* value
   }
 }
 
-// target[j][c] += sum over r of weights[r][j] * rows[r][c], one register of columns at a time.
+// target[j][c] += sum over r of weights[r][j] * rows[r][c], kWidth registers of columns.
+template <int kWidth>
+inline void spread_columns(const float* weights, int64_t ld_weights, const float* rows, int64_t ld,
+                           int length, float* target) {
+  Lanes row[kRows][kWidth];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kWidth; ++v) {
+      row[r][v] = load_lanes(rows + r * ld + v * kLanes);
+    }
+  }
+  for (int j = 0; j < length; ++j) {
+    // Two sums each, so that the additions of one do not wait for the other.
+    Lanes even[kWidth];
+    Lanes odd[kWidth] = {};
+#pragma GCC unroll 2
+    for (int v = 0; v < kWidth; ++v) {
+      even[v] = load_lanes(target + j * ld + v * kLanes);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; r += 2) {
+      const Lanes first = all_lanes(weights[r * ld_weights + j]);
+      const Lanes second = all_lanes(weights[(r + 1) * ld_weights + j]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kWidth; ++v) {
+        even[v] = fma_lanes(first, row[r][v], even[v]);
+        odd[v] = fma_lanes(second, row[r + 1][v], odd[v]);
+      }
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < kWidth; ++v) {
+      store_lanes(target + j * ld + v * kLanes, even[v] + odd[v]);
+    }
+  }
+}
+
 inline void spread(const float* weights, int64_t ld_weights, const float* rows, int padded_dim, int length,
                    float* target) {
-  for (int c = 0; c < padded_dim; c += kLanes) {
-    Lanes row[kRows];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      row[r] = load_lanes(rows + int64_t{r} * padded_dim + c);
-    }
-    for (int j = 0; j < length; ++j) {
-      // Two sums, so that the additions of one do not wait for the other.
-      Lanes even = load_lanes(target + int64_t{j} * padded_dim + c);
-      Lanes odd{};
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; r += 2) {
-        even = fma_lanes(all_lanes(weights[r * ld_weights + j]), row[r], even);
-        odd = fma_lanes(all_lanes(weights[(r + 1) * ld_weights + j]), row[r + 1], odd);
-      }
-      store_lanes(target + int64_t{j} * padded_dim + c, even + odd);
-    }
+  int c = 0;
+  for (; c + 2 * kLanes <= padded_dim; c += 2 * kLanes) {
+    spread_columns<2>(weights, ld_weights, rows + c, padded_dim, length, target + c);
+  }
+  if (c < padded_dim) {
+    spread_columns<1>(weights, ld_weights, rows + c, padded_dim, length, target + c);
   }
 }
 

@@ -3,19 +3,19 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <vector>
 
 #include "base/parallel.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/slabs.hpp"
 #include "kernels/context/storage.hpp"
+#include "kernels/context/turned_rows_cpu.hpp"
 #include "kernels/cross_entropy/cross_entropy.hpp"
 #include "kernels/vector_math.hpp"
 
 namespace vesal::kernels::cpu {
 namespace {
 
-constexpr int64_t kBlock = 64;
+constexpr int64_t kBlock = TurnedRows::kRows;
 
 // log(1 + u) for u >= 0: 1 + u = 2^k (1 + r), where r is u itself while k is 0, so that a small u keeps its
 // digits.
@@ -27,50 +27,17 @@ inline float log1p_positive(float u) {
   return __builtin_fmaf(static_cast<float>(k), 0.693147181f, vector_log1p_unit(r));
 }
 
-// Up to kBlock rows by class: scaled logits minus the row's largest, or their exponentials.
-struct Turned {
-  std::vector<float> values;
-  explicit Turned(int64_t classes) : values(static_cast<size_t>(classes * kBlock)) {}
-  float* at(int64_t c) { return values.data() + c * kBlock; }
-
-  template <class Values>
-  void load(int64_t count, int64_t classes, Values x, float scale) {
-    for (int64_t c = 0; c < classes; ++c) {
-      float* row = at(c);
-      for (int64_t r = 0; r < count; ++r) {
-        row[r] = scale * x[r * classes + c];
-      }
-    }
-    float largest[kBlock];
-    std::copy_n(at(0), count, largest);
-    for (int64_t c = 1; c < classes; ++c) {
-      const float* row = at(c);
-#pragma omp simd
-      for (int64_t r = 0; r < count; ++r) {
-        largest[r] = row[r] > largest[r] ? row[r] : largest[r];
-      }
-    }
-    for (int64_t c = 0; c < classes; ++c) {
-      float* row = at(c);
-#pragma omp simd
-      for (int64_t r = 0; r < count; ++r) {
-        row[r] -= largest[r];
-      }
-    }
-  }
-};
-
 struct CrossEntropyBlock {
   const CrossEntropyParams& p;
   const float* class_weights;
   float all_weights = 0;  // of the classes
-  Turned turned;
-  int label[kBlock];      // -1: ignored; p.classes: no class
-  float weight[kBlock];   // of the label; 0 where ignored, NaN where it is no class
-  float own[kBlock];      // logit of the label minus the largest
-  float others[kBlock];   // sum of the exponentials but the label's
-  float shifted[kBlock];  // class-weighted sum of the logits minus the largest
-  float log_z[kBlock];
+  TurnedRows turned;
+  alignas(64) int label[kBlock];      // -1: ignored; p.classes: no class
+  alignas(64) float weight[kBlock];   // of the label; 0 where ignored, NaN where it is no class
+  alignas(64) float own[kBlock];      // logit of the label minus the largest
+  alignas(64) float others[kBlock];   // sum of the exponentials but the label's
+  alignas(64) float shifted[kBlock];  // class-weighted sum of the logits minus the largest
+  alignas(64) float log_z[kBlock];
 
   CrossEntropyBlock(const CrossEntropyParams& params, const float* weights)
       : p(params), class_weights(weights), turned(params.classes) {
@@ -83,13 +50,17 @@ struct CrossEntropyBlock {
   // Leaves exponentials in `turned`.
   template <class Values>
   void evaluate(int64_t count, Values logits, const uint8_t* labels) {
-    turned.load(count, p.classes, logits, 1.0f);
+    turned.load_below_largest(count, logits, 1.0f);
     for (int64_t r = 0; r < count; ++r) {
+      // Without branches: which label comes next is hard to foresee.
       const bool ignored = labels[r] == p.ignore_label;
       const bool valid = labels[r] < p.classes;
+      const int64_t column = valid ? labels[r] : 0;
+      const float column_weight = weight_of(column);
+      const float logit = turned.at(column)[r];
       label[r] = ignored ? -1 : valid ? labels[r] : static_cast<int>(p.classes);
-      weight[r] = ignored ? 0.0f : valid ? weight_of(labels[r]) : NAN;
-      own[r] = !ignored && valid ? turned.at(labels[r])[r] : 0.0f;
+      weight[r] = ignored ? 0.0f : valid ? column_weight : NAN;
+      own[r] = !ignored && valid ? logit : 0.0f;
       others[r] = 0.0f;
       shifted[r] = 0.0f;
     }
@@ -112,9 +83,18 @@ struct CrossEntropyBlock {
   }
 };
 
-// (1 - p[y])^gamma
-inline float focal_power(float q, float gamma) {
-  return gamma == 0.0f ? 1.0f : gamma == 1.0f ? q : gamma == 2.0f ? q * q : std::pow(q, gamma);
+// power[r] = q[r]^gamma; q is 1 - p[y].
+void focal_powers(int64_t count, const float* q, float gamma, float* power) {
+  if (gamma == 0.0f || gamma == 1.0f || gamma == 2.0f) {
+#pragma omp simd
+    for (int64_t r = 0; r < count; ++r) {
+      power[r] = gamma == 0.0f ? 1.0f : gamma == 1.0f ? q[r] : q[r] * q[r];
+    }
+  } else {
+    for (int64_t r = 0; r < count; ++r) {
+      power[r] = std::pow(q[r], gamma);
+    }
+  }
 }
 
 // body(begin, count, slab) for the blocks of every slab, in order within a slab.
@@ -149,19 +129,27 @@ void cross_entropy_forward(Context&, const CrossEntropyParams& p, ConstData logi
             block.evaluate(count, logits + row * p.classes, labels + row);
             const float hard = 1.0f - p.label_smoothing;
             const float soft = p.label_smoothing / static_cast<float>(p.classes);
+            alignas(64) float q[kBlock], power[kBlock], cost[kBlock];
+#pragma omp simd
             for (int64_t r = 0; r < count; ++r) {
-              if (block.label[r] < 0) {
-                continue;
-              }
-              const float q = block.others[r] / (block.others[r] + vector_exp(block.own[r]));
-              float cost =
-                  hard * block.weight[r] * focal_power(q, p.focal_gamma) * (block.log_z[r] - block.own[r]);
-              if (soft > 0.0f) {
-                cost += soft * (block.all_weights * block.log_z[r] - block.shifted[r]);
-              }
-              partials[slab * 2] += cost;
-              partials[slab * 2 + 1] += block.weight[r];
+              q[r] = block.others[r] / (block.others[r] + vector_exp(block.own[r]));
             }
+            focal_powers(count, q, p.focal_gamma, power);
+#pragma omp simd
+            for (int64_t r = 0; r < count; ++r) {
+              const float nll = hard * block.weight[r] * power[r] * (block.log_z[r] - block.own[r]);
+              const float smooth =
+                  soft > 0.0f ? soft * (block.all_weights * block.log_z[r] - block.shifted[r]) : 0.0f;
+              cost[r] = block.label[r] < 0 ? 0.0f : nll + smooth;
+            }
+            double costs = 0;
+            double weights = 0;
+            for (int64_t r = 0; r < count; ++r) {
+              costs += cost[r];
+              weights += block.weight[r];
+            }
+            partials[slab * 2] += costs;
+            partials[slab * 2 + 1] += weights;
           };
     });
     double cost = 0;
@@ -186,29 +174,35 @@ void cross_entropy_backward(Context&, const CrossEntropyParams& p, ConstData log
       return [&, block = CrossEntropyBlock(p, class_weights)](int64_t row, int64_t count, int64_t) mutable {
         block.evaluate(count, logits + row * p.classes, labels + row);
         const float soft = scale * p.label_smoothing / static_cast<float>(p.classes);
-        float inverse[kBlock], hard[kBlock], q[kBlock];
+        alignas(64) float inverse[kBlock], hard[kBlock], q[kBlock], power[kBlock];
+#pragma omp simd
         for (int64_t r = 0; r < count; ++r) {
-          const float own = vector_exp(block.own[r]);
-          inverse[r] = 1.0f / (block.others[r] + own);
+          inverse[r] = 1.0f / (block.others[r] + vector_exp(block.own[r]));
           q[r] = block.others[r] * inverse[r];
+        }
+        focal_powers(count, q, p.focal_gamma, power);
+#pragma omp simd
+        for (int64_t r = 0; r < count; ++r) {
           const float nll = block.log_z[r] - block.own[r];
           const float ratio = q[r] > 0.0f ? nll / q[r] : 1.0f;
-          const float focal =
-              focal_power(q[r], p.focal_gamma) * (1.0f + p.focal_gamma * own * inverse[r] * ratio);
+          const float own = vector_exp(block.own[r]) * inverse[r];
+          const float focal = power[r] * (1.0f + p.focal_gamma * own * ratio);
           hard[r] = scale * (1.0f - p.label_smoothing) * block.weight[r] * focal;
         }
-        const auto target = dlogits + row * p.classes;
         for (int64_t c = 0; c < p.classes; ++c) {
-          const float* e = block.turned.at(c);
+          float* e = block.turned.at(c);
           const float w = block.weight_of(c);
+          const int column = static_cast<int>(c);
+#pragma omp simd
           for (int64_t r = 0; r < count; ++r) {
             const float probability = e[r] * inverse[r];
             // 1 - p[y] from the other exponentials: the difference would lose a small one's digits.
-            const float distance = block.label[r] == c ? -q[r] : probability;
+            const float distance = block.label[r] == column ? -q[r] : probability;
             const float value = hard[r] * distance + soft * (block.all_weights * probability - w);
-            target[r * p.classes + c] = block.label[r] < 0 ? 0.0f : value;
+            e[r] = block.label[r] < 0 ? 0.0f : value;
           }
         }
+        block.turned.store(count, dlogits + row * p.classes);
       };
     });
   });
@@ -225,11 +219,11 @@ void distillation_forward(Context&, const DistillationParams& p, ConstData stude
     std::fill_n(partials, slabs, 0.0);
     const float scale = 1.0f / p.temperature;
     for_slab_blocks(p.rows, p.classes, [&] {
-      return [&, s = Turned(p.classes), t = Turned(p.classes)](int64_t row, int64_t count,
-                                                               int64_t slab) mutable {
-        s.load(count, p.classes, student + row * p.classes, scale);
-        t.load(count, p.classes, teacher + row * p.classes, scale);
-        float s_total[kBlock] = {}, t_total[kBlock] = {}, product[kBlock] = {};
+      return [&, s = TurnedRows(p.classes), t = TurnedRows(p.classes)](int64_t row, int64_t count,
+                                                                       int64_t slab) mutable {
+        s.load_below_largest(count, student + row * p.classes, scale);
+        t.load_below_largest(count, teacher + row * p.classes, scale);
+        alignas(64) float s_total[kBlock] = {}, t_total[kBlock] = {}, product[kBlock] = {};
         for (int64_t c = 0; c < p.classes; ++c) {
           const float* sc = s.at(c);
           const float* tc = t.at(c);
@@ -268,10 +262,11 @@ void distillation_backward(Context&, const DistillationParams& p, ConstData stud
     const auto factor = static_cast<float>(static_cast<double>(weight) * p.temperature /
                                            static_cast<double>(std::max<int64_t>(p.rows, 1)));
     for_slab_blocks(p.rows, p.classes, [&] {
-      return [&, s = Turned(p.classes), t = Turned(p.classes)](int64_t row, int64_t count, int64_t) mutable {
-        s.load(count, p.classes, student + row * p.classes, scale);
-        t.load(count, p.classes, teacher + row * p.classes, scale);
-        float s_total[kBlock] = {}, t_total[kBlock] = {};
+      return [&, s = TurnedRows(p.classes), t = TurnedRows(p.classes)](int64_t row, int64_t count,
+                                                                       int64_t) mutable {
+        s.load_below_largest(count, student + row * p.classes, scale);
+        t.load_below_largest(count, teacher + row * p.classes, scale);
+        alignas(64) float s_total[kBlock] = {}, t_total[kBlock] = {};
         for (int64_t c = 0; c < p.classes; ++c) {
           float* sc = s.at(c);
           float* tc = t.at(c);
@@ -283,14 +278,15 @@ void distillation_backward(Context&, const DistillationParams& p, ConstData stud
             t_total[r] += tc[r];
           }
         }
-        const auto target = dstudent + row * p.classes;
         for (int64_t c = 0; c < p.classes; ++c) {
-          const float* sc = s.at(c);
+          float* sc = s.at(c);
           const float* tc = t.at(c);
+#pragma omp simd
           for (int64_t r = 0; r < count; ++r) {
-            target[r * p.classes + c] = factor * (sc[r] / s_total[r] - tc[r] / t_total[r]);
+            sc[r] = factor * (sc[r] / s_total[r] - tc[r] / t_total[r]);
           }
         }
+        s.store(count, dstudent + row * p.classes);
       };
     });
   });

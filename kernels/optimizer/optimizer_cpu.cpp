@@ -46,6 +46,34 @@ void adamw_chunk(const AdamWStep& s, float clip, const OptimizerChunk& chunk, co
   }
 }
 
+// What stands in `s` in locals: stores of floats might change it, for all the compiler knows, and loops that
+// read it again for each element stay scalar.
+void sgd_chunk(const SgdParams& s, float clip, const OptimizerChunk& chunk, const OptimizerTensor& tensor) {
+  float* __restrict p = tensor.parameter + chunk.begin;
+  const float* __restrict gradient = tensor.gradient + chunk.begin;
+  const float weight_decay = tensor.weight_decay;
+  const float learning_rate = s.learning_rate;
+  const float momentum = s.momentum;
+  const int32_t count = chunk.count;
+  if (momentum == 0.0f) {
+#pragma omp simd
+    for (int32_t i = 0; i < count; ++i) {
+      p[i] -= learning_rate * (clip * gradient[i] + weight_decay * p[i]);
+    }
+    return;
+  }
+  float* __restrict m = tensor.first_moment + chunk.begin;
+  // g + momentum m, or m alone.
+  const float gradient_part = s.nesterov ? 1.0f : 0.0f;
+  const float moment_part = s.nesterov ? momentum : 1.0f;
+#pragma omp simd
+  for (int32_t i = 0; i < count; ++i) {
+    const float g = clip * gradient[i] + weight_decay * p[i];
+    m[i] = momentum * m[i] + g;
+    p[i] -= learning_rate * (gradient_part * g + moment_part * m[i]);
+  }
+}
+
 // body(chunk, tensor) for every chunk.
 template <class Body>
 void for_chunks(const OptimizerTables& tables, Body&& body) {
@@ -100,27 +128,7 @@ void sgd_step(Context&, const SgdParams& params, const OptimizerTables& tables, 
   }
   const float clip = clip_factor(params.max_norm, norm);
   for_chunks(tables, [clip, s = params](const OptimizerChunk& chunk, const OptimizerTensor& tensor) {
-    float* __restrict p = tensor.parameter + chunk.begin;
-    const float* __restrict gradient = tensor.gradient + chunk.begin;
-    const float weight_decay = tensor.weight_decay;
-    const int32_t count = chunk.count;
-    if (s.momentum == 0.0f) {
-#pragma omp simd
-      for (int32_t i = 0; i < count; ++i) {
-        p[i] -= s.learning_rate * (clip * gradient[i] + weight_decay * p[i]);
-      }
-      return;
-    }
-    float* __restrict m = tensor.first_moment + chunk.begin;
-    // g + momentum m, or m alone.
-    const float gradient_part = s.nesterov ? 1.0f : 0.0f;
-    const float moment_part = s.nesterov ? s.momentum : 1.0f;
-#pragma omp simd
-    for (int32_t i = 0; i < count; ++i) {
-      const float g = clip * gradient[i] + weight_decay * p[i];
-      m[i] = s.momentum * m[i] + g;
-      p[i] -= s.learning_rate * (gradient_part * g + moment_part * m[i]);
-    }
+    sgd_chunk(s, clip, chunk, tensor);
   });
 }
 

@@ -2,10 +2,10 @@
 // that vectors run over voxels whatever the number of classes. Slabs add up in double and in order.
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/storage.hpp"
+#include "kernels/context/turned_rows_cpu.hpp"
 #include "kernels/context/wide_rows.hpp"
 #include "kernels/overlap_loss/overlap_loss.hpp"
 #include "kernels/overlap_loss/overlap_slopes.hpp"
@@ -14,53 +14,33 @@
 namespace vesal::kernels::cpu {
 namespace {
 
-constexpr int64_t kBlock = 64;
+constexpr int64_t kBlock = TurnedRows::kRows;
 
 // Softmax of up to kBlock voxels, by class.
-struct Turned {
-  std::vector<float> values;
-  explicit Turned(int64_t channels) : values(static_cast<size_t>(channels * kBlock)) {}
-  float* at(int64_t c) { return values.data() + c * kBlock; }
-
-  template <class Values>
-  void load(int64_t count, int64_t channels, Values x) {
-    float largest[kBlock];
-    float total[kBlock] = {};
-    for (int64_t c = 0; c < channels; ++c) {
-      float* row = at(c);
-      for (int64_t r = 0; r < count; ++r) {
-        row[r] = x[r * channels + c];
-      }
-    }
-    std::copy_n(at(0), count, largest);
-    for (int64_t c = 1; c < channels; ++c) {
-      const float* row = at(c);
-#pragma omp simd
-      for (int64_t r = 0; r < count; ++r) {
-        largest[r] = row[r] > largest[r] ? row[r] : largest[r];
-      }
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      float* row = at(c);
-#pragma omp simd
-      for (int64_t r = 0; r < count; ++r) {
-        row[r] = vector_exp(row[r] - largest[r]);
-        total[r] += row[r];
-      }
-    }
+template <class Values>
+void load_softmax(int64_t count, int64_t channels, Values x, TurnedRows& turned) {
+  turned.load_below_largest(count, x, 1.0f);
+  alignas(64) float total[kBlock] = {};
+  for (int64_t c = 0; c < channels; ++c) {
+    float* row = turned.at(c);
 #pragma omp simd
     for (int64_t r = 0; r < count; ++r) {
-      total[r] = 1.0f / total[r];
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      float* row = at(c);
-#pragma omp simd
-      for (int64_t r = 0; r < count; ++r) {
-        row[r] *= total[r];
-      }
+      row[r] = vector_exp(row[r]);
+      total[r] += row[r];
     }
   }
-};
+#pragma omp simd
+  for (int64_t r = 0; r < count; ++r) {
+    total[r] = 1.0f / total[r];
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    float* row = turned.at(c);
+#pragma omp simd
+    for (int64_t r = 0; r < count; ++r) {
+      row[r] *= total[r];
+    }
+  }
+}
 
 // body(first voxel of all samples, count, sample, slab) for blocks of voxels; the slabs' order within a
 // thread is that of memory.
@@ -87,9 +67,9 @@ template <class Values>
 void softmax_partials(const OverlapLossParams& p, Values logits, const uint8_t* targets, double* partials) {
   std::fill_n(partials, p.n * slab_count(p.voxels) * 3 * p.channels, 0.0);
   for_slab_blocks(p, [&] {
-    return [&, turned = Turned(p.channels)](int64_t v, int64_t count, int64_t, int64_t item) mutable {
-      turned.load(count, p.channels, logits + v * p.channels);
-      float label[kBlock];
+    return [&, turned = TurnedRows(p.channels)](int64_t v, int64_t count, int64_t, int64_t item) mutable {
+      load_softmax(count, p.channels, logits + v * p.channels, turned);
+      alignas(64) float label[kBlock];
       float bad = 0.0f;  // NaN where a label is no class
       for (int64_t r = 0; r < count; ++r) {
         const uint8_t target = targets[v + r];
@@ -194,25 +174,34 @@ void overlap_loss_backward(Context&, const OverlapLossParams& p, ConstData logit
       return;
     }
     for_slab_blocks(p, [&] {
-      return [&, turned = Turned(p.channels)](int64_t v, int64_t count, int64_t sample, int64_t) mutable {
-        turned.load(count, p.channels, logits + v * p.channels);
+      return [&, turned = TurnedRows(p.channels)](int64_t v, int64_t count, int64_t sample, int64_t) mutable {
+        load_softmax(count, p.channels, logits + v * p.channels, turned);
         const float* s = slopes + (p.batch ? 0 : sample * p.channels * 2);
-        float projected[kBlock] = {};
+        alignas(64) int label[kBlock];
+        alignas(64) float projected[kBlock] = {};
+        std::copy_n(targets + v, count, label);
         for (int64_t c = 0; c < p.channels; ++c) {
           const float* row = turned.at(c);
+          const float constant = s[2 * c], linear = s[2 * c + 1];
+          const int channel = static_cast<int>(c);
+#pragma omp simd
           for (int64_t r = 0; r < count; ++r) {
-            projected[r] += (s[2 * c] - (targets[v + r] == c ? s[2 * c + 1] : 0.0f)) * row[r];
+            projected[r] += (constant - (label[r] == channel ? linear : 0.0f)) * row[r];
           }
         }
-        const auto target = dlogits + v * p.channels;
         for (int64_t c = 0; c < p.channels; ++c) {
-          const float* row = turned.at(c);
+          float* row = turned.at(c);
+          const float constant = s[2 * c], linear = s[2 * c + 1];
+          const int channel = static_cast<int>(c);
+          const int ignored = p.ignore_label;
+#pragma omp simd
           for (int64_t r = 0; r < count; ++r) {
-            const float slope = s[2 * c] - (targets[v + r] == c ? s[2 * c + 1] : 0.0f);
+            const float slope = constant - (label[r] == channel ? linear : 0.0f);
             const float value = weight * row[r] * (slope - projected[r]);
-            target[r * p.channels + c] = targets[v + r] == p.ignore_label ? 0.0f : value;
+            row[r] = label[r] == ignored ? 0.0f : value;
           }
         }
+        turned.store(count, dlogits + v * p.channels);
       };
     });
   });

@@ -41,13 +41,17 @@ inline float power(float gamma, float distance, float rest) {
   return vector_exp(-product) * (1.0f - lost) * vector_exp(-gamma * rest);
 }
 
+// Always inlined, as are cost and slope: GCC finds them too large for that, and a loop with a call in it
+// stays scalar.
 template <bool kFocal>
-Logit evaluate(float x, float gamma) {
-  const float e = vector_exp(x < 0.0f ? x : -x);
+[[gnu::always_inline]] inline Logit evaluate(float x, float gamma) {
+  const float size = __builtin_fabsf(x);
+  const float e = vector_exp(-size);
   const float inverse = 1.0f / (1.0f + e);
   const float rest = vector_log1p_unit(e);
-  const float above = x < 0.0f ? 0.0f : x;
-  const float below = x < 0.0f ? -x : 0.0f;
+  // max(x, 0) and max(-x, 0) without a choice, which GCC would follow through all that comes behind it.
+  const float above = 0.5f * size + 0.5f * x;
+  const float below = 0.5f * size - 0.5f * x;
   Logit logit{(x < 0.0f ? e : 1.0f) * inverse,
               (x < 0.0f ? 1.0f : e) * inverse,
               above + rest,
@@ -62,7 +66,7 @@ Logit evaluate(float x, float gamma) {
 }
 
 template <PointwiseLoss kKind, bool kFocal>
-float cost(const Constants& k, float x, float t, float positive) {
+[[gnu::always_inline]] inline float cost(const Constants& k, float x, float t, float positive) {
   if constexpr (kKind == PointwiseLoss::bce) {
     const Logit v = evaluate<kFocal>(x, k.gamma);
     return positive * k.a1 * t * (v.q_gamma * v.softplus_of_negative) +
@@ -81,7 +85,7 @@ float cost(const Constants& k, float x, float t, float positive) {
 }
 
 template <PointwiseLoss kKind, bool kFocal>
-float slope(const Constants& k, float x, float t, float positive) {
+[[gnu::always_inline]] inline float slope(const Constants& k, float x, float t, float positive) {
   if constexpr (kKind == PointwiseLoss::bce) {
     const Logit v = evaluate<kFocal>(x, k.gamma);
     return k.a0 * (1.0f - t) * (v.p_gamma * (k.gamma * v.q * v.softplus + v.p)) -
