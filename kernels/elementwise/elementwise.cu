@@ -1,72 +1,65 @@
 // Elementwise functions and their gradients. Each reads its inputs and writes its output once (8 to 12 bytes
-// an element) and does 1 to about 40 operations on it: memory bandwidth limits all of them. Threads of a warp
-// take neighbouring elements, four independent ones each. No GPU timing exists yet: bench/results/README.md.
+// an element) and does 1 to about 40 operations on it: memory bandwidth limits all of them, once few enough
+// instructions go beside the accesses and enough bytes are under way. So accesses take four elements, a
+// thread has two of them (eight where a channel's number is shared by rows) in flight for each input, and a
+// reciprocal replaces divisions by the same number. Tensors that are not aligned to four elements go one by
+// one.
 #include "base/philox.hpp"
 #include "kernels/context/activations.hpp"
 #include "kernels/context/activations_device.hpp"
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/pack_loops.hpp"
 #include "kernels/context/storage.hpp"
 #include "kernels/elementwise/elementwise.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
-template <class T, Unary kKind>
+// Functions of one element each, as pack_loops.hpp wants them: a is the first input, b the second.
+
+template <Unary kKind>
 struct UnaryForward {
-  Input<T> x;
-  Output<T> y;
+  static constexpr int kInputs = 1;
   float slope;
-  VESAL_DEVICE void operator()(int64_t i) const { y[i] = activated<kKind>(x[i], slope); }
+  VESAL_DEVICE float operator()(float x, float) const { return activated<kKind>(x, slope); }
 };
 
-template <class T, Unary kKind>
+template <Unary kKind>
 struct UnaryBackward {
-  Input<T> x;
-  Input<T> dy;
-  Output<T> dx;
+  static constexpr int kInputs = 2;
   float slope;
-  VESAL_DEVICE void operator()(int64_t i) const { dx[i] = activation_gradient<kKind>(x[i], dy[i], slope); }
+  VESAL_DEVICE float operator()(float x, float dy) const { return activation_gradient<kKind>(x, dy, slope); }
 };
 
-template <class From, class To>
-struct Convert {
-  Input<From> x;
-  Output<To> y;
-  VESAL_DEVICE void operator()(int64_t i) const { y[i] = x[i]; }
+struct Copy {
+  static constexpr int kInputs = 1;
+  VESAL_DEVICE float operator()(float x, float) const { return x; }
 };
 
-template <class T>
 struct Fill {
-  Output<T> y;
+  static constexpr int kInputs = 0;
   float value;
-  VESAL_DEVICE void operator()(int64_t i) const { y[i] = value; }
+  VESAL_DEVICE float operator()(float, float) const { return value; }
 };
 
-template <class T>
 struct Add {
-  Input<T> a;
-  Input<T> b;
-  Output<T> y;
-  VESAL_DEVICE void operator()(int64_t i) const { y[i] = a[i] + b[i]; }
+  static constexpr int kInputs = 2;
+  VESAL_DEVICE float operator()(float a, float b) const { return a + b; }
 };
 
-template <class T>
 struct ScaleAdd {
-  Input<T> x;
-  Output<T> y;
+  static constexpr int kInputs = 2;
   float alpha, beta;
-  VESAL_DEVICE void operator()(int64_t i) const {
-    y[i] = beta == 0.0f ? alpha * x[i] : alpha * x[i] + beta * y[i];
+  VESAL_DEVICE int inputs() const { return beta == 0.0f ? 1 : 2; }
+  VESAL_DEVICE float operator()(float x, float y) const {
+    return beta == 0.0f ? alpha * x : alpha * x + beta * y;
   }
 };
 
-template <class T>
 struct Multiply {
-  Input<T> a;
-  Input<T> b;
-  Output<T> y;
-  VESAL_DEVICE void operator()(int64_t i) const { y[i] = a[i] * b[i]; }
+  static constexpr int kInputs = 2;
+  VESAL_DEVICE float operator()(float a, float b) const { return a * b; }
 };
 
 struct GatedFactor {
@@ -78,19 +71,16 @@ VESAL_DEVICE GatedFactor gated_factor(const float* scale, const float* gate, int
   return {g, scale[0] * g};
 }
 
-template <class T>
 struct ScaledAddForward {
-  Input<T> a;
-  Input<T> b;
   const float* scale;
   const float* gate;
-  Output<T> y;
-  VESAL_DEVICE GatedFactor prepare(int64_t sample, int64_t) const {
-    return gated_factor(scale, gate, sample);
-  }
-  VESAL_DEVICE void apply(const GatedFactor& s, int64_t, int64_t i) const {
-    y[i] = s.gate == 0.0f ? float(a[i]) : a[i] + s.factor * b[i];
-  }
+  struct OfSample {
+    static constexpr int kInputs = 2;
+    GatedFactor s;
+    VESAL_DEVICE int inputs() const { return s.gate == 0.0f ? 1 : 2; }
+    VESAL_DEVICE float operator()(float a, float b) const { return s.gate == 0.0f ? a : a + s.factor * b; }
+  };
+  VESAL_DEVICE OfSample of(int64_t sample) const { return {gated_factor(scale, gate, sample)}; }
 };
 
 template <class T>
@@ -125,23 +115,35 @@ VESAL_KERNEL void sum_samples_kernel(int64_t n, const float* VESAL_RESTRICT samp
   target[0] = total;
 }
 
-template <class T>
 struct GateSamples {
   const float* gate;
-  Input<T> x;
-  Output<T> y;
-  VESAL_DEVICE float prepare(int64_t sample, int64_t) const { return gate[sample]; }
-  VESAL_DEVICE void apply(float g, int64_t, int64_t i) const { y[i] = g == 0.0f ? 0.0f : g * x[i]; }
+  struct OfSample {
+    static constexpr int kInputs = 1;
+    float gate;
+    VESAL_DEVICE int inputs() const { return gate == 0.0f ? 0 : 1; }
+    VESAL_DEVICE float operator()(float x, float) const { return gate == 0.0f ? 0.0f : gate * x; }
+  };
+  VESAL_DEVICE OfSample of(int64_t sample) const { return {gate[sample]}; }
 };
 
+// One channel at a time (device_loops.hpp), or four of them (pack_loops.hpp): y = f(x, state of the channel).
 template <class T>
 struct AddSampleVector {
-  Input<T> x;
-  Input<T> v;
-  Output<T> y;
+  const T* x;
+  const T* v;
+  T* y;
   int64_t channels;
-  VESAL_DEVICE float prepare(int64_t sample, int64_t column) const { return v[sample * channels + column]; }
-  VESAL_DEVICE void apply(float added, int64_t, int64_t i) const { y[i] = x[i] + added; }
+  VESAL_DEVICE float prepare(int64_t sample, int64_t column) const {
+    return widen(v[sample * channels + column]);
+  }
+  VESAL_DEVICE Floats<kPack> states(int64_t sample, int64_t column) const {
+    return {prepare(sample, column), prepare(sample, column + 1), prepare(sample, column + 2),
+            prepare(sample, column + 3)};
+  }
+  VESAL_DEVICE float operator()(float value, float added) const { return value + added; }
+  VESAL_DEVICE void apply(float added, int64_t, int64_t i) const {
+    y[i] = narrow<T>((*this)(widen(x[i]), added));
+  }
 };
 
 VESAL_DEVICE float kept_or_dropped(float x, uint32_t bits, float probability, float scale) {
@@ -181,22 +183,42 @@ VESAL_KERNEL void dropout_kernel(int64_t count, float probability, float scale, 
 
 template <class T>
 struct DropoutChannels {
-  Input<T> x;
-  Output<T> y;
+  const T* x;
+  T* y;
   int64_t channels;
   float probability, scale;
   uint64_t seed, step, op;
+  VESAL_DEVICE float factor_of(uint32_t bits) const {
+    return uniform_from_bits(bits) <= probability ? 0.0f : scale;
+  }
   VESAL_DEVICE float prepare(int64_t sample, int64_t column) const {
     const auto drawn = static_cast<uint64_t>(sample * channels + column);
     const Philox4 bits = philox(seed, step, (op << 32) | (drawn / 4));
     const uint64_t word = drawn % 4;
-    const uint32_t mine = word == 0 ? bits.x : (word == 1 ? bits.y : (word == 2 ? bits.z : bits.w));
-    return uniform_from_bits(mine) <= probability ? 0.0f : scale;
+    return factor_of(word == 0 ? bits.x : (word == 1 ? bits.y : (word == 2 ? bits.z : bits.w)));
+  }
+  VESAL_DEVICE Floats<kPack> states(int64_t sample, int64_t column) const {
+    const auto drawn = static_cast<uint64_t>(sample * channels + column);  // a multiple of 4, as both are
+    const Philox4 bits = philox(seed, step, (op << 32) | (drawn / 4));
+    return {factor_of(bits.x), factor_of(bits.y), factor_of(bits.z), factor_of(bits.w)};
+  }
+  VESAL_DEVICE float operator()(float value, float factor) const {
+    return factor == 0.0f ? 0.0f : factor * value;
   }
   VESAL_DEVICE void apply(float factor, int64_t, int64_t i) const {
-    y[i] = factor == 0.0f ? 0.0f : factor * x[i];
+    y[i] = narrow<T>((*this)(widen(x[i]), factor));
   }
 };
+
+template <class F, class T>
+void launch_columns(StreamHandle stream, int64_t n, int64_t rows, int64_t channels, const F& f, const T* x,
+                    T* y) {
+  if (channels % kPack == 0 && can_pack(x, y)) {
+    launch_pack_columns(stream, n, rows, channels, f, x, y);
+  } else {
+    launch_column_map(stream, n, rows, channels, f);
+  }
+}
 
 // What a dropped-out element is multiplied with if it stays.
 float kept_scale(float probability) { return probability < 1.0f ? 1.0f / (1.0f - probability) : 0.0f; }
@@ -206,9 +228,8 @@ float kept_scale(float probability) { return probability < 1.0f ? 1.0f / (1.0f -
 void unary_forward(Context& context, Unary kind, int64_t count, ConstData x, Data y, float slope) {
   with_storage("unary_forward", {x, y}, [&]<class T>(T) {
     AllActivations::choose(kind, [&](auto k) {
-      launch_map(context.stream(), count,
-                 UnaryForward<T, decltype(k)::value>{input<T>(x, "unary_forward: x"),
-                                                     output<T>(y, "unary_forward: y"), slope});
+      launch_pack_map(context.stream(), 1, count, UnaryForward<decltype(k)::value>{slope},
+                      y.as<T>("unary_forward: y"), x.as<T>("unary_forward: x"));
     });
   });
 }
@@ -217,10 +238,9 @@ void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, Co
                     float slope) {
   with_storage("unary_backward", {x, dy, dx}, [&]<class T>(T) {
     AllActivations::choose(kind, [&](auto k) {
-      launch_map(context.stream(), count,
-                 UnaryBackward<T, decltype(k)::value>{input<T>(x, "unary_backward: x"),
-                                                      input<T>(dy, "unary_backward: dy"),
-                                                      output<T>(dx, "unary_backward: dx"), slope});
+      launch_pack_map(context.stream(), 1, count, UnaryBackward<decltype(k)::value>{slope},
+                      dx.as<T>("unary_backward: dx"), x.as<T>("unary_backward: x"),
+                      dy.as<T>("unary_backward: dy"));
     });
   });
 }
@@ -228,48 +248,48 @@ void unary_backward(Context& context, Unary kind, int64_t count, ConstData x, Co
 void convert(Context& context, int64_t count, ConstData x, Data y) {
   with_storage("convert", {x}, [&]<class From>(From) {
     with_storage("convert", {y}, [&]<class To>(To) {
-      launch_map(context.stream(), count,
-                 Convert<From, To>{input<From>(x, "convert: x"), output<To>(y, "convert: y")});
+      launch_pack_map(context.stream(), 1, count, Copy{}, y.as<To>("convert: y"), x.as<From>("convert: x"));
     });
   });
 }
 
 void fill(Context& context, int64_t count, float value, Data y) {
   with_storage("fill", {y}, [&]<class T>(T) {
-    launch_map(context.stream(), count, Fill<T>{output<T>(y, "fill: y"), value});
+    launch_pack_map(context.stream(), 1, count, Fill{value}, y.as<T>("fill: y"),
+                    static_cast<const T*>(nullptr));
   });
 }
 
 void add(Context& context, int64_t count, ConstData a, ConstData b, Data y) {
   with_storage("add", {a, b, y}, [&]<class T>(T) {
-    launch_map(context.stream(), count,
-               Add<T>{input<T>(a, "add: a"), input<T>(b, "add: b"), output<T>(y, "add: y")});
+    launch_pack_map(context.stream(), 1, count, Add{}, y.as<T>("add: y"), a.as<T>("add: a"),
+                    b.as<T>("add: b"));
   });
 }
 
 void scale_add(Context& context, int64_t count, float alpha, ConstData x, float beta, Data y) {
   with_storage("scale_add", {x, y}, [&]<class T>(T) {
-    launch_map(context.stream(), count,
-               ScaleAdd<T>{input<T>(x, "scale_add: x"), output<T>(y, "scale_add: y"), alpha, beta});
+    T* target = y.as<T>("scale_add: y");
+    launch_pack_map(context.stream(), 1, count, ScaleAdd{alpha, beta}, target, x.as<T>("scale_add: x"),
+                    target);
   });
 }
 
 void multiply(Context& context, int64_t count, ConstData a, ConstData b, Data y) {
   with_storage("multiply", {a, b, y}, [&]<class T>(T) {
-    launch_map(
-        context.stream(), count,
-        Multiply<T>{input<T>(a, "multiply: a"), input<T>(b, "multiply: b"), output<T>(y, "multiply: y")});
+    launch_pack_map(context.stream(), 1, count, Multiply{}, y.as<T>("multiply: y"), a.as<T>("multiply: a"),
+                    b.as<T>("multiply: b"));
   });
 }
 
 void scaled_add_forward(Context& context, int64_t n, int64_t inner, ConstData a, ConstData b, ConstData scale,
                         ConstData gate, Data y) {
   with_storage("scaled_add_forward", {a, b, y}, [&]<class T>(T) {
-    launch_column_map(context.stream(), n, inner, 1,
-                      ScaledAddForward<T>{
-                          input<T>(a, "scaled_add_forward: a"), input<T>(b, "scaled_add_forward: b"),
-                          scale.as<float>("scaled_add_forward: scale"),
-                          gate.as<float>("scaled_add_forward: gate"), output<T>(y, "scaled_add_forward: y")});
+    launch_pack_map(context.stream(), n, inner,
+                    ScaledAddForward{scale.as<float>("scaled_add_forward: scale"),
+                                     gate.as<float>("scaled_add_forward: gate")},
+                    y.as<T>("scaled_add_forward: y"), a.as<T>("scaled_add_forward: a"),
+                    b.as<T>("scaled_add_forward: b"));
   });
 }
 
@@ -293,19 +313,17 @@ void scaled_add_backward(Context& context, int64_t n, int64_t inner, ConstData b
 
 void gate_samples(Context& context, int64_t n, int64_t inner, ConstData gate, ConstData x, Data y) {
   with_storage("gate_samples", {x, y}, [&]<class T>(T) {
-    launch_column_map(context.stream(), n, inner, 1,
-                      GateSamples<T>{gate.as<float>("gate_samples: gate"), input<T>(x, "gate_samples: x"),
-                                     output<T>(y, "gate_samples: y")});
+    launch_pack_map(context.stream(), n, inner, GateSamples{gate.as<float>("gate_samples: gate")},
+                    y.as<T>("gate_samples: y"), x.as<T>("gate_samples: x"));
   });
 }
 
 void add_sample_vector(Context& context, int64_t n, int64_t spatial, int64_t channels, ConstData x,
                        ConstData v, Data y) {
   with_storage("add_sample_vector", {x, v, y}, [&]<class T>(T) {
-    launch_column_map(
-        context.stream(), n, spatial, channels,
-        AddSampleVector<T>{input<T>(x, "add_sample_vector: x"), input<T>(v, "add_sample_vector: v"),
-                           output<T>(y, "add_sample_vector: y"), channels});
+    const AddSampleVector<T> f{x.as<T>("add_sample_vector: x"), v.as<T>("add_sample_vector: v"),
+                               y.as<T>("add_sample_vector: y"), channels};
+    launch_columns(context.stream(), n, spatial, channels, f, f.x, f.y);
   });
 }
 
@@ -329,10 +347,15 @@ void dropout(Context& context, int64_t count, float probability, const DropoutKe
 void dropout_channels(Context& context, int64_t n, int64_t spatial, int64_t channels, float probability,
                       const DropoutKey& key, ConstData x, Data y) {
   with_storage("dropout_channels", {x, y}, [&]<class T>(T) {
-    launch_column_map(
-        context.stream(), n, spatial, channels,
-        DropoutChannels<T>{input<T>(x, "dropout_channels: x"), output<T>(y, "dropout_channels: y"), channels,
-                           probability, kept_scale(probability), key.seed, key.step, key.op});
+    const DropoutChannels<T> f{x.as<T>("dropout_channels: x"),
+                               y.as<T>("dropout_channels: y"),
+                               channels,
+                               probability,
+                               kept_scale(probability),
+                               key.seed,
+                               key.step,
+                               key.op};
+    launch_columns(context.stream(), n, spatial, channels, f, f.x, f.y);
   });
 }
 

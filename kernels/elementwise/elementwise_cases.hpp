@@ -20,7 +20,8 @@ struct ElementwiseCase {
   int64_t count() const { return n * spatial * channels; }
 };
 
-// A kernel's block takes 1024 elements, a CPU vector 8 or 16, a slab 256 rows.
+// A kernel's access takes 4 elements, its block 2048, or 1024 of reductions, or 2048 packs of 4 channels in
+// tiles of up to 32; a CPU vector takes 8 or 16, a slab 256 rows.
 inline const std::vector<ElementwiseCase> kElementwiseCases = {
     {"one", 1, 1, 1},
     {"no_samples", 0, 3, 2},
@@ -35,6 +36,18 @@ inline const std::vector<ElementwiseCase> kElementwiseCases = {
     {"batch", 3, 37, 24},
     {"slabs", 2, 513, 3},
     {"wide", 2, 5, 130},
+    {"pack_minus_one", 1, 3, 1},
+    {"pack", 1, 4, 1},
+    {"pack_plus_one", 1, 5, 1},
+    {"pack_block_minus_one", 1, 89, 23},
+    {"pack_block", 2, 128, 16},
+    {"pack_block_plus_one", 1, 683, 3},
+    {"pack_rows_minus_one", 1, 255, 32},
+    {"pack_rows", 1, 256, 32},
+    {"pack_rows_plus_one", 2, 257, 32},
+    {"pack_tile_minus_one", 2, 65, 124},
+    {"pack_tile", 2, 64, 128},
+    {"pack_tile_plus_one", 2, 5, 132},
 };
 
 inline ElementwiseCase random_elementwise_case(RandomStream& random) {

@@ -452,6 +452,55 @@ TEST(Elementwise, SumsAndProductsAreExactOnIntegers) {
   }
 }
 
+// Places aligned to one element only. Kernels go one by one there instead of by packs of four.
+TEST(Elementwise, UnalignedIsTheSame) {
+  for (const Device device : test_devices()) {
+    if (device.type == DeviceType::cpu) {
+      continue;  // its vectors begin anywhere
+    }
+    for (const ElementwiseCase& c : kElementwiseCases) {
+      const int64_t count = c.count();
+      Context context(device);
+      const auto after = [](int64_t offset, std::vector<float> values) {
+        values.insert(values.begin(), static_cast<size_t>(offset), kNan);
+        return values;
+      };
+      const DeviceArray<float> v(device, random_normal(c.n * c.channels, 3)),
+          gate(device, random_normal(c.n, 4)), scale(device, std::vector<float>{0.75f});
+      // Offsets of a and y.
+      const auto run = [&](int64_t first, int64_t last) {
+        const DeviceArray<float> shifted(device, after(first, random_normal(count, 1))),
+            b(device, random_normal(count, 2)), y(device, count + last);
+        const float* a = shifted.get() + first;
+        float* out = y.get() + last;
+        std::vector<float> all;
+        const auto keep = [&] {
+          const std::vector<float> values = y.host();
+          all.insert(all.end(), values.begin() + last, values.end());
+        };
+        unary_forward(context, Unary::silu, count, a, out);
+        keep();
+        unary_backward(context, Unary::gelu, count, a, b.get(), out);
+        keep();
+        add(context, count, b.get(), a, out);
+        keep();
+        scaled_add_forward(context, c.n, c.inner(), a, b.get(), scale.get(), gate.get(), out);
+        keep();
+        gate_samples(context, c.n, c.inner(), gate.get(), a, out);
+        keep();
+        add_sample_vector(context, c.n, c.spatial, c.channels, a, v.get(), out);
+        keep();
+        return all;
+      };
+      const std::vector<float> aligned = run(0, 0);
+      const std::string what = concat(to_string(device), " ", c.name);
+      expect_equal(what + " input", run(1, 0), aligned);
+      expect_equal(what + " output", run(0, 3), aligned);
+      expect_equal(what + " both", run(2, 2), aligned);
+    }
+  }
+}
+
 TEST(ScaledAdd, MatchesTheReference) {
   for (const Device device : test_devices()) {
     for (const ElementwiseCase& c : kElementwiseCases) {
