@@ -1,6 +1,6 @@
 // Sizes that pooling is tested with: windows that touch, overlap or leave gaps, full and partial ones,
-// channels around the 16 lanes of a vector and the 64 of a stack buffer (cpu); element counts around a block
-// of 256 threads (CUDA).
+// channels around the 16 lanes of a vector and the 64 of a stack buffer (cpu); counts of elements, and of
+// packs of four channels, around a block of 256 threads (CUDA).
 #pragma once
 
 #include <algorithm>
@@ -57,6 +57,11 @@ inline const std::vector<PoolCase> kPoolCases = {
     {"outputs_255", {1, 1, 2, 510, 1, {1, 2, 2}, {1, 2, 2}, false}},
     {"outputs_256", {1, 1, 2, 512, 1, {1, 2, 2}, {1, 2, 2}, false}},
     {"outputs_257", {1, 1, 2, 514, 1, {1, 2, 2}, {1, 2, 2}, false}},
+    {"packs_255", {1, 1, 2, 510, 4, {1, 2, 2}, {1, 2, 2}, false}},
+    {"packs_256", {1, 1, 2, 512, 4, {1, 2, 2}, {1, 2, 2}, false}},
+    {"packs_257", {1, 1, 2, 514, 4, {1, 2, 2}, {1, 2, 2}, false}},
+    {"packs_overlapping", {2, 5, 6, 7, 8, {3, 3, 3}, {2, 1, 2}, true, {1, 1, 1}, true}},
+    {"packs_windows_of_256", {1, 4, 8, 9, 4, {4, 8, 8}, {1, 1, 1}, false, {2, 0, 4}, false}},
 };
 
 // For benchmarks: a U-Net's first two levels, and the constant token grids of VeloxSeg.

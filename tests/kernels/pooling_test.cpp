@@ -268,6 +268,49 @@ TEST(Pooling, RandomCases) {
   });
 }
 
+// Places aligned to one element only, where kernels do not take four channels at a time.
+TEST(Pooling, UnalignedIsTheSame) {
+  for (const PoolCase& c : kPoolCases) {
+    const PoolParams& p = c.params;
+    if (p.c % 4 != 0) {
+      continue;
+    }
+    const int64_t inputs = input_count(p), outputs = output_count(p);
+    for (const Device device : test_devices()) {
+      Context context(device);
+      const auto run = [&](int64_t first, int64_t last) {
+        const auto after = [](int64_t offset, std::vector<float> values) {
+          values.insert(values.begin(), static_cast<size_t>(offset), 0.0f);
+          return values;
+        };
+        const DeviceArray<float> x(device, after(first, random_normal(inputs, 18))),
+            dy(device, after(last, random_normal(outputs, 19))), y(device, outputs + last),
+            dx(device, inputs + first);
+        const IndexArray index(device, p, outputs);
+        std::vector<float> all;
+        const auto keep = [&](const DeviceArray<float>& array, int64_t offset) {
+          const std::vector<float> values = array.host();
+          all.insert(all.end(), values.begin() + offset, values.end());
+        };
+        max_pool3d_forward(context, p, x.get() + first, y.get() + last, index.data());
+        keep(y, last);
+        const std::vector<int32_t> winners = index.host();
+        all.insert(all.end(), winners.begin(), winners.end());
+        max_pool3d_backward(context, p, dy.get() + last, index.data(), dx.get() + first);
+        keep(dx, first);
+        avg_pool3d_forward(context, p, x.get() + first, y.get() + last);
+        keep(y, last);
+        avg_pool3d_backward(context, p, dy.get() + last, dx.get() + first);
+        keep(dx, first);
+        return all;
+      };
+      const std::vector<float> aligned = run(0, 0);
+      expect_equal(on(device, c.name) + " input", run(1, 0), aligned);
+      expect_equal(on(device, c.name) + " output", run(0, 3), aligned);
+    }
+  }
+}
+
 // Windows of 2, 4 or 8 voxels divide integers without rounding.
 TEST(AvgPool, IsExactForIntegersInWindowsOfEight) {
   const PoolParams p{2, 4, 6, 8, 19, {2, 2, 2}, {2, 2, 2}, false};
