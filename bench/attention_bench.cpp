@@ -26,8 +26,10 @@ void vesal::bench::register_benchmarks() {
         inputs.axial_bias = arena.normal(rows * p.axial_size());
       }
       float *out = arena.zeros(q_count), *lse = arena.zeros(rows);
+      const Workspace forward_workspace =
+          arena.workspace(attention_forward_workspace_bytes(arena.context(), p));
       const Call forward = [=, &context = arena.context()] {
-        attention_forward(context, p, inputs, out, lse);
+        attention_forward(context, p, inputs, out, lse, forward_workspace);
       };
       if (!backward) {
         return forward;

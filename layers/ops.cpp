@@ -530,7 +530,8 @@ Variable attend(DeviceContext& context, const char* op, const Variable& q, const
   }
   kernels::attention_forward(kernel_context, p,
                              attention_inputs(parts, settings.key_mask, settings.bias, axial_bias), out,
-                             recording ? lse.data<float>() : nullptr);
+                             recording ? lse.data<float>() : nullptr,
+                             context.scratch(kernels::attention_forward_workspace_bytes(kernel_context, p)));
   if (!recording) {
     return out;
   }

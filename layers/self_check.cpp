@@ -401,7 +401,8 @@ void check_attention(Checker& c) {
                tdv = c.out(keys);
   const Tensor tdaxial = c.out(rows * p.axial_size());
   const AttentionInputs inputs{tq, tk, tv, nullptr, nullptr, taxial};
-  attention_forward(c.k(), p, inputs, tout, tlse.data<float>());
+  attention_forward(c.k(), p, inputs, tout, tlse.data<float>(),
+                    c.scratch(attention_forward_workspace_bytes(c.k(), p)));
   attention_backward(c.k(), p, inputs, tout, tlse.data<float>(), tdout, {tdq, tdk, tdv, tdaxial},
                      c.scratch(attention_backward_workspace_bytes(c.k(), p)));
   c.same(tout, out);

@@ -7,6 +7,7 @@
 
 namespace vesal::kernels {
 
+VESAL_DECLARE_BACKENDS(attention_forward_workspace_bytes)
 VESAL_DECLARE_BACKENDS(attention_forward)
 VESAL_DECLARE_BACKENDS(attention_backward_workspace_bytes)
 VESAL_DECLARE_BACKENDS(attention_backward)
@@ -52,12 +53,18 @@ void check_inputs(const char* op, const AttentionParams& p, const AttentionInput
 
 }  // namespace
 
+size_t attention_forward_workspace_bytes(Context& context, const AttentionParams& params) {
+  const AttentionParams p = checked("attention_forward", params);
+  VESAL_DISPATCH(context, attention_forward_workspace_bytes(context, p));
+}
+
 void attention_forward(Context& context, const AttentionParams& params, const AttentionInputs& inputs,
-                       Data out, float* lse) {
+                       Data out, float* lse, Workspace workspace) {
   const AttentionParams p = checked("attention_forward", params);
   check_inputs("attention_forward", p, inputs);
   check<ShapeError>(bool(out), "attention_forward: out must not be null");
-  VESAL_DISPATCH(context, attention_forward(context, p, inputs, out, lse));
+  workspace.require(attention_forward_workspace_bytes(context, p), "attention_forward");
+  VESAL_DISPATCH(context, attention_forward(context, p, inputs, out, lse, workspace));
 }
 
 size_t attention_backward_workspace_bytes(Context& context, const AttentionParams& params) {

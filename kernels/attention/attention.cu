@@ -11,8 +11,9 @@
 // numbers for four multiply-adds. How: a thread (kSplit neighbouring threads where head_dim is large) owns a
 // query, or in the second backward kernel a key, with its vectors in registers; blocks step through the other
 // side in tiles of kTile tokens in shared memory. A block's part of the axial bias and of its gradient lies
-// in shared memory where it fits. Few queries over many keys leave most of a GPU idle: the keys are not split
-// among blocks. No GPU timing exists yet (see bench/results/README.md).
+// in shared memory where it fits. Where there are too few of them to fill a GPU, several blocks share the
+// other side of the same rows (split_count, by the shape alone), leave partial sums in the workspace, and a
+// last kernel adds those in order.
 #include <algorithm>
 
 #include "kernels/attention/attention.hpp"
@@ -23,6 +24,7 @@
 
 namespace vesal::kernels {
 
+VESAL_DECLARE_BACKENDS(attention_forward_workspace_bytes)
 VESAL_DECLARE_BACKENDS(attention_forward)
 VESAL_DECLARE_BACKENDS(attention_backward_workspace_bytes)
 VESAL_DECLARE_BACKENDS(attention_backward)
@@ -31,6 +33,12 @@ namespace VESAL_BACKEND {
 namespace {
 
 constexpr int64_t kSharedAxialBytes = 64 * 1024;  // larger ones are read from and added to global memory
+// A pass with fewer blocks than kSplitBlocks, about two rounds of a large GPU, is split into as many more as
+// fit, of kSplitTokens tokens of the other side or more.
+constexpr int64_t kSplitBlocks = 1024;
+constexpr int64_t kSplitTokens = 64;
+constexpr int64_t kMaxSplits = 32;
+constexpr int kCombineThreads = 256;
 
 template <int kDims, int kSplit, int kThreads>
 struct Variant : RowLayout<kDims, kSplit, kThreads> {
@@ -59,6 +67,12 @@ void with_variant(int head_dim, Body&& body) {
   } else {
     body(Variant<16, 16, 256>{});
   }
+}
+
+// Among how many blocks `others` tokens are shared, where `rows` of the other side make a block.
+int64_t split_count(const AttentionParams& p, int64_t tokens, int64_t rows, int64_t others) {
+  const int64_t blocks = p.n * ceil_div(tokens, rows) * p.heads;
+  return std::max<int64_t>(1, std::min({kSplitBlocks / blocks, kMaxSplits, others / kSplitTokens}));
 }
 
 // Plain data, passed to kernels by value.
@@ -105,6 +119,19 @@ template <class V>
 VESAL_DEVICE Place block_place(int64_t length) {
   const int64_t tiles = (length + V::kRows - 1) / V::kRows;
   return {blockIdx.x % tiles * V::kRows, static_cast<int>(blockIdx.x / tiles), static_cast<int>(blockIdx.y)};
+}
+
+// The tokens of the other side that are this block's.
+struct Share {
+  int64_t begin, end;
+};
+
+template <class V>
+VESAL_DEVICE Share block_share(int64_t length) {
+  const int64_t tiles = (length + V::kTile - 1) / V::kTile;
+  const int64_t begin = tiles * blockIdx.z / gridDim.z * V::kTile;
+  const int64_t end = tiles * (blockIdx.z + 1) / gridDim.z * V::kTile;
+  return {begin, end < length ? end : length};
 }
 
 // A token's vector of one head, times `factor`; zeros where `real` is false, which are not read.
@@ -220,13 +247,20 @@ VESAL_DEVICE const float* query_bias_row(const Geometry& g, const Place& place, 
   return bias + place.sample * g.bias_sample + place.head * g.bias_head + query * g.keys;
 }
 
-// Block (sample x query tile, head): out and lse of kRows queries.
+// What the blocks that share a query's keys leave for combine_kernel: [split][row] the largest score and the
+// sum of exp(score - largest), [split][row][dim] the sum of the values times that.
+struct Partials {
+  float *largest, *sum, *values;
+};
+
+// Block (sample x query tile, head, split): out and lse of kRows queries, or their partials.
 template <class T, class V>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
     forward_kernel(Geometry g, const T* VESAL_RESTRICT q, const T* VESAL_RESTRICT k,
                    const T* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
                    const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
-                   T* VESAL_RESTRICT out, float* VESAL_RESTRICT lse, int shared_axial) {
+                   T* VESAL_RESTRICT out, float* VESAL_RESTRICT lse, Partials partials, int64_t rows,
+                   int shared_axial) {
   VESAL_SHARED(float4, k_rows, [V::kTile][V::kWidth / 4]);
   VESAL_SHARED(float4, v_rows, [V::kTile][V::kWidth / 4]);
   VESAL_SHARED(TileKey, keys, [V::kTile]);
@@ -250,7 +284,11 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   clear<V>(sum_out);
   float largest = -INFINITY;
   float sum = 0.0f;
-  for (int64_t first = 0; first < g.keys; first += V::kTile) {
+  const Share share = block_share<V>(g.keys);
+  if (bias_row != nullptr) {
+    bias_row += share.begin;
+  }
+  for (int64_t first = share.begin; first < share.end; first += V::kTile) {
     enter_keys<V>(g, place, k, v, key_mask, first, keys, reinterpret_cast<float*>(k_rows),
                   reinterpret_cast<float*>(v_rows));
     for (int group = 0; group < V::kTile; group += V::kGroup) {
@@ -290,6 +328,15 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   if (!real) {
     return;
   }
+  if (gridDim.z > 1) {
+    const int64_t part = blockIdx.z * rows + row;
+    store_own<V>(sum_out, 1.0f, g.dim, lane, partials.values + part * g.dim);
+    if (lane == 0) {
+      partials.largest[part] = largest;
+      partials.sum[part] = sum;
+    }
+    return;
+  }
   const bool attended = largest != -INFINITY;
   store_own<V>(sum_out, attended ? 1.0f / sum : 0.0f, g.dim, lane, out + row * g.dim);
   if (lse != nullptr && lane == 0) {
@@ -297,7 +344,58 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   }
 }
 
-// Block (sample x query tile, head): dq, delta and daxial_bias of kRows queries.
+// Thread (row, dimension): out and lse from the partials, in the order of the splits.
+template <class T>
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kCombineThreads)
+    combine_kernel(int64_t rows, int dim, int splits, const float* VESAL_RESTRICT largest,
+                   const float* VESAL_RESTRICT sum, const float* VESAL_RESTRICT values, T* VESAL_RESTRICT out,
+                   float* VESAL_RESTRICT lse) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kCombineThreads + threadIdx.x;
+  if (i >= rows * dim) {
+    return;
+  }
+  const int64_t row = i / dim;
+  float top = -INFINITY;
+  for (int split = 0; split < splits; ++split) {
+    top = fmaxf(top, largest[split * rows + row]);
+  }
+  const bool attended = top != -INFINITY;
+  const float reference = attended ? top : 0.0f;
+  float total = 0.0f;
+  float value = 0.0f;
+  for (int split = 0; split < splits; ++split) {
+    const int64_t part = split * rows + row;
+    const float factor = expf(largest[part] - reference);
+    total = fmaf(factor, sum[part], total);
+    value = fmaf(factor, values[part * dim + i % dim], value);
+  }
+  out[i] = narrow<T>(attended ? value / total : 0.0f);
+  if (lse != nullptr && i % dim == 0) {
+    lse[row] = attended ? top + logf(total) : 0.0f;
+  }
+}
+
+// Thread (token, head, number): `factor` times the sum of the splits' partials [split][token, head][count],
+// in order; tokens of the target are `stride` apart.
+template <class T>
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kCombineThreads)
+    add_partials_kernel(int64_t tokens, int heads, int count, int splits,
+                        const float* VESAL_RESTRICT partials, float factor, T* VESAL_RESTRICT target,
+                        int64_t stride) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kCombineThreads + threadIdx.x;
+  const int64_t width = static_cast<int64_t>(heads) * count;
+  if (i >= tokens * width) {
+    return;
+  }
+  float sum = 0.0f;
+  for (int split = 0; split < splits; ++split) {
+    sum += partials[split * tokens * width + i];
+  }
+  target[i / width * stride + i % width] = narrow<T>(factor * sum);
+}
+
+// Block (sample x query tile, head, split): dq, delta and daxial_bias of kRows queries; where the keys are
+// split, partial sums of dq and daxial_bias, [split][row][dim] and [split][row][axial], instead.
 template <class T, class V>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
     query_gradients_kernel(Geometry g, const T* VESAL_RESTRICT q, const T* VESAL_RESTRICT k,
@@ -305,7 +403,8 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
                            const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
                            const T* VESAL_RESTRICT out, const float* VESAL_RESTRICT lse,
                            const T* VESAL_RESTRICT dout, T* VESAL_RESTRICT dq, float* VESAL_RESTRICT delta,
-                           float* daxial_bias, int shared_axial) {
+                           float* daxial_bias, float* VESAL_RESTRICT partials, int64_t rows,
+                           int shared_axial) {
   VESAL_SHARED(float4, k_rows, [V::kTile][V::kWidth / 4]);
   VESAL_SHARED(float4, v_rows, [V::kTile][V::kWidth / 4]);
   VESAL_SHARED(TileKey, keys, [V::kTile]);
@@ -316,6 +415,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   const int64_t query = place.first + own_row;
   const bool real = query < g.queries;
   const int64_t row = (place.sample * g.queries + query) * g.heads + place.head;
+  daxial_bias += blockIdx.z * rows * g.axial;
   const float* axial_row = nullptr;
   float* axial_sums = nullptr;  // of this row; only lane 0 adds to them
   if (g.axial > 0) {
@@ -347,13 +447,14 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   }
   own_delta = sum_split<V>(own_delta);
   const float own_lse = real ? lse[row] : 0.0f;
-  if (real && lane == 0) {
+  if (real && lane == 0 && blockIdx.z == 0) {
     delta[row] = own_delta;
   }
-  for (int64_t first = 0; first < g.keys; first += V::kTile) {
+  const Share share = block_share<V>(g.keys);
+  for (int64_t first = share.begin; first < share.end; first += V::kTile) {
     enter_keys<V>(g, place, k, v, key_mask, first, keys, reinterpret_cast<float*>(k_rows),
                   reinterpret_cast<float*>(v_rows));
-    for (int j = 0; j < V::kTile && first + j < g.keys; ++j) {
+    for (int j = 0; j < V::kTile && first + j < share.end; ++j) {
       const TileKey key = keys[j];
       const float dot = dot_row<V>(own, k_rows[j], lane);
       const float dprobability = dot_row<V>(drow, v_rows[j], lane);
@@ -371,8 +472,12 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
     }
   }
   if (real) {
-    store_own<V>(sum_dq, g.scale, g.dim, lane,
-                 dq + (place.sample * g.queries + query) * g.q_stride + place.head * g.dim);
+    if (gridDim.z > 1) {
+      store_own<V>(sum_dq, 1.0f, g.dim, lane, partials + (blockIdx.z * rows + row) * g.dim);
+    } else {
+      store_own<V>(sum_dq, g.scale, g.dim, lane,
+                   dq + (place.sample * g.queries + query) * g.q_stride + place.head * g.dim);
+    }
     if (shared_axial != 0 && lane == 0) {
       for (int a = 0; a < g.axial; ++a) {
         daxial_bias[row * g.axial + a] = axial_sums[a];
@@ -381,14 +486,16 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   }
 }
 
-// Block (sample x key tile, head): dk and dv of kRows keys.
+// Block (sample x key tile, head, split): dk and dv of kRows keys; where the queries are split, partial sums
+// of both, [split][token, head][dim], instead.
 template <class T, class V>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
     key_gradients_kernel(Geometry g, const T* VESAL_RESTRICT q, const T* VESAL_RESTRICT k,
                          const T* VESAL_RESTRICT v, const uint8_t* VESAL_RESTRICT key_mask,
                          const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT axial_bias,
                          const float* VESAL_RESTRICT lse, const T* VESAL_RESTRICT dout,
-                         const float* VESAL_RESTRICT delta, T* VESAL_RESTRICT dk, T* VESAL_RESTRICT dv) {
+                         const float* VESAL_RESTRICT delta, T* VESAL_RESTRICT dk, T* VESAL_RESTRICT dv,
+                         float* VESAL_RESTRICT partial_dk, float* VESAL_RESTRICT partial_dv, int64_t rows) {
   VESAL_SHARED(float4, q_rows, [V::kTile][V::kWidth / 4]);  // times scale
   VESAL_SHARED(float4, dout_rows, [V::kTile][V::kWidth / 4]);
   VESAL_SHARED(float, row_lse, [V::kTile]);
@@ -403,9 +510,12 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   const int64_t token = place.sample * g.keys + key_index;
   // What is added to this key's score, of the query at hand: pointers that step from query to query, since
   // registers are short.
+  const Share share = block_share<V>(g.queries);
   const float* axial_row =
-      g.axial > 0 ? axial_bias + (place.sample * g.queries * g.heads + place.head) * g.axial : nullptr;
-  const float* bias_entry = bias != nullptr ? query_bias_row(g, place, bias, 0) + key_index : nullptr;
+      g.axial > 0 ? axial_bias + ((place.sample * g.queries + share.begin) * g.heads + place.head) * g.axial
+                  : nullptr;
+  const float* bias_entry =
+      bias != nullptr ? query_bias_row(g, place, bias, share.begin) + key_index : nullptr;
   float own_k[V::kDims];
   float own_v[V::kDims];
   float sum_dk[V::kDims];
@@ -414,7 +524,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   load_own<V>(v + token * g.v_stride + place.head * g.dim, visible, g.dim, 1.0f, lane, own_v);
   clear<V>(sum_dk);
   clear<V>(sum_dv);
-  for (int64_t first = 0; first < g.queries; first += V::kTile) {
+  for (int64_t first = share.begin; first < share.end; first += V::kTile) {
     __syncthreads();
     for (int e = thread; e < V::kTile * V::kWidth; e += V::kThreads) {
       const int c = e % V::kWidth;
@@ -450,8 +560,14 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
     }
   }
   if (real) {
-    store_own<V>(sum_dk, 1.0f, g.dim, lane, dk + token * g.k_stride + place.head * g.dim);
-    store_own<V>(sum_dv, 1.0f, g.dim, lane, dv + token * g.v_stride + place.head * g.dim);
+    if (gridDim.z > 1) {
+      const int64_t part = (blockIdx.z * rows + token * g.heads + place.head) * g.dim;
+      store_own<V>(sum_dk, 1.0f, g.dim, lane, partial_dk + part);
+      store_own<V>(sum_dv, 1.0f, g.dim, lane, partial_dv + part);
+    } else {
+      store_own<V>(sum_dk, 1.0f, g.dim, lane, dk + token * g.k_stride + place.head * g.dim);
+      store_own<V>(sum_dv, 1.0f, g.dim, lane, dv + token * g.v_stride + place.head * g.dim);
+    }
   }
 }
 
@@ -463,13 +579,65 @@ int64_t shared_axial_bytes(const Geometry& g, int arrays) {
   return g.axial > 0 && bytes <= kSharedAxialBytes ? bytes : 0;
 }
 
+// How the passes over a shape are split, and where their partial sums lie in the workspaces (in floats).
+struct Plan {
+  int64_t rows, tokens;                                 // of queries, and of keys, times heads
+  int64_t forward_splits, query_splits, key_splits;     // of the keys for out, and for dq; of the queries
+  int64_t largest, sum, values, forward_total;          // forward
+  int64_t delta, partials, daxial, dv, backward_total;  // backward; dk's lie where dq's have been added up
+};
+
+Plan plan_of(const AttentionParams& p) {
+  Plan plan{};
+  plan.rows = p.n * p.queries * p.heads;
+  plan.tokens = p.n * p.keys * p.heads;
+  with_variant(p.head_dim, [&](auto variant) {
+    using V = decltype(variant);
+    plan.forward_splits = plan.query_splits = split_count(p, p.queries, V::kRows, p.keys);
+    plan.key_splits = split_count(p, p.keys, V::kRows, p.queries);
+  });
+  if (plan.forward_splits > 1) {
+    plan.sum = plan.forward_splits * plan.rows;
+    plan.values = 2 * plan.sum;
+    plan.forward_total = plan.values + plan.sum * p.head_dim;
+  }
+  // The grid means something only where it is the keys'.
+  const auto& [d, h, w] = p.key_grid;
+  const bool grid = d >= 1 && h >= 1 && w >= 1 && int64_t{d} * h <= p.keys && int64_t{d} * h * w == p.keys;
+  const int64_t query_parts = plan.query_splits > 1 ? plan.query_splits * plan.rows : 0;
+  const int64_t key_parts = plan.key_splits > 1 ? plan.key_splits * plan.tokens : 0;
+  plan.partials = plan.rows;
+  plan.daxial = plan.partials + query_parts * p.head_dim;
+  plan.dv = plan.partials + key_parts * p.head_dim;
+  plan.backward_total =
+      std::max(plan.daxial + query_parts * (grid ? p.axial_size() : 0), plan.dv + key_parts * p.head_dim);
+  return plan;
+}
+
+template <class T>
+void add_partials(StreamHandle stream, int64_t tokens, int heads, int count, int64_t splits,
+                  const float* partials, float factor, T* target, int64_t stride) {
+  launch(stream, {.grid = ceil_div(tokens * heads * count, kCombineThreads), .block = kCombineThreads},
+         add_partials_kernel<T>, tokens, heads, count, static_cast<int>(splits), partials, factor, target,
+         stride);
+}
+
 }  // namespace
 
+size_t attention_forward_workspace_bytes(Context&, const AttentionParams& params) {
+  return static_cast<size_t>(plan_of(params).forward_total) * sizeof(float);
+}
+
 void attention_forward(Context& context, const AttentionParams& params, const AttentionInputs& inputs,
-                       Data out_, float* lse) {
+                       Data out_, float* lse, Workspace workspace) {
   const float* bias = inputs.bias.as<float>("attention_forward: bias");
   const float* axial_bias = inputs.axial_bias.as<float>("attention_forward: axial_bias");
   const Geometry g = geometry_of(params, axial_bias != nullptr);
+  const Plan plan = plan_of(params);
+  float* scratch = static_cast<float*>(workspace.data);
+  const Partials partials = plan.forward_splits > 1
+                                ? Partials{scratch + plan.largest, scratch + plan.sum, scratch + plan.values}
+                                : Partials{};
   with_storage("attention_forward", {inputs.q, inputs.k, inputs.v, out_}, [&]<class T>(T) {
     const T* q = inputs.q.as<T>("attention_forward: q");
     const T* k = inputs.k.as<T>("attention_forward: k");
@@ -479,17 +647,24 @@ void attention_forward(Context& context, const AttentionParams& params, const At
       using V = decltype(variant);
       const int64_t shared = shared_axial_bytes<V>(g, 1);
       launch(context.stream(),
-             {.grid = {params.n * ceil_div(params.queries, V::kRows), params.heads},
+             {.grid = {params.n * ceil_div(params.queries, V::kRows), params.heads, plan.forward_splits},
               .block = V::kThreads,
               .shared_bytes = shared},
-             forward_kernel<T, V>, g, q, k, v, inputs.key_mask, bias, axial_bias, out, lse,
-             shared > 0 ? 1 : 0);
+             forward_kernel<T, V>, g, q, k, v, inputs.key_mask, bias, axial_bias, out, lse, partials,
+             plan.rows, shared > 0 ? 1 : 0);
     });
+    if (plan.forward_splits > 1) {
+      launch(context.stream(),
+             {.grid = ceil_div(plan.rows * params.head_dim, kCombineThreads), .block = kCombineThreads},
+             combine_kernel<T>, plan.rows, params.head_dim, static_cast<int>(plan.forward_splits),
+             static_cast<const float*>(partials.largest), static_cast<const float*>(partials.sum),
+             static_cast<const float*>(partials.values), out, lse);
+    }
   });
 }
 
 size_t attention_backward_workspace_bytes(Context&, const AttentionParams& params) {
-  return static_cast<size_t>(params.n * params.queries * params.heads) * sizeof(float);
+  return static_cast<size_t>(plan_of(params).backward_total) * sizeof(float);
 }
 
 void attention_backward(Context& context, const AttentionParams& params, const AttentionInputs& inputs,
@@ -498,8 +673,16 @@ void attention_backward(Context& context, const AttentionParams& params, const A
   const float* bias = inputs.bias.as<float>("attention_backward: bias");
   const float* axial_bias = inputs.axial_bias.as<float>("attention_backward: axial_bias");
   float* daxial_bias = gradients.daxial_bias.as<float>("attention_backward: daxial_bias");
-  float* delta = static_cast<float*>(workspace.data);
   const Geometry g = geometry_of(params, axial_bias != nullptr);
+  const Plan plan = plan_of(params);
+  float* scratch = static_cast<float*>(workspace.data);
+  float* delta = scratch + plan.delta;
+  const bool split_keys = plan.query_splits > 1;
+  const bool split_queries = plan.key_splits > 1;
+  float* partial_dq = split_keys ? scratch + plan.partials : nullptr;
+  float* partial_daxial = split_keys && g.axial > 0 ? scratch + plan.daxial : nullptr;
+  float* partial_dk = split_queries ? scratch + plan.partials : nullptr;
+  float* partial_dv = split_queries ? scratch + plan.dv : nullptr;
   with_storage(
       "attention_backward",
       {inputs.q, inputs.k, inputs.v, out_, dout_, gradients.dq, gradients.dk, gradients.dv}, [&]<class T>(T) {
@@ -515,15 +698,31 @@ void attention_backward(Context& context, const AttentionParams& params, const A
           using V = decltype(variant);
           const int64_t shared = shared_axial_bytes<V>(g, 2);
           launch(context.stream(),
-                 {.grid = {params.n * ceil_div(params.queries, V::kRows), params.heads},
+                 {.grid = {params.n * ceil_div(params.queries, V::kRows), params.heads, plan.query_splits},
                   .block = V::kThreads,
                   .shared_bytes = shared},
                  query_gradients_kernel<T, V>, g, q, k, v, inputs.key_mask, bias, axial_bias, out, lse, dout,
-                 dq, delta, daxial_bias, shared > 0 ? 1 : 0);
+                 dq, delta, split_keys ? partial_daxial : daxial_bias, partial_dq, plan.rows,
+                 shared > 0 ? 1 : 0);
+          if (split_keys) {
+            add_partials(context.stream(), params.n * params.queries, params.heads, params.head_dim,
+                         plan.query_splits, partial_dq, params.scale, dq, params.q_stride);
+            if (g.axial > 0) {
+              add_partials(context.stream(), params.n * params.queries, params.heads, g.axial,
+                           plan.query_splits, partial_daxial, 1.0f, daxial_bias, g.axial_stride);
+            }
+          }
           launch(context.stream(),
-                 {.grid = {params.n * ceil_div(params.keys, V::kRows), params.heads}, .block = V::kThreads},
+                 {.grid = {params.n * ceil_div(params.keys, V::kRows), params.heads, plan.key_splits},
+                  .block = V::kThreads},
                  key_gradients_kernel<T, V>, g, q, k, v, inputs.key_mask, bias, axial_bias, lse, dout, delta,
-                 dk, dv);
+                 dk, dv, partial_dk, partial_dv, plan.tokens);
+          if (split_queries) {
+            add_partials(context.stream(), params.n * params.keys, params.heads, params.head_dim,
+                         plan.key_splits, partial_dk, 1.0f, dk, params.k_stride);
+            add_partials(context.stream(), params.n * params.keys, params.heads, params.head_dim,
+                         plan.key_splits, partial_dv, 1.0f, dv, params.v_stride);
+          }
         });
       });
 }

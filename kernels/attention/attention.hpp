@@ -15,7 +15,8 @@
 //
 // The scores are never stored: a running softmax goes over tiles of keys (Milakov and Gimelshein 2018; Dao et
 // al. 2022), the forward pass keeps lse only, and the backward pass computes them again, once for dq and once
-// for dk and dv, so that every gradient has one owner and no result depends on the number of threads.
+// for dk and dv, so that every gradient has one owner, or parts whose number depends on the shape alone and
+// that are added in order: no result depends on the number of threads.
 //
 // q, k, v, out, dout, dq, dk and dv are stored as float32, bf16 or f16 (kernels/context/storage.hpp); all
 // else is float32, the axial bias and its gradient too: one is added to scores, the other summed over keys.
@@ -62,10 +63,12 @@ struct AttentionGradients {
   Data daxial_bias = {};
 };
 
+size_t attention_forward_workspace_bytes(Context& context, const AttentionParams& params);
+
 // out [n, queries, heads, head_dim], packed. lse [n, queries, heads]: log of the sum of exp(score), for the
 // backward pass; may be null. Throws ShapeError for sizes that do not fit and for null q, k, v or out.
 void attention_forward(Context& context, const AttentionParams& params, const AttentionInputs& inputs,
-                       Data out, float* lse);
+                       Data out, float* lse, Workspace workspace);
 
 size_t attention_backward_workspace_bytes(Context& context, const AttentionParams& params);
 

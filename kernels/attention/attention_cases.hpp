@@ -1,6 +1,7 @@
 // Shapes on which attention is verified on every device. Sizes meet, miss by one and pass by one what the
-// kernels cut by: 64, 32 or 16 queries or keys and tiles of 32 or 16 on a GPU, 8 rows and tiles of 512 to 32
-// tokens on the CPU, 4 dimensions, 16 lanes; and the head dimensions at which the GPU's layout changes.
+// kernels cut by: 64, 32 or 16 queries or keys and tiles of 32 or 16 on a GPU, shares of 64 tokens or more
+// for at most 32 blocks each, fewer from 513 blocks on; 8 rows and tiles of 512 to 32 tokens on the CPU; 4
+// dimensions, 16 lanes; and the head dimensions at which the GPU's layout changes.
 #pragma once
 
 #include <string>
@@ -141,6 +142,24 @@ inline const std::vector<AttentionCase> kAttentionCases{
      true,
      false,
      true},
+    {"129 queries and keys, all biases",
+     {.n = 2,
+      .queries = 129,
+      .keys = 130,
+      .heads = 2,
+      .head_dim = 5,
+      .scale = 0.4f,
+      .key_grid = {5, 2, 13},
+      .bias_samples = 2,
+      .bias_heads = 2},
+     AttentionLayout::roomy,
+     true,
+     true,
+     true},
+    {"2049 keys", {.queries = 2, .keys = 2049, .head_dim = 3, .scale = 0.6f}},
+    {"2112 keys", {.queries = 2, .keys = 2112, .head_dim = 3, .scale = 0.6f}, AttentionLayout::packed, true},
+    {"512 heads", {.queries = 2, .keys = 128, .heads = 512, .head_dim = 2, .scale = 0.7f}},
+    {"513 heads", {.queries = 2, .keys = 128, .heads = 513, .head_dim = 2, .scale = 0.7f}},
 };
 
 // For benchmarks: the encoder of UNETR at 96^3, SAM's windows and SAM-Med3D's whole grid with the decomposed

@@ -15,6 +15,7 @@
 
 namespace vesal::kernels {
 
+VESAL_DECLARE_BACKENDS(attention_forward_workspace_bytes)
 VESAL_DECLARE_BACKENDS(attention_forward)
 VESAL_DECLARE_BACKENDS(attention_backward_workspace_bytes)
 VESAL_DECLARE_BACKENDS(attention_backward)
@@ -413,8 +414,10 @@ void for_each_task(const Shape& s, int64_t tiles, Body&& body) {
 
 }  // namespace
 
+size_t attention_forward_workspace_bytes(Context&, const AttentionParams&) { return 0; }
+
 void attention_forward(Context&, const AttentionParams& params, const AttentionInputs& inputs, Data out_,
-                       float* lse) {
+                       float* lse, Workspace) {
   const Biases biases{inputs.key_mask, inputs.bias.as<float>("attention_forward: bias"),
                       inputs.axial_bias.as<float>("attention_forward: axial_bias")};
   const Shape s = shape_of(params);

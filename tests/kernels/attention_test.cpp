@@ -177,7 +177,8 @@ Outputs<float> run_device(Device device, const AttentionCase& c, const Inputs<fl
     in.axial_bias = axial_bias.get();
     gradients.daxial_bias = daxial_bias.get();
   }
-  attention_forward(context, p, in, out.get(), lse.get());
+  const DeviceWorkspace forward_workspace(device, attention_forward_workspace_bytes(context, p));
+  attention_forward(context, p, in, out.get(), lse.get(), forward_workspace);
   const DeviceWorkspace workspace(device, attention_backward_workspace_bytes(context, p));
   attention_backward(context, p, in, out.get(), lse.get(), dout.get(), gradients, workspace);
   return {out.host(), lse.host(), dq->host(), dk->host(), dv->host(), daxial_bias.host()};
@@ -434,7 +435,7 @@ TEST(Attention, RejectsWrongArguments) {
   std::vector<float> memory(4096);
   float* x = memory.data();
   const auto forward = [&](const AttentionParams& p, AttentionInputs inputs) {
-    attention_forward(context, p, inputs, x, nullptr);
+    attention_forward(context, p, inputs, x, nullptr, {});
   };
   EXPECT_NO_THROW(forward({}, {x, x, x}));
   EXPECT_THROW(forward({.head_dim = 0}, {x, x, x}), ShapeError);
@@ -518,7 +519,8 @@ TEST(Attention, Storage) {
         gradients.daxial_bias = call.out_float(static_cast<int64_t>(inputs.axial_bias.size()));
       }
       attention_forward(call.context(), p, in, call.out(p.n * p.queries * p.channels()),
-                        call.out_float(p.n * p.queries * p.heads).as<float>("lse"));
+                        call.out_float(p.n * p.queries * p.heads).as<float>("lse"),
+                        call.workspace(attention_forward_workspace_bytes(call.context(), p)));
       attention_backward(call.context(), p, in, call.in(given.out), call.in_float(given.lse).as<float>("lse"),
                          call.in(inputs.dout), gradients,
                          call.workspace(attention_backward_workspace_bytes(call.context(), p)));
@@ -533,7 +535,7 @@ TEST(Attention, StorageTypesThatDifferAreOneLine) {
   std::vector<uint16_t> narrow(4);
   const Data wide = x.data(), half{narrow.data(), DType::f16};
   EXPECT_EQ(shape_error([&] {
-              attention_forward(context, p, AttentionInputs{half, half, wide}, half, nullptr);
+              attention_forward(context, p, AttentionInputs{half, half, wide}, half, nullptr, {});
             }),
             "attention_forward: tensors are stored as f16 and f32, expected one type");
   const Workspace workspace{x.data(), x.size() * sizeof(float)};
