@@ -30,9 +30,11 @@ void vesal::bench::register_benchmarks() {
             [=, &context = arena.context()] { relative_position_forward(context, p, q, tables, axial_bias); };
       }
       float* dq = arena.zeros(tokens * p.q_stride);
+      const Workspace workspace =
+          arena.workspace(relative_position_backward_workspace_bytes(arena.context(), p));
       return [=, &context = arena.context()] {
         relative_position_backward(context, p, q, tables, axial_bias, dq, GradMode::overwrite, gradients,
-                                   GradMode::overwrite);
+                                   GradMode::overwrite, workspace);
       };
     };
     add("relative_position_forward", c.name, parameters, relative_position_work(p, false),

@@ -557,7 +557,8 @@ Variable attend(DeviceContext& context, const char* op, const Variable& q, const
         if (plan.has_tables) {
           kernels::relative_position_backward(
               kc, plan.relative, inputs[0], plan.tables, daxial_bias, outputs[0], GradMode::accumulate,
-              plan.table_gradients, shared_mode(ctx, {parameters[0], parameters[1], parameters[2]}));
+              plan.table_gradients, shared_mode(ctx, {parameters[0], parameters[1], parameters[2]}),
+              ctx.scratch(kernels::relative_position_backward_workspace_bytes(kc, plan.relative)));
         }
         for (size_t i = 0; i < 3; ++i) {
           if (slots[i]) {

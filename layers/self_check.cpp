@@ -428,7 +428,8 @@ void check_relative_position(Checker& c) {
                tdw = c.out(p.table_rows(2) * p.head_dim);
   relative_position_forward(c.k(), p, tq, {ConstData(), th, tw}, taxial);
   relative_position_backward(c.k(), p, tq, {ConstData(), th, tw}, tdaxial, tdq, GradMode::overwrite,
-                             {Data(), tdh, tdw}, GradMode::overwrite);
+                             {Data(), tdh, tdw}, GradMode::overwrite,
+                             c.scratch(relative_position_backward_workspace_bytes(c.k(), p)));
   c.same(taxial, axial);
   c.same(tdq, dq);
   c.same(tdh, dh);

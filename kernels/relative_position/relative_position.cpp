@@ -6,6 +6,7 @@
 namespace vesal::kernels {
 
 VESAL_DECLARE_BACKENDS(relative_position_forward)
+VESAL_DECLARE_BACKENDS(relative_position_backward_workspace_bytes)
 VESAL_DECLARE_BACKENDS(relative_position_backward)
 
 namespace {
@@ -42,10 +43,15 @@ void relative_position_forward(Context& context, const RelativePositionParams& p
   VESAL_DISPATCH(context, relative_position_forward(context, p, q, tables, axial_bias));
 }
 
+size_t relative_position_backward_workspace_bytes(Context& context, const RelativePositionParams& params) {
+  const RelativePositionParams p = checked("relative_position_backward", params);
+  VESAL_DISPATCH(context, relative_position_backward_workspace_bytes(context, p));
+}
+
 void relative_position_backward(Context& context, const RelativePositionParams& params, ConstData q,
                                 const RelativePositionTables& tables, ConstData daxial_bias, Data dq,
                                 GradMode dq_mode, const RelativePositionTableGradients& dtables,
-                                GradMode table_mode) {
+                                GradMode table_mode, Workspace workspace) {
   const RelativePositionParams p = checked("relative_position_backward", params);
   check<ShapeError>(q && daxial_bias && dq,
                     "relative_position_backward: q, daxial_bias and dq must not be null");
@@ -53,8 +59,9 @@ void relative_position_backward(Context& context, const RelativePositionParams& 
     check<ShapeError>(bool(tables[axis]) == bool(dtables[axis]), "relative_position_backward: axis ", axis,
                       " of D, H, W has a table without gradient or a gradient without table");
   }
+  workspace.require(relative_position_backward_workspace_bytes(context, p), "relative_position_backward");
   VESAL_DISPATCH(context, relative_position_backward(context, p, q, tables, daxial_bias, dq, dq_mode, dtables,
-                                                     table_mode));
+                                                     table_mode, workspace));
 }
 
 }  // namespace vesal::kernels

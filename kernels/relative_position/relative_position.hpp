@@ -51,12 +51,14 @@ using RelativePositionTableGradients = std::array<Data, 3>;
 void relative_position_forward(Context& context, const RelativePositionParams& params, ConstData q,
                                const RelativePositionTables& tables, Data axial_bias);
 
+size_t relative_position_backward_workspace_bytes(Context& context, const RelativePositionParams& params);
+
 // dq as q: what flows through the bias, added to what the attention itself has written there when dq_mode
 // says so. A table's gradient is null exactly where the table is; they follow table_mode.
 void relative_position_backward(Context& context, const RelativePositionParams& params, ConstData q,
                                 const RelativePositionTables& tables, ConstData daxial_bias, Data dq,
                                 GradMode dq_mode, const RelativePositionTableGradients& dtables,
-                                GradMode table_mode);
+                                GradMode table_mode, Workspace workspace);
 
 // One axis of the definition above, shared by all implementations: row(place, key) of the table.
 struct RelativePositionAxis {

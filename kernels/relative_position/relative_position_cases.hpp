@@ -1,6 +1,6 @@
 // Shapes on which the decomposed relative position is verified on every device: all axes and some, equal
-// grids and multiples either way, head dimensions beside the GPU's 32 columns, more and fewer tokens than its
-// 8 warps.
+// grids and multiples either way; sizes beside those of the GPU's tiles: 64 queries at a place, 32 keys or
+// rows of a table, 64 dimensions, 4 heads, 64 keys that dq takes at a time.
 #pragma once
 
 #include <string>
@@ -39,6 +39,21 @@ inline const std::vector<RelativePositionCase> kRelativePositionCases{
      {.n = 2, .heads = 2, .head_dim = 9, .query_grid = {1, 3, 4}, .key_grid = {3, 6, 4}}},
     {"more queries than keys",
      {.n = 2, .heads = 2, .head_dim = 9, .query_grid = {4, 6, 9}, .key_grid = {2, 6, 3}}},
+    {"head dim 63, 4 heads, 17 keys",
+     {.heads = 4, .head_dim = 63, .query_grid = {1, 1, 17}, .key_grid = {1, 1, 17}},
+     {false, false, true}},
+    {"head dim 65, 63 queries at a place, 16 keys",
+     {.heads = 3, .head_dim = 65, .query_grid = {1, 21, 16}, .key_grid = {1, 21, 16}},
+     {false, false, true}},
+    {"64 queries at a place, 33 keys",
+     {.heads = 4, .head_dim = 16, .query_grid = {1, 16, 33}, .key_grid = {1, 16, 33}},
+     {false, true, true}},
+    {"65 queries at a place, 65 keys",
+     {.heads = 5, .head_dim = 7, .query_grid = {1, 13, 65}, .key_grid = {1, 13, 65}},
+     {false, true, true}},
+    {"32 places, 64 keys",
+     {.heads = 2, .head_dim = 6, .query_grid = {1, 1, 32}, .key_grid = {1, 1, 64}},
+     {true, false, true}},
     {"head dim 256", {.heads = 1, .head_dim = 256, .query_grid = {1, 5, 3}, .key_grid = {1, 5, 3}}},
 };
 

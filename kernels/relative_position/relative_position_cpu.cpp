@@ -12,6 +12,7 @@
 namespace vesal::kernels {
 
 VESAL_DECLARE_BACKENDS(relative_position_forward)
+VESAL_DECLARE_BACKENDS(relative_position_backward_workspace_bytes)
 VESAL_DECLARE_BACKENDS(relative_position_backward)
 
 namespace cpu {
@@ -69,10 +70,12 @@ void relative_position_forward(Context&, const RelativePositionParams& p, ConstD
   });
 }
 
+size_t relative_position_backward_workspace_bytes(Context&, const RelativePositionParams&) { return 0; }
+
 void relative_position_backward(Context&, const RelativePositionParams& p, ConstData q_,
                                 const RelativePositionTables& tables, ConstData daxial_bias_, Data dq_,
                                 GradMode dq_mode, const RelativePositionTableGradients& dtables,
-                                GradMode table_mode) {
+                                GradMode table_mode, Workspace) {
   const float* daxial_bias = daxial_bias_.as<float>("relative_position_backward: daxial_bias");
   const auto axes = relative_position_axes(p);
   with_storage("relative_position_backward", {q_, dq_}, [&]<class T>(T) {

@@ -96,7 +96,9 @@ Outputs<float> run_device(Device device, const RelativePositionCase& c, const In
     }
   }
   relative_position_forward(context, p, q.get(), tables, axial_bias.get());
-  relative_position_backward(context, p, q.get(), tables, daxial_bias.get(), dq->get(), mode, dtables, mode);
+  const DeviceWorkspace workspace(device, relative_position_backward_workspace_bytes(context, p));
+  relative_position_backward(context, p, q.get(), tables, daxial_bias.get(), dq->get(), mode, dtables, mode,
+                             workspace);
   return {axial_bias.host(),
           dq->host(),
           {dtable_arrays[0]->host(), dtable_arrays[1]->host(), dtable_arrays[2]->host()}};
@@ -264,10 +266,10 @@ TEST(RelativePosition, RejectsWrongArguments) {
   EXPECT_THROW(relative_position_forward(context, {}, nullptr, {x, x, x}, x), ShapeError);
   EXPECT_THROW(relative_position_forward(context, {}, x, {x, ConstData{x, DType::f16}, x}, x), ShapeError);
   EXPECT_THROW(relative_position_backward(context, {}, x, {x, x, x}, x, x, GradMode::overwrite,
-                                          {x, x, nullptr}, GradMode::overwrite),
+                                          {x, x, nullptr}, GradMode::overwrite, {}),
                ShapeError);
   EXPECT_THROW(relative_position_backward(context, {}, x, {x, x, nullptr}, x, x, GradMode::overwrite,
-                                          {x, x, x}, GradMode::overwrite),
+                                          {x, x, x}, GradMode::overwrite, {}),
                ShapeError);
 }
 
@@ -288,8 +290,9 @@ TEST(RelativePosition, Storage) {
         const Data q = call.in(inputs.q);
         relative_position_forward(call.context(), p, q, tables,
                                   call.out_float(static_cast<int64_t>(inputs.daxial_bias.size())));
-        relative_position_backward(call.context(), p, q, tables, call.in_float(inputs.daxial_bias),
-                                   call.in_out(inputs.q), mode, dtables, mode);
+        relative_position_backward(
+            call.context(), p, q, tables, call.in_float(inputs.daxial_bias), call.in_out(inputs.q), mode,
+            dtables, mode, call.workspace(relative_position_backward_workspace_bytes(call.context(), p)));
       });
     }
   }
@@ -301,7 +304,8 @@ TEST(RelativePosition, StorageTypesThatDifferAreOneLine) {
   std::vector<uint16_t> half(1);
   EXPECT_EQ(shape_error([&] {
               relative_position_backward(context, {.head_dim = 1}, Data(half.data(), DType::bf16), {},
-                                         x.data(), x.data(), GradMode::overwrite, {}, GradMode::overwrite);
+                                         x.data(), x.data(), GradMode::overwrite, {}, GradMode::overwrite,
+                                         {});
             }),
             "relative_position_backward: tensors are stored as bf16 and f32, expected one type");
 }
