@@ -1,6 +1,7 @@
 // conv3d on CUDA: implicit GEMM in float32 on gemm_device.hpp, one product for each group. The matrix of
 // gathered voxels is never stored; a slice of it goes straight from x (or dy), widened from what they are
-// stored as, into shared memory. Groups of few channels take another way (conv3d_thin_groups.hpp).
+// stored as, into shared memory. Few channels take other ways (conv3d_depthwise_device.hpp,
+// conv3d_thin_groups.hpp).
 //
 //   forward          rows: output voxels, columns: outputs, depth: taps * inputs of the group
 //   backward data    rows: input voxels, columns: inputs, depth: taps * outputs; a product for each residue
@@ -12,11 +13,12 @@
 // of them in bf16 and f16. From 8 channels up a 3x3x3 convolution is limited by arithmetic, here by the
 // float32 units (no tensor cores), and in this form by feeding them: each of the taps reads its voxels from
 // the second-level cache again, and the weight gradient pays three integer divisions for every four elements
-// that it gathers. No GPU timing exists yet (see bench/results/README.md).
+// that it gathers.
 #include <algorithm>
 #include <numeric>
 
 #include "kernels/conv3d/conv3d.hpp"
+#include "kernels/conv3d/conv3d_depthwise_device.hpp"
 #include "kernels/conv3d/conv3d_geometry.hpp"
 #include "kernels/conv3d/conv3d_internal.hpp"
 #include "kernels/conv3d/conv3d_thin_groups.hpp"
@@ -323,12 +325,58 @@ Geometry geometry(const Conv3dParams& p, bool backward) {
           .residues = backward ? residues(p) : 1};
 }
 
+// The data gradient of stride 1 as a forward pass whose taps are mirrored.
+bool is_mirrored_forward(const Conv3dParams& p) { return p.stride == std::array{1, 1, 1}; }
+
+Geometry mirrored_geometry(const Conv3dParams& p) {
+  Geometry g = geometry(p, true);
+  g.padding = {g.dilation.d * (g.kernel.d - 1) - g.padding.d, g.dilation.h * (g.kernel.h - 1) - g.padding.h,
+               g.dilation.w * (g.kernel.w - 1) - g.padding.w};
+  return g;
+}
+
 int64_t input_voxels(const Conv3dParams& p) { return p.n * p.d * p.h * p.w; }
 int64_t output_voxels(const Conv3dParams& p) { return p.n * p.out_d() * p.out_h() * p.out_w(); }
 
 // Below this a matrix product fills less than a quarter of its tile's columns.
 bool has_thin_groups(const Conv3dParams& p) {
   return p.groups > 1 && std::min(p.group_in(), p.group_out()) < 8;
+}
+
+bool is_depthwise(const Conv3dParams& p) { return p.groups > 1 && p.groups == p.c_in && p.groups == p.c_out; }
+
+// Whether a pass goes without tiles: the product would leave most of its tile empty, or is so shallow that
+// loading it takes longer than computing it. Volumes of one group that are small for their depth stay with
+// the product, which splits it.
+bool is_thin(const Conv3dParams& p, ConvPass pass) {
+  if (p.groups > 1 || pass == ConvPass::backward_weight) {
+    return has_thin_groups(p);
+  }
+  constexpr int64_t kFewestVoxels = 8192;
+  if (pass == ConvPass::backward_data && !is_mirrored_forward(p)) {
+    return p.c_in <= 4 && p.c_out <= 64 && input_voxels(p) >= kFewestVoxels;
+  }
+  const bool forward = pass == ConvPass::forward;
+  const int64_t targets = forward ? output_voxels(p) : input_voxels(p);
+  const int64_t depth = p.taps() * (forward ? p.c_in : p.c_out);
+  return std::min(p.c_in, p.c_out) <= 5 && std::max(p.c_in, p.c_out) <= 24 &&
+         targets >= std::max(kFewestVoxels, 64 * depth);
+}
+
+// Of is_thin.
+size_t thin_workspace_bytes(const Conv3dParams& p, ConvPass pass) {
+  if (pass == ConvPass::backward_weight) {
+    const Geometry g = geometry(p, false);
+    return is_depthwise(p) ? depthwise_partials_bytes(g) : thin_partials_bytes(g, p.group_out());
+  }
+  const bool backward = pass == ConvPass::backward_data;
+  const bool strided = backward && !is_mirrored_forward(p);
+  if (is_depthwise(p) && !strided) {
+    return depthwise_packed_bytes(p.taps(), p.c_in);
+  }
+  return thin_packed_bytes(
+      geometry(p, backward),
+      thin_columns(p.groups, backward ? p.group_in() : p.group_out(), strided ? 4 : kMostOutputs));
 }
 
 ProductSize product_size(const Conv3dParams& p, ConvPass pass) {
@@ -372,8 +420,8 @@ void check_size(const Conv3dParams& p, ConvPass pass, const char* op) {
     check<ShapeError>(p.stride[axis] <= 32 && p.padding[axis] <= 1 << 20 && p.dilation[axis] <= 128, op,
                       ": stride, padding or dilation passes the kernel's limit");
   }
-  if (has_thin_groups(p)) {
-    check<ShapeError>(p.c_out * p.group_in() <= 65535 * 32, op, ": ", p.c_out, " channels that read ",
+  if (is_thin(p, pass)) {
+    check<ShapeError>(p.c_out * p.group_in() <= 65535 * 16, op, ": ", p.c_out, " channels that read ",
                       p.group_in(), " each pass the kernel's limit");
   } else {
     const ProductSize size = product_size(p, pass);
@@ -404,12 +452,8 @@ bool aligned_group(const T* pointer, int64_t pitch, int64_t channels) {
 }  // namespace
 
 size_t conv3d_workspace_bytes(Context&, const Conv3dParams& params, ConvPass pass) {
-  size_t bytes = 0;
-  if (!has_thin_groups(params)) {
-    bytes = product_size(params, pass).workspace_bytes();
-  } else if (pass == ConvPass::backward_weight) {
-    bytes = column_partials_bytes(params.taps(), output_voxels(params), params.c_out * params.group_in(), 1);
-  }
+  const size_t bytes = is_thin(params, pass) ? thin_workspace_bytes(params, pass)
+                                             : product_size(params, pass).workspace_bytes();
   return pass == ConvPass::backward_weight
              ? std::max(bytes, column_sum_bytes(output_voxels(params), params.c_out))
              : bytes;
@@ -424,14 +468,13 @@ void conv3d_forward(Context& context, const Conv3dParams& params, ConstData x_, 
     const T* x = x_.as<T>("conv3d_forward: x");
     const T* weight = weight_.as<T>("conv3d_forward: weight");
     T* y = y_.as<T>("conv3d_forward: y");
-    if (has_thin_groups(params)) {
-      launch_column_map(context.stream(), 1, output_voxels(params), params.c_out,
-                        ThinForward<T>{.x = Input<T>{x},
-                                       .weight = Input<T>{weight},
-                                       .bias = bias,
-                                       .y = Output<T>{y},
-                                       .g = g,
-                                       .group_out = static_cast<int>(params.group_out())});
+    if (is_depthwise(params)) {
+      launch_depthwise<T>(context, g, x, weight, false, bias, y, static_cast<float*>(workspace.data));
+      return;
+    }
+    if (is_thin(params, ConvPass::forward)) {
+      launch_thin<T>(context, g, params.group_out(), x, weight, false, bias, y,
+                     static_cast<float*>(workspace.data));
       return;
     }
     const int64_t depth = params.taps() * params.group_in();
@@ -463,14 +506,20 @@ void conv3d_adjoint(Context& context, const Conv3dParams& params, ConstData dy_,
     const T* dy = dy_.as<T>("conv3d_backward_data: dy");
     const T* weight = weight_.as<T>("conv3d_backward_data: weight");
     T* dx = dx_.as<T>("conv3d_backward_data: dx");
-    if (has_thin_groups(params)) {
-      launch_column_map(context.stream(), 1, input_voxels(params), params.c_in,
-                        ThinBackwardData<T>{.dy = Input<T>{dy},
-                                            .weight = Input<T>{weight},
-                                            .bias = bias,
-                                            .dx = Output<T>{dx},
-                                            .g = g,
-                                            .group_in = static_cast<int>(params.group_in())});
+    if (is_depthwise(params) && is_mirrored_forward(params)) {
+      launch_depthwise<T>(context, mirrored_geometry(params), dy, weight, true, bias, dx,
+                          static_cast<float*>(workspace.data));
+      return;
+    }
+    const bool thin = is_thin(params, ConvPass::backward_data);
+    if (thin && is_mirrored_forward(params)) {
+      launch_thin<T>(context, mirrored_geometry(params), params.group_in(), dy, weight, true, bias, dx,
+                     static_cast<float*>(workspace.data));
+      return;
+    }
+    if (thin) {
+      launch_thin_strided<T>(context, g, params.group_in(), dy, weight, bias, dx,
+                             static_cast<float*>(workspace.data));
       return;
     }
     launch_product(context, product_size(params, ConvPass::backward_data),
@@ -503,17 +552,10 @@ void conv3d_backward_weight(Context& context, const Conv3dParams& params, ConstD
   with_storage("conv3d_backward_weight", {x_, dy_}, [&]<class T>(T) {
     const T* x = x_.as<T>("conv3d_backward_weight: x");
     const T* dy = dy_.as<T>("conv3d_backward_weight: dy");
-    if (has_thin_groups(params)) {
-      launch_column_sums<1>(context.stream(), params.taps(), voxels, params.c_out * params.group_in(),
-                            scratch,
-                            ThinBackwardWeight<T>{.x = Input<T>{x},
-                                                  .dy = Input<T>{dy},
-                                                  .dweight = dweight,
-                                                  .g = g,
-                                                  .c_out = static_cast<int>(params.c_out),
-                                                  .group_out = static_cast<int>(params.group_out()),
-                                                  .voxels = voxels,
-                                                  .mode = mode});
+    if (is_depthwise(params)) {
+      launch_depthwise_weight<T>(context, g, x, dy, dweight, mode, scratch);
+    } else if (has_thin_groups(params)) {
+      launch_thin_weight<T>(context, g, params.group_out(), x, dy, dweight, mode, scratch);
     } else {
       const int64_t rows = params.taps() * params.group_in();
       launch_product(context, product_size(params, ConvPass::backward_weight),
