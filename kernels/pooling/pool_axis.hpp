@@ -1,11 +1,9 @@
 // Where the windows of an axis lie, for host and device.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "base/host_device.hpp"
-#include "kernels/context/divider.hpp"
 #include "kernels/pooling/pooling.hpp"
 
 namespace vesal::kernels {
@@ -18,14 +16,11 @@ struct PoolAxis {
   Index kernel;  // 0: adaptive
   Index stride;
   Index padding;
-  Divider<Index> by_in, by_out, by_stride;
 
   // Window o covers [begin(o), end(o)), padding included, and the voxels [first(o), last(o)).
-  VESAL_HOST_DEVICE Index begin(Index o) const {
-    return kernel == 0 ? by_out.divide(o * in) : o * stride - padding;
-  }
+  VESAL_HOST_DEVICE Index begin(Index o) const { return kernel == 0 ? o * in / out : o * stride - padding; }
   VESAL_HOST_DEVICE Index end(Index o) const {
-    return kernel == 0 ? by_out.divide((o + 1) * in + out - 1) : begin(o) + kernel;
+    return kernel == 0 ? ((o + 1) * in + out - 1) / out : begin(o) + kernel;
   }
   VESAL_HOST_DEVICE Index extent(Index o) const { return kernel == 0 ? end(o) - begin(o) : kernel; }
   VESAL_HOST_DEVICE Index first(Index o) const { return begin(o) < 0 ? Index{0} : begin(o); }
@@ -44,11 +39,11 @@ struct PoolAxis {
   };
   VESAL_HOST_DEVICE Range windows_over(Index position) const {
     if (kernel == 0) {
-      return {by_in.divide(position * out), by_in.divide((position + 1) * out + in - 1)};
+      return {position * out / in, ((position + 1) * out + in - 1) / in};
     }
     const Index padded = position + padding;
-    const Index begin = padded < kernel ? Index{0} : by_stride.divide(padded - kernel) + 1;
-    const Index end = by_stride.divide(padded) + 1;
+    const Index begin = padded < kernel ? Index{0} : (padded - kernel) / stride + 1;
+    const Index end = padded / stride + 1;
     return {begin, end < out ? end : out};
   }
 };
@@ -60,19 +55,11 @@ struct PoolAxes {
 
 template <class Index>
 PoolAxes<Index> pool_axes(const PoolParams& p) {
-  // Where there is nothing to divide by, nothing is divided.
-  const auto divider = [](int64_t by) {
-    return Divider<Index>(static_cast<Index>(std::max<int64_t>(by, 1)));
-  };
   const auto axis = [&](int64_t in, int64_t out, size_t a) {
-    return PoolAxis<Index>{static_cast<Index>(in),
-                           static_cast<Index>(out),
+    return PoolAxis<Index>{static_cast<Index>(in), static_cast<Index>(out),
                            p.is_adaptive() ? Index{0} : static_cast<Index>(p.kernel[a]),
                            static_cast<Index>(p.stride[a]),
-                           p.is_adaptive() ? Index{0} : static_cast<Index>(p.padding[a]),
-                           divider(in),
-                           divider(out),
-                           divider(p.stride[a])};
+                           p.is_adaptive() ? Index{0} : static_cast<Index>(p.padding[a])};
   };
   return {axis(p.d, p.out_d(), 0), axis(p.h, p.out_h(), 1), axis(p.w, p.out_w(), 2)};
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "base/host_device.hpp"
+#include "kernels/context/divider.hpp"
 #include "kernels/resize/resize.hpp"
 
 namespace vesal::kernels {
@@ -30,6 +31,7 @@ struct ResizeAxis {
   Int step = 2;
   Int start = 0;
   Int width = 2;
+  Divider<Int> by_step{2}, by_width{2};
 
   // first + rest / width, 0 <= rest < width.
   struct Position {
@@ -103,14 +105,13 @@ struct ResizeAxis {
   }
 
  private:
+  // No position is as low as -1.
   VESAL_HOST_DEVICE Position split(Int numerator) const {
-    Int first = numerator / width;
-    Int rest = numerator - first * width;
-    if (rest < 0) {
-      rest += width;
-      --first;
+    if (numerator < 0) {
+      return {-1, numerator + width};
     }
-    return {static_cast<int>(first), rest};
+    const Int first = by_width.divide(numerator);
+    return {static_cast<int>(first), numerator - first * width};
   }
   VESAL_HOST_DEVICE int clamped(int i) const { return i < 0 ? 0 : (i >= in ? in - 1 : i); }
   VESAL_HOST_DEVICE float fraction(const Position& position) const {
@@ -121,7 +122,7 @@ struct ResizeAxis {
     if (value < start) {
       return 0;
     }
-    const Int o = (value - start) / step + 1;
+    const Int o = by_step.divide(value - start) + 1;
     return o < out ? static_cast<int>(o) : out;
   }
 };
@@ -130,8 +131,13 @@ struct ResizeAxis {
 template <class Int>
 ResizeAxis<Int> resize_axis(const ResizeParams& p, int64_t in, int64_t out, double scale) {
   const auto axis = [&](int64_t step, int64_t start, int64_t width) {
-    return ResizeAxis<Int>{static_cast<int>(in), static_cast<int>(out), static_cast<Int>(step),
-                           static_cast<Int>(start), static_cast<Int>(width)};
+    return ResizeAxis<Int>{static_cast<int>(in),
+                           static_cast<int>(out),
+                           static_cast<Int>(step),
+                           static_cast<Int>(start),
+                           static_cast<Int>(width),
+                           Divider<Int>(static_cast<Int>(std::max<int64_t>(step, 1))),
+                           Divider<Int>(static_cast<Int>(width))};
   };
   if (p.align_corners) {
     return axis(out > 1 ? in - 1 : 0, 0, std::max<int64_t>(out - 1, 1));

@@ -1,5 +1,6 @@
 // Sizes that resizing is tested with: growing and shrinking by whole and broken factors, each axis by itself,
-// single voxels, channels around the 16 lanes of a vector (cpu), element counts around a block of 256 threads
+// single voxels, channels around the 16 lanes of a vector (cpu), counts of elements, and of packs of four
+// channels, around a block of 256 threads, and factors around the four outputs that a gather takes at a time
 // (CUDA).
 #pragma once
 
@@ -45,6 +46,14 @@ inline const std::vector<ResizeCase> kResizeCases = {
     {"outputs_255", {1, 1, 2, 16, 1, 3, 85, 1}, false},
     {"outputs_256", {1, 1, 2, 16, 1, 4, 64, 1}, true},
     {"outputs_257", {1, 1, 1, 16, 1, 1, 257, 1}, false},
+    {"packs_255", {1, 1, 2, 16, 1, 3, 85, 4}, false},
+    {"packs_256", {1, 1, 2, 16, 1, 4, 64, 4}, true},
+    {"packs_257", {1, 1, 1, 16, 1, 1, 257, 4}, false},
+    {"packs_times_2", {2, 3, 4, 5, 6, 8, 10, 8}, true},
+    {"packs_broken", {2, 7, 3, 10, 5, 8, 7, 12}, false},
+    {"readers_3", {1, 1, 2, 4, 1, 2, 12, 2}, false},
+    {"readers_4", {1, 1, 2, 4, 1, 2, 16, 4}, true},
+    {"readers_5", {1, 1, 2, 4, 1, 2, 20, 4}, false},
 };
 
 // For benchmarks, with both interpolations: logits brought to full resolution, decoders without transposed

@@ -176,6 +176,40 @@ TEST(Resize, MatchesReference) {
   }
 }
 
+// Places aligned to one element only, where kernels do not take four channels at a time.
+TEST(Resize, UnalignedIsTheSame) {
+  for (const ResizeCase& c : kResizeCases) {
+    for (const ResizeConvention& convention : kResizeConventions) {
+      const ResizeParams p = with_convention(c.params, convention);
+      if (p.c % 4 != 0) {
+        continue;
+      }
+      std::vector<float> x = random_normal(input_count(p), 5), dy = random_normal(output_count(p), 6);
+      for (const Device device : test_devices()) {
+        const Found aligned = device_outcome(device, p, x, dy);
+        const auto shifted = [](int64_t by, std::vector<float> values) {
+          values.insert(values.begin(), static_cast<size_t>(by), 0.0f);
+          return values;
+        };
+        const auto tail = [](int64_t by, std::vector<float> values) {
+          values.erase(values.begin(), values.begin() + by);
+          return values;
+        };
+        for (const auto& [first, last] : {std::pair{1, 0}, {0, 3}}) {
+          Context context(device);
+          const DeviceArray<float> in(device, shifted(first, x)), gradient(device, shifted(last, dy)),
+              y(device, output_count(p) + last), dx(device, input_count(p) + first);
+          resize_forward(context, p, in.get() + first, y.get() + last);
+          resize_backward(context, p, gradient.get() + last, dx.get() + first);
+          const std::string what = concat(c.name, ", ", convention.name, ", ", to_string(device));
+          expect_equal("y, " + what, tail(last, y.host()), aligned.y);
+          expect_equal("dx, " + what, tail(first, dx.host()), aligned.dx);
+        }
+      }
+    }
+  }
+}
+
 TEST(Resize, RandomCases) {
   for_each_random_case([](RandomStream& random) {
     const ResizeParams p = random_resize_params(random);
