@@ -1,6 +1,7 @@
 // Sizes that pooling by regions is tested with. Tiles to be one short of, equal to and one beyond: 32 voxels
 // a step of a warp and 1024 a chunk (CUDA), 1024 regions of the scan (CUDA), channels of 8, 16 and 64 (CPU),
-// of 32 (CUDA).
+// of 32, or 8 of few regions (CUDA), voxels of a region around sixteen for each of 32 and of 1024 threads
+// (CUDA: a block is larger from there on, and no more).
 #pragma once
 
 #include <string>
@@ -28,7 +29,13 @@ inline const std::vector<RegionCase> kRegionCases = {
     {"channels_63", {1, 20, 3}, 63},     {"channels_64", {1, 20, 3}, 64},
     {"channels_65", {2, 20, 3}, 65},     {"regions_1023", {1, 300, 1023}, 2},
     {"regions_1024", {1, 300, 1024}, 2}, {"regions_1025", {2, 300, 1025}, 2},
-    {"large_regions", {1, 3000, 2}, 4},
+    {"large_regions", {1, 3000, 2}, 4},  {"channels_7", {1, 90, 3}, 7},
+    {"channels_8", {2, 90, 3}, 8},       {"channels_9", {1, 90, 3}, 9},
+    {"channels_12", {1, 90, 3}, 12},     {"channels_36", {2, 90, 3}, 36},
+    {"many_of_36", {1, 900, 130}, 36},   {"many_of_37", {1, 900, 130}, 37},
+    {"one_warp", {1, 512, 1}, 4},        {"beyond_one_warp", {1, 513, 1}, 4},
+    {"full_block", {1, 8192, 1}, 8},     {"beyond_full_block", {1, 8193, 1}, 8},
+    {"rows_127", {1, 300, 127}, 12},     {"rows_128", {1, 300, 128}, 12},
 };
 
 // Labels in neighbouring runs as supervoxels have them, some of them outside on either side; about one region

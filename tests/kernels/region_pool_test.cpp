@@ -55,7 +55,8 @@ struct DeviceIndex {
   RegionIndex get() const { return {offsets, voxels}; }
 };
 
-Result<float> device_result(Device device, const Inputs& in) {
+// All features and means begin `offset` elements behind a place that is aligned.
+Result<float> device_result(Device device, const Inputs& in, int64_t offset = 0) {
   const RegionParams& p = in.c.params;
   Context context(device);
   const DeviceArray<int32_t> labels(device, in.labels);
@@ -64,15 +65,24 @@ Result<float> device_result(Device device, const Inputs& in) {
     const DeviceWorkspace workspace(device, region_index_workspace_bytes(context, p));
     region_index(context, p, labels, index.get(), workspace);
   }
-  const DeviceArray<float> voxels(device, in.voxels), regions(device, in.regions);
+  const auto behind = [&](std::vector<float> values) {
+    values.insert(values.begin(), static_cast<size_t>(offset), 0.0f);
+    return values;
+  };
+  const DeviceArray<float> voxels(device, behind(in.voxels)), regions(device, behind(in.regions));
   const DeviceArray<float> means(device, regions.size()), dx(device, voxels.size()), y(device, voxels.size()),
       dregions(device, regions.size());
   const int64_t channels = in.c.channels;
-  region_mean_forward(context, p, channels, index.get(), voxels.get(), means.get());
-  region_mean_backward(context, p, channels, labels, index.get(), regions.get(), dx.get());
-  region_gather_forward(context, p, channels, labels, regions.get(), y.get());
-  region_gather_backward(context, p, channels, index.get(), voxels.get(), dregions.get());
-  return {means.host(), dx.host(), y.host(), dregions.host()};
+  region_mean_forward(context, p, channels, index.get(), voxels.get() + offset, means.get() + offset);
+  region_mean_backward(context, p, channels, labels, index.get(), regions.get() + offset, dx.get() + offset);
+  region_gather_forward(context, p, channels, labels, regions.get() + offset, y.get() + offset);
+  region_gather_backward(context, p, channels, index.get(), voxels.get() + offset, dregions.get() + offset);
+  const auto values = [&](const DeviceArray<float>& array) {
+    std::vector<float> all = array.host();
+    all.erase(all.begin(), all.begin() + offset);
+    return all;
+  };
+  return {values(means), values(dx), values(y), values(dregions)};
 }
 
 void expect_result(const std::string& what, const Result<float>& found, const Result<double>& exact,
@@ -137,6 +147,16 @@ TEST(RegionPool, MatchesTheReference) {
         expect_result(what, found, exact, naive);
         return joined(found);
       });
+    }
+  }
+}
+
+TEST(RegionPool, UnalignedIsTheSame) {
+  for (const RegionCase& c : kRegionCases) {
+    const Inputs in(c);
+    for (const Device device : test_devices()) {
+      expect_equal(c.name + " on " + to_string(device), joined(device_result(device, in, 1)),
+                   joined(device_result(device, in)));
     }
   }
 }
