@@ -302,10 +302,12 @@ TEST(RelativePosition, StorageTypesThatDifferAreOneLine) {
   Context context(Device{DeviceType::cpu, 0});
   std::vector<float> x(3);
   std::vector<uint16_t> half(1);
+  std::vector<float> room(16);
+  const Workspace workspace{room.data(), room.size() * sizeof(float)};
   EXPECT_EQ(shape_error([&] {
               relative_position_backward(context, {.head_dim = 1}, Data(half.data(), DType::bf16), {},
                                          x.data(), x.data(), GradMode::overwrite, {}, GradMode::overwrite,
-                                         {});
+                                         workspace);
             }),
             "relative_position_backward: tensors are stored as bf16 and f32, expected one type");
 }
