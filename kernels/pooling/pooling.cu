@@ -8,6 +8,7 @@
 // numbers are 32 bits wide where they fit. A window is one thread's work: for a single output a sample,
 // kernels/reduce has more of them.
 #include "base/size.hpp"
+#include "kernels/context/divider.hpp"
 #include "kernels/context/packs.hpp"
 #include "kernels/context/storage.hpp"
 #include "kernels/context/voxel_packs.hpp"
@@ -20,8 +21,52 @@ namespace {
 
 constexpr int kBlock = 256;
 
-// Axes fit 32 bits (pooling.cpp), element numbers, of type Index, do not always.
-using Axes = PoolAxes<int>;
+// What PoolAxis (pool_axis.hpp) says of windows, in formulas that hold for fixed and for adaptive ones: a
+// branch that asks which costs more than a division by one. Numbers along an axis fit 32 bits (pooling.cpp),
+// element numbers, of type Index below, do not always.
+struct Axis {
+  int in, out;
+  int step, reach,
+      padding;  // of windows in voxels: the next one, a window's last one, those before the volume
+  int scale, before, after;  // of voxels in windows
+  Divider32 by_step, by_stride;
+
+  explicit Axis(const PoolAxis<int>& a)
+      : in(a.in),
+        out(a.out),
+        step(a.kernel == 0 ? a.in : a.stride),
+        reach(a.kernel == 0 ? a.in - 1 : a.kernel - 1 - a.padding),
+        padding(a.padding),
+        scale(a.kernel == 0 ? a.out : 1),
+        before(a.kernel == 0 ? -a.in : a.padding - a.kernel),
+        after(a.kernel == 0 ? a.out - 1 : a.padding),
+        by_step(a.kernel == 0 ? a.out : 1),
+        by_stride(a.kernel == 0 ? a.in : a.stride) {}
+
+  VESAL_DEVICE int begin(int o) const { return by_step.divide(o * step) - padding; }
+  VESAL_DEVICE int end(int o) const { return by_step.divide(o * step + reach) + 1; }
+  VESAL_DEVICE int extent(int o) const { return end(o) - begin(o); }
+  VESAL_DEVICE int first(int o) const { return max(begin(o), 0); }
+  VESAL_DEVICE int last(int o) const { return min(end(o), in); }
+  VESAL_DEVICE int divisor(int o, bool count_include_pad) const {
+    return min(end(o), count_include_pad ? in + padding : in) - (count_include_pad ? begin(o) : first(o));
+  }
+
+  struct Range {
+    int begin, end;
+  };
+  VESAL_DEVICE Range windows_over(int voxel) const {
+    const int beyond = voxel * scale + before;  // the last window that ends before the voxel
+    const int next = by_stride.divide(beyond) + 1;
+    return {beyond < 0 ? 0 : next, min(by_stride.divide(voxel * scale + after) + 1, out)};
+  }
+};
+
+struct Axes {
+  Axis d, h, w;
+  explicit Axes(const PoolParams& p) : Axes(pool_axes<int>(p)) {}
+  explicit Axes(const PoolAxes<int>& axes) : d(axes.d), h(axes.h), w(axes.w) {}
+};
 
 // T is the storage type; Index is int or int64_t; Number, of the voxels in a window, uint8_t or int32_t.
 template <class T, class Index, int kWidth, class Number>
@@ -219,8 +264,8 @@ void max_pool3d_forward(Context& context, const PoolParams& params, ConstData x_
       with_result(params, output_extents(params), can_pack(x, y, numbers),
                   [&]<class Index, int kWidth>(const VoxelPacks<Index, kWidth>& result, Index channels) {
                     launch(context.stream(), {.grid = ceil_div(result.count, kBlock), .block = kBlock},
-                           max_forward<T, Index, kWidth, Number>, pool_axes<int>(params), result, channels, x,
-                           y, numbers);
+                           max_forward<T, Index, kWidth, Number>, Axes(params), result, channels, x, y,
+                           numbers);
                   });
     });
   });
@@ -236,8 +281,8 @@ void max_pool3d_backward(Context& context, const PoolParams& params, ConstData d
       with_result(params, input_extents(params), can_pack(dy, dx, numbers),
                   [&]<class Index, int kWidth>(const VoxelPacks<Index, kWidth>& result, Index channels) {
                     launch(context.stream(), {.grid = ceil_div(result.count, kBlock), .block = kBlock},
-                           max_backward<T, Index, kWidth, Number>, pool_axes<int>(params), result, channels,
-                           dy, numbers, dx);
+                           max_backward<T, Index, kWidth, Number>, Axes(params), result, channels, dy,
+                           numbers, dx);
                   });
     });
   });
@@ -250,7 +295,7 @@ void avg_pool3d_forward(Context& context, const PoolParams& params, ConstData x_
     with_result(params, output_extents(params), can_pack(x, y),
                 [&]<class Index, int kWidth>(const VoxelPacks<Index, kWidth>& result, Index channels) {
                   launch(context.stream(), {.grid = ceil_div(result.count, kBlock), .block = kBlock},
-                         average_forward<T, Index, kWidth>, pool_axes<int>(params), result, channels,
+                         average_forward<T, Index, kWidth>, Axes(params), result, channels,
                          params.count_include_pad, x, y);
                 });
   });
@@ -263,7 +308,7 @@ void avg_pool3d_backward(Context& context, const PoolParams& params, ConstData d
     with_result(params, input_extents(params), can_pack(dy, dx),
                 [&]<class Index, int kWidth>(const VoxelPacks<Index, kWidth>& result, Index channels) {
                   launch(context.stream(), {.grid = ceil_div(result.count, kBlock), .block = kBlock},
-                         average_backward<T, Index, kWidth>, pool_axes<int>(params), result, channels,
+                         average_backward<T, Index, kWidth>, Axes(params), result, channels,
                          params.count_include_pad, dy, dx);
                 });
   });
