@@ -2,7 +2,7 @@
 //
 // Least work: 2 m n k operations and 4 (m k + k n + m n) bytes a product, 2 (m k + k n + m n) in bf16 and
 // f16. Attention at 32 channels a head is limited by memory. Products with a small result and a long sum are
-// split over k. No GPU timing exists yet (see bench/results/README.md).
+// split over k.
 #include <algorithm>
 
 #include "kernels/gemm/gemm_internal.hpp"

@@ -6,8 +6,7 @@
 // each of its 4 queries, one a lane. For k > 32 the tiles are passed again for the next 32. The adjacency is
 // a bitmap in the workspace (M^2 / 8 bytes, one sample at a time) set with integer atomicOr, whose result has
 // no order; counting, scanning and writing the rows is limited by latency. Edge weights and products: 17 or
-// so edges a row; limited by gathers from the L2 cache. No GPU timing exists yet (see
-// bench/results/README.md).
+// so edges a row; limited by gathers from the L2 cache.
 #include <algorithm>
 #include <cmath>
 

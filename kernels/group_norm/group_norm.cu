@@ -1,7 +1,7 @@
 // Group normalisation with affine map and activation. The passes over the data are those of instance
 // normalisation (12 bytes an element forward, 20 backward; memory bandwidth limits both); between them a
 // small kernel brings the channels of each group together: a power of two of lanes, at most a warp, shares a
-// group. No GPU timing exists yet: bench/results/README.md.
+// group.
 #include "kernels/context/activations.hpp"
 #include "kernels/context/channel_norm_device.hpp"
 #include "kernels/context/dispatch.hpp"

@@ -1,7 +1,7 @@
 // Layer normalisation with activation. Forward reads and writes 4 bytes an element at least (a row is read
 // three times, from L1 after the first); backward reads 8 and writes 4, and reads 8 again for dgamma and
 // dbeta; about 10 operations an element: memory bandwidth limits it. A power of two of lanes, at most a warp,
-// shares a row, so that its sums are shuffles. No GPU timing exists yet: bench/results/README.md.
+// shares a row, so that its sums are shuffles.
 #include "kernels/context/activations.hpp"
 #include "kernels/context/activations_device.hpp"
 #include "kernels/context/device_loops.hpp"

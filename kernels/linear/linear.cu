@@ -5,7 +5,7 @@
 // f16) for each of the three. In float32 that is limited by memory below about 100 channels (in = out = 32: 8
 // operations a byte), above by the float32
 // units, which this version uses without tensor cores. The weight gradient, whose result is small and whose
-// sum is long, is split over rows. No GPU timing exists yet (see bench/results/README.md).
+// sum is long, is split over rows.
 #include <algorithm>
 
 #include "kernels/linear/gemm_device.hpp"

@@ -1,8 +1,7 @@
 // Segmentation losses and their targets. A float32 logit and its target are 5 bytes read (and 4 written in
 // backward) for about 40 operations, an exponential and a logarithm among them: memory bandwidth limits them,
 // closely followed by the special function units. Sums run per slab, then over slabs, in a fixed order.
-// edge_targets reads 27 bytes a voxel, nearly all of them from L1. No GPU timing exists yet:
-// bench/results/README.md.
+// edge_targets reads 27 bytes a voxel, nearly all of them from L1.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/storage.hpp"

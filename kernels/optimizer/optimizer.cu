@@ -1,8 +1,7 @@
 // AdamW, Adam, SGD, the moving average of the weights and the global gradient norm. AdamW reads 16 and writes
 // 12 bytes a parameter (4 more of each with AMSGrad), SGD reads 12 and writes 8, the average reads 8 and
 // writes 4, the norm reads 4; at most 20 operations: memory bandwidth limits all. A block takes a chunk of
-// one tensor; all tensors go in one launch, found through tables in device memory. No GPU timing exists yet:
-// bench/results/README.md.
+// one tensor; all tensors go in one launch, found through tables in device memory.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/optimizer/optimizer.hpp"

@@ -1,8 +1,7 @@
 // Soft Dice and IoU losses. Forward reads 4 bytes a float32 logit and 1 or fewer of its target, backward also
 // writes 4; about 30 operations, an exponential among them: memory bandwidth limits both. For softmax a power
 // of two of lanes, at most a warp, shares a voxel; beyond 32 classes the row is read from L1 again for every
-// further tile of 32. Sums run per slab of voxels, then over slabs, in a fixed order. No GPU timing exists
-// yet: bench/results/README.md.
+// further tile of 32. Sums run per slab of voxels, then over slabs, in a fixed order.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/storage.hpp"

@@ -1,7 +1,7 @@
 // Element-wise losses. Forward reads 8 bytes a float32 element (5 with targets in bytes, 4 more with element
 // weights), backward also writes 4; 2 to 60 operations: memory bandwidth limits them, for the focal loss
 // closely followed by the special function units. Sums run per slab of one long row, then over slabs, in a
-// fixed order. No GPU timing exists yet: bench/results/README.md.
+// fixed order.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/storage.hpp"

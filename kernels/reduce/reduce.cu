@@ -1,7 +1,6 @@
 // Sums and maxima. Each input is read once (4 bytes and one or two operations an element): memory bandwidth
 // limits them. A reduction over rows takes two launches: partial sums of up to 512 slabs, then the slabs'
-// sums in a fixed order, so that no floating-point atomics are needed. No GPU timing exists yet:
-// bench/results/README.md.
+// sums in a fixed order, so that no floating-point atomics are needed.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/storage.hpp"

@@ -3,7 +3,6 @@
 // What it computes: rotary.hpp: 2 numbers moved for each of x, 3 flops, and for each pair a sine and a cosine
 // of about
 // 20. What limits it: memory. How: a thread a pair; neighbouring threads read neighbouring pairs.
-// No GPU timing exists yet (see bench/results/README.md).
 #include "kernels/context/dispatch.hpp"
 #include "kernels/context/storage.hpp"
 #include "kernels/rotary/rotary.hpp"

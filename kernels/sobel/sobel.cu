@@ -4,8 +4,7 @@
 // bytes: limited by memory. A block computes a tile of 4 x 8 x 32 voxels from a copy with a border of one in
 // shared memory. Magnitude backward first writes the gradient's gradient to the workspace, then applies the
 // transposed stencil. Edge gate: x and y (backward: x, dy, dx) and the three gradients once, a few operations
-// a byte: limited by memory. Backward sums over the channels with up to 32 lanes a voxel in a fixed order. No
-// GPU timing exists yet (see bench/results/README.md).
+// a byte: limited by memory. Backward sums over the channels with up to 32 lanes a voxel in a fixed order.
 #include "base/size.hpp"
 #include "kernels/context/storage.hpp"
 #include "kernels/simt/device.hpp"

@@ -15,7 +15,6 @@
 // lse. Shift, padding and the regions of the mask are index arithmetic (window_geometry.hpp). Bias gradient:
 // each warp adds to a table of its own. For one key the rows of a warp hit different entries, and a warp
 // barrier separates the keys, so the order is fixed; tables of all warps and chunks are then added in order.
-// No GPU timing exists yet (see bench/results/README.md).
 #include <algorithm>
 
 #include "kernels/context/attention_rows_device.hpp"
