@@ -57,7 +57,7 @@ struct Axis {
   };
   VESAL_DEVICE Range windows_over(int voxel) const {
     const int beyond = voxel * scale + before;  // the last window that ends before the voxel
-    const int next = by_stride.divide(beyond) + 1;
+    const int next = by_stride.divide(max(beyond, 0)) + 1;
     return {beyond < 0 ? 0 : next, min(by_stride.divide(voxel * scale + after) + 1, out)};
   }
 };
