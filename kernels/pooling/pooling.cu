@@ -26,9 +26,10 @@ constexpr int kBlock = 256;
 // element numbers, of type Index below, do not always.
 struct Axis {
   int in, out;
-  int step, reach,
-      padding;  // of windows in voxels: the next one, a window's last one, those before the volume
-  int scale, before, after;  // of voxels in windows
+  // Window o: from o * step / d - padding to (o * step + reach) / d, both rounded down, d by_step's divisor.
+  int step, reach, padding;
+  // Voxel i: the windows from behind (i * scale + before) / d to (i * scale + after) / d, d by_stride's.
+  int scale, before, after;
   Divider32 by_step, by_stride;
 
   explicit Axis(const PoolAxis<int>& a)
@@ -56,7 +57,7 @@ struct Axis {
     int begin, end;
   };
   VESAL_DEVICE Range windows_over(int voxel) const {
-    const int beyond = voxel * scale + before;  // the last window that ends before the voxel
+    const int beyond = voxel * scale + before;  // below 0: the first window covers the voxel
     const int next = by_stride.divide(max(beyond, 0)) + 1;
     return {beyond < 0 ? 0 : next, min(by_stride.divide(voxel * scale + after) + 1, out)};
   }
