@@ -15,6 +15,7 @@
 #include "kernels/context/storage.hpp"
 #include "kernels/relative_position/relative_position.hpp"
 #include "kernels/simt/device.hpp"
+#include "kernels/simt/rolled.hpp"
 
 namespace vesal::kernels {
 
@@ -135,22 +136,25 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kBlock)
   }
 }
 
-// An axis and its table, or null.
+// The axes and their tables, or null.
 struct TableAxis {
   RelativePositionAxis axis;
   const float* table;
 };
+struct TableAxes {
+  TableAxis axes[3];
+};
 
-// Adds one axis' part of dq[token, head .. head + kHeads, c]; `source` is the axial bias' gradient of the
-// first of the `heads` heads, `factors` are shared. The whole block calls it, with c < 0 in threads that own
-// no dimension.
+// Adds one axis' part of dq[token, head .. head + kHeads, c], token within the sample; `source` is the axial
+// bias' gradient of the first of the `heads` heads, `factors` are shared. The whole block calls it, with c <
+// 0 in threads that own no dimension.
 VESAL_DEVICE void add_axis(const Geometry& g, const TableAxis& a, const float* VESAL_RESTRICT source,
-                           int heads, int64_t token, int c, float4 (&factors)[kHeads][kKeys / 4],
+                           int heads, int token, int c, float4 (&factors)[kHeads][kKeys / 4],
                            float (&sums)[kHeads]) {
   if (a.table == nullptr) {
     return;
   }
-  const int place = a.axis.place(token);
+  const int place = token / a.axis.inner % a.axis.queries;
   const int64_t step = static_cast<int64_t>(a.axis.key_step) * g.dim;  // to the row of the key before
   for (int first = 0; first < a.axis.keys; first += kKeys) {
     const int keys = a.axis.keys - first < kKeys ? a.axis.keys - first : kKeys;
@@ -165,6 +169,7 @@ VESAL_DEVICE void add_axis(const Geometry& g, const TableAxis& a, const float* V
     if (c >= 0) {
       const float* entry = a.table + static_cast<int64_t>(a.axis.row(place, first)) * g.dim + c;
       int j = 0;
+      VESAL_ROLLED
       for (; j + 4 <= keys; j += 4) {
         const float x = entry[0];
         const float y = entry[-step];
@@ -180,6 +185,7 @@ VESAL_DEVICE void add_axis(const Geometry& g, const TableAxis& a, const float* V
         }
         entry -= 4 * step;
       }
+      VESAL_ROLLED
       for (; j < keys; ++j) {
         VESAL_UNROLL
         for (int m = 0; m < kHeads; ++m) {
@@ -194,12 +200,12 @@ VESAL_DEVICE void add_axis(const Geometry& g, const TableAxis& a, const float* V
 // Block (token x kHeads heads, 64 dimensions), thread (dimension).
 template <class T>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kTileDims)
-    query_gradients_kernel(Geometry g, TableAxis d, TableAxis h, TableAxis w,
-                           const float* VESAL_RESTRICT daxial_bias, T* VESAL_RESTRICT dq, int accumulate) {
+    query_gradients_kernel(Geometry g, TableAxes tables, const float* VESAL_RESTRICT daxial_bias,
+                           T* VESAL_RESTRICT dq, int accumulate) {
   VESAL_SHARED(float4, factors, [kHeads][kKeys / 4]);
   const int groups = (g.heads + kHeads - 1) / kHeads;
-  const int64_t token = blockIdx.x / groups;
-  const int first = static_cast<int>(blockIdx.x % groups) * kHeads;
+  const int64_t token = static_cast<int>(blockIdx.x) / groups;
+  const int first = static_cast<int>(blockIdx.x) % groups * kHeads;
   const int heads = g.heads - first < kHeads ? g.heads - first : kHeads;
   const int dimension = static_cast<int>(blockIdx.y) * kTileDims + static_cast<int>(threadIdx.x);
   const int c = dimension < g.dim ? dimension : -1;
@@ -210,9 +216,11 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kTileDims)
   for (int m = 0; m < kHeads; ++m) {
     sums[m] = accumulate != 0 && c >= 0 && m < heads ? widen(target[m * g.dim]) : 0.0f;
   }
-  add_axis(g, d, source, heads, token, c, factors, sums);
-  add_axis(g, h, source, heads, token, c, factors, sums);
-  add_axis(g, w, source, heads, token, c, factors, sums);
+  const int within = static_cast<int>(blockIdx.x) / groups % static_cast<int>(g.queries);
+  VESAL_UNROLL
+  for (int a = 0; a < 3; ++a) {
+    add_axis(g, tables.axes[a], source, heads, within, c, factors, sums);
+  }
   VESAL_UNROLL
   for (int m = 0; m < kHeads; ++m) {
     if (c >= 0 && m < heads) {
@@ -358,9 +366,9 @@ void relative_position_backward(Context& context, const RelativePositionParams& 
   float* partials = static_cast<float*>(workspace.data);
   const Geometry g = geometry_of(params);
   const auto axes = relative_position_axes(params);
-  std::array<TableAxis, 3> table_axes;
+  TableAxes table_axes;
   for (size_t a = 0; a < 3; ++a) {
-    table_axes[a] = {axes[a], tables[a].as<float>("relative_position_backward: table")};
+    table_axes.axes[a] = {axes[a], tables[a].as<float>("relative_position_backward: table")};
   }
   with_storage("relative_position_backward", {q_, dq_}, [&]<class T>(T) {
     const T* q = q_.as<T>("relative_position_backward: q");
@@ -368,7 +376,7 @@ void relative_position_backward(Context& context, const RelativePositionParams& 
     launch(context.stream(),
            {.grid = {g.n * g.queries * ceil_div(g.heads, kHeads), ceil_div(g.dim, kTileDims)},
             .block = kTileDims},
-           query_gradients_kernel<T>, g, table_axes[0], table_axes[1], table_axes[2], daxial_bias, dq,
+           query_gradients_kernel<T>, g, table_axes, daxial_bias, dq,
            dq_mode == GradMode::accumulate ? 1 : 0);
     for (size_t a = 0; a < 3; ++a) {
       float* dtable = dtables[a].as<float>("relative_position_backward: dtable");
