@@ -20,6 +20,7 @@
 
 #include "base/size.hpp"
 #include "kernels/context/context.hpp"
+#include "kernels/context/quads.hpp"
 #include "kernels/context/storage.hpp"
 #include "kernels/simt/device.hpp"
 
@@ -36,33 +37,6 @@ constexpr int kSumRows = 8;
 
 template <int kTileN>
 constexpr int kGemmThreads = (kTileM / kThreadM) * (kTileN / kThreadN);
-
-VESAL_DEVICE inline float4 zero4() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
-
-VESAL_DEVICE inline float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
-// Four stored values in one access of eight bytes.
-template <class T>
-VESAL_DEVICE float4 load4(const Reader<T>& p) {
-  struct alignas(8) Quad {
-    T x, y, z, w;
-  };
-  const Quad quad = *reinterpret_cast<const Quad*>(p.pointer);
-  return make_float4(widen(quad.x), widen(quad.y), widen(quad.z), widen(quad.w));
-}
-
-// The `count` (0 to 4, or more) first of four consecutive values, zeros for the rest.
-template <class P>
-VESAL_DEVICE float4 load_up_to_4(const P& p, int count, bool aligned) {
-  if (aligned && count >= 4) {
-    return load4(p);
-  }
-  float4 value = zero4();
-  if (count > 0) value.x = p[0];
-  if (count > 1) value.y = p[1];
-  if (count > 2) value.z = p[2];
-  if (count > 3) value.w = p[3];
-  return value;
-}
 
 // Where the matrices of a launch's pieces lie: piece = outer number * inner_count + inner number.
 struct PieceStride {
@@ -197,6 +171,8 @@ struct LoaderByRow {
 // The accumulators of a thread: rows row(r), columns column(c) of the block's tile.
 template <int kTileN>
 struct TileProduct {
+  static constexpr int kQuadsA = kTileM / 4 + 1;  // one quad of padding against bank conflicts
+  static constexpr int kQuadsB = kTileN / 4 + 1;
   float values[kThreadM][kThreadN];
 
   VESAL_DEVICE static int row(int thread, int r) {
@@ -204,14 +180,7 @@ struct TileProduct {
   }
   VESAL_DEVICE static int column(int thread, int c) { return thread % (kTileN / kThreadN) * 4 + c; }
 
-  template <class LoaderA, class LoaderB, class OperandA, class OperandB>
-  VESAL_DEVICE void compute(LoaderA& loader_a, LoaderB& loader_b, const OperandA& a, const OperandB& b,
-                            int64_t first_row, int64_t first_column, int k_begin, int k_end) {
-    constexpr int kQuadsA = kTileM / 4 + 1;  // one quad of padding against bank conflicts
-    constexpr int kQuadsB = kTileN / 4 + 1;
-    VESAL_SHARED(float4, tile_a, [kTileK * kQuadsA]);
-    VESAL_SHARED(float4, tile_b, [kTileK * kQuadsB]);
-    const int thread = static_cast<int>(threadIdx.x);
+  VESAL_DEVICE void clear() {
     VESAL_UNROLL
     for (int r = 0; r < kThreadM; ++r) {
       VESAL_UNROLL
@@ -219,6 +188,35 @@ struct TileProduct {
         values[r][c] = 0.0f;
       }
     }
+  }
+
+  // Adds the product of two slices in shared memory, tile[kTileK][rows / 4] with the padding.
+  VESAL_DEVICE void multiply(const float4* tile_a, const float4* tile_b, int thread) {
+    const int quad_m = thread / (kTileN / kThreadN);
+    const int quad_n = thread % (kTileN / kThreadN);
+    VESAL_UNROLL
+    for (int j = 0; j < kTileK; ++j) {
+      const float4 low = tile_a[j * kQuadsA + quad_m];
+      const float4 high = tile_a[j * kQuadsA + kTileM / 8 + quad_m];
+      const float4 right = tile_b[j * kQuadsB + quad_n];
+      const float left[kThreadM] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      VESAL_UNROLL
+      for (int r = 0; r < kThreadM; ++r) {
+        values[r][0] = fmaf(left[r], right.x, values[r][0]);
+        values[r][1] = fmaf(left[r], right.y, values[r][1]);
+        values[r][2] = fmaf(left[r], right.z, values[r][2]);
+        values[r][3] = fmaf(left[r], right.w, values[r][3]);
+      }
+    }
+  }
+
+  template <class LoaderA, class LoaderB, class OperandA, class OperandB>
+  VESAL_DEVICE void compute(LoaderA& loader_a, LoaderB& loader_b, const OperandA& a, const OperandB& b,
+                            int64_t first_row, int64_t first_column, int k_begin, int k_end) {
+    VESAL_SHARED(float4, tile_a, [kTileK * kQuadsA]);
+    VESAL_SHARED(float4, tile_b, [kTileK * kQuadsB]);
+    const int thread = static_cast<int>(threadIdx.x);
+    clear();
     if (k_begin >= k_end) {
       return;
     }
@@ -226,8 +224,6 @@ struct TileProduct {
     loader_b.start(b, first_column, thread);
     loader_a.fetch(a, k_begin, thread);
     loader_b.fetch(b, k_begin, thread);
-    const int quad_m = thread / (kTileN / kThreadN);
-    const int quad_n = thread % (kTileN / kThreadN);
     for (int k = k_begin; k < k_end; k += kTileK) {
       loader_a.put(tile_a, thread);
       loader_b.put(tile_b, thread);
@@ -236,20 +232,7 @@ struct TileProduct {
         loader_a.fetch(a, k + kTileK, thread);
         loader_b.fetch(b, k + kTileK, thread);
       }
-      VESAL_UNROLL
-      for (int j = 0; j < kTileK; ++j) {
-        const float4 low = tile_a[j * kQuadsA + quad_m];
-        const float4 high = tile_a[j * kQuadsA + kTileM / 8 + quad_m];
-        const float4 right = tile_b[j * kQuadsB + quad_n];
-        const float left[kThreadM] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-        VESAL_UNROLL
-        for (int r = 0; r < kThreadM; ++r) {
-          values[r][0] = fmaf(left[r], right.x, values[r][0]);
-          values[r][1] = fmaf(left[r], right.y, values[r][1]);
-          values[r][2] = fmaf(left[r], right.z, values[r][2]);
-          values[r][3] = fmaf(left[r], right.w, values[r][3]);
-        }
-      }
+      multiply(tile_a, tile_b, thread);
       __syncthreads();
     }
   }
@@ -430,12 +413,6 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>, 512 / kGemmThreads<k
 }
 
 // ---- Host side ----
-
-// Whether four consecutive elements of a row can be read at once.
-template <class T>
-bool aligned_quads(const T* pointer, int64_t stride) {
-  return reinterpret_cast<uintptr_t>(pointer) % (4 * sizeof(T)) == 0 && stride % 4 == 0;
-}
 
 // A product of `rows` x `columns` in each of `pieces`, with a depth of at most `depth`; `count` elements in
 // all of C.

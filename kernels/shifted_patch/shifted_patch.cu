@@ -2,23 +2,27 @@
 //
 // What it computes: shifted_patch.hpp. For T tokens, G present groups, F features of C = channels, E outputs:
 //   forward   at least x once, the weight once and y once; 2 T G F E flops
-//   backward  2 T G F E flops for the parameters, 2 T G F E more for dx; here 4 T G F E for dx, because the
-//   LayerNorm's
-//             two row sums need the whole row before the first element of dx can be written
-// What limits it: E / 2 multiply-adds per feature read through the cache (E = 24 to 192: the float32 units).
-// How: features are never stored. Mean and 1 / deviation of each token come first (a warp a token and group);
-// the products then gather and normalise features while they fill their tiles in shared memory, 64 tokens x
-// 32 columns a block, 4 x 4 numbers a thread. What is absent is skipped: a block handles one sample, so the
-// choice is uniform. Parameters' gradients: partial products D^T X per chunk of tokens in the workspace,
-// added in order (see shifted_patch_cpu.cpp for the identities). dx: within one copy no two features read the
-// same voxel, so one launch a copy adds to dx without conflicts, in the order of the copies; where dx is
-// stored in 16 bits, to a float32 copy in the workspace. No GPU timing exists yet (see
-// bench/results/README.md).
+//   backward  2 T G F E flops for the parameters, 2 T G F E more for dx
+// What limits it: E / 2 multiply-adds per feature read through the cache (E = 24 to 192: the float32 units),
+// as long as finding a feature costs less than multiplying it: where a tap (voxel of the patch and copy)
+// reads is in a table, and where channels come in fours they are read in fours.
+// How: the shifted copies are never stored. Mean and 1 / deviation of each token come first, then products in
+// the tiles of gemm_device.hpp gather and normalise features as they fill them, while other blocks multiply:
+// to fetch a slice ahead, a thread would need more registers than it has. A block handles one sample, so that
+// what is absent is skipped. A product with few tiles is split over the features, that for the
+// parameters, D^T X (see shifted_patch_cpu.cpp for the identities), over the tokens; parts are added in
+// order. dx: the gradients of the features, dy W, go to the workspace, for a slice of the tokens that fits in
+// the L2 cache; the LayerNorm's two sums of each token are taken from there, and then every voxel collects
+// what its copies have in the slice, in the order of the copies. Only where a sample takes several slices are
+// their shares added up in memory, in float32.
 #include <algorithm>
 #include <type_traits>
 
+#include "kernels/context/block_reduce.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/quads.hpp"
 #include "kernels/context/storage.hpp"
+#include "kernels/linear/gemm_device.hpp"
 #include "kernels/shifted_patch/shifted_patch.hpp"
 #include "kernels/simt/device.hpp"
 
@@ -31,45 +35,53 @@ VESAL_DECLARE_BACKENDS(shifted_patch_backward)
 namespace VESAL_BACKEND {
 namespace {
 
-constexpr unsigned kFullWarp = 0xffffffffu;
-constexpr int kThreads = 128;
-constexpr int kTileRows = 64;
-constexpr int kTileColumns = 32;
-constexpr int kTileDepth = 16;
-constexpr int kColumnThreads = 8;  // threads along a tile's columns; 16 along its rows
-constexpr int64_t kMaxChunks = 32;
-constexpr int64_t kTokensPerChunk = 512;
+constexpr int kBlock = 128;
+constexpr int64_t kFewFeatures = 128;  // up to here a warp is too many for a token
+constexpr int64_t kBlocksWanted = 512;
+constexpr int64_t kLeastDepth = 128;  // of one part of a product
+constexpr int64_t kMaxChunks = 256;
+constexpr int64_t kTokensPerSum = 256;
+constexpr int64_t kMaxSums = 128;
 constexpr int64_t kMaxPartialBytes = int64_t{64} << 20;
+// Gradients of features that are held at once. The emulator's are few, so that its small tests take several
+// slices.
+#ifdef __CUDACC__
+constexpr int64_t kSliceFloats = int64_t{8} << 20;
+#else
+constexpr int64_t kSliceFloats = 4096;
+#endif
+constexpr int64_t kSegment = int64_t{1} << 30;  // tokens that an int counts
 
 // Plain data, passed to kernels by value.
 struct Grid {
-  int64_t samples, groups, channels, outs;
-  int d, h, w;
-  int out_d, out_h, out_w;
-  int patch_d, patch_h, patch_w;
-  int copies;
-  int features;
+  int64_t samples;
   int64_t tokens;  // of one sample
+  int64_t plane;   // tokens of one depth
+  int groups, channels, outs, features, copies;
+  int d, h, w;
+  int out_w;
+  int patch_d, patch_h, patch_w;
+  bool padded;  // an extent is no multiple of the patch
   float eps;
 };
 
 Grid make_grid(const ShiftedPatchParams& p) {
   return {p.n,
-          p.groups,
-          p.channels,
-          p.out,
+          p.tokens() / p.n,
+          p.out_h() * p.out_w(),
+          static_cast<int>(p.groups),
+          static_cast<int>(p.channels),
+          static_cast<int>(p.out),
+          static_cast<int>(p.features()),
+          p.copies(),
           static_cast<int>(p.d),
           static_cast<int>(p.h),
           static_cast<int>(p.w),
-          static_cast<int>(p.out_d()),
-          static_cast<int>(p.out_h()),
           static_cast<int>(p.out_w()),
           p.patch[0],
           p.patch[1],
           p.patch[2],
-          p.copies(),
-          static_cast<int>(p.features()),
-          p.tokens() / p.n,
+          p.d % p.patch[0] != 0 || p.h % p.patch[1] != 0 || p.w % p.patch[2] != 0,
           p.eps};
 }
 
@@ -91,216 +103,356 @@ Directions make_directions(const ShiftedPatchParams& p) {
   return directions;
 }
 
-VESAL_DEVICE int shift_along(int shift, unsigned packed, int copy) {
-  return shift * (static_cast<int>(packed >> (2 * copy) & 3u) - 1);
+// direction + 1 of a copy.
+VESAL_DEVICE int direction_code(unsigned packed, int copy) {
+  return static_cast<int>(packed >> (2 * copy) & 3u);
 }
 
-// A token's first voxel, and where the sample starts in x.
-struct Place {
-  int z, y, x;
-  int64_t sample;
+struct Division {
+  int64_t quotient, remainder;
 };
 
-VESAL_DEVICE Place place_of(const Grid& g, int64_t sample, int64_t token) {
-  const int plane = static_cast<int>(token % (static_cast<int64_t>(g.out_h) * g.out_w));
-  return {static_cast<int>(token / (static_cast<int64_t>(g.out_h) * g.out_w)) * g.patch_d,
-          plane / g.out_w * g.patch_h, plane % g.out_w * g.patch_w, sample};
-}
-
-// The element of x that a token's feature reads, -1 where it is zero by padding.
-VESAL_DEVICE int64_t element_of(const Grid& g, const Directions& directions, const Place& place,
-                                int64_t group, int feature) {
-  const int channels = static_cast<int>(g.channels);
-  const int tap = feature / channels;
-  const int copy = tap % g.copies;
-  const int offset = tap / g.copies;
-  const int uz = place.z + offset / (g.patch_h * g.patch_w);
-  const int uy = place.y + offset / g.patch_w % g.patch_h;
-  const int ux = place.x + offset % g.patch_w;
-  const int vz = uz + shift_along(directions.shift_d, directions.z, copy);
-  const int vy = uy + shift_along(directions.shift_h, directions.y, copy);
-  const int vx = ux + shift_along(directions.shift_w, directions.x, copy);
-  if (uz >= g.d || uy >= g.h || ux >= g.w || vz < 0 || vz >= g.d || vy < 0 || vy >= g.h || vx < 0 ||
-      vx >= g.w) {
-    return -1;
+// In 32 bits where they hold it: 64 take several times as long.
+VESAL_DEVICE Division divide(int64_t value, int64_t divisor) {
+  if (value <= 0x7fffffff && divisor <= 0x7fffffff) {
+    const auto v = static_cast<unsigned>(value);
+    const auto d = static_cast<unsigned>(divisor);
+    const unsigned quotient = v / d;
+    return {quotient, v - quotient * d};
   }
-  return ((((place.sample * g.d + vz) * g.h + vy) * g.w + vx) * g.groups + group) * channels +
-         feature % channels;
+  const int64_t quotient = value / divisor;
+  return {quotient, value - quotient * divisor};
 }
 
-template <class Values>
-VESAL_DEVICE float feature_of(const Grid& g, const Directions& directions, const Values& x,
-                              const Place& place, int64_t group, int feature) {
-  const int64_t element = element_of(g, directions, place, group, feature);
-  return element < 0 ? 0.0f : x[element];
+// A token's first voxel.
+struct Place {
+  int z, y, x;
+};
+
+VESAL_DEVICE Place place_of(const Grid& g, int64_t token) {
+  const Division plane = divide(token, g.plane);
+  const Division row = divide(plane.remainder, g.out_w);
+  return {static_cast<int>(plane.quotient) * g.patch_d, static_cast<int>(row.quotient) * g.patch_h,
+          static_cast<int>(row.remainder) * g.patch_w};
 }
 
-VESAL_DEVICE bool is_present(const Grid& g, const uint8_t* mask, int64_t sample, int64_t group) {
+// One voxel of the patch in one copy: where it is read, from the token's first voxel, and where it lies in
+// the patch, in three bytes.
+struct alignas(16) Tap {
+  int z, y, x;
+  unsigned offset;
+};
+
+int64_t tap_count(const ShiftedPatchParams& p) {
+  return int64_t{p.copies()} * p.patch[0] * p.patch[1] * p.patch[2];
+}
+
+VESAL_KERNEL void taps_kernel(Grid g, Directions directions, int count, Tap* VESAL_RESTRICT taps) {
+  const int i = static_cast<int>(blockIdx.x) * kBlock + static_cast<int>(threadIdx.x);
+  if (i >= count) {
+    return;
+  }
+  const int copy = i % g.copies;
+  const int offset = i / g.copies;
+  const int z = offset / (g.patch_h * g.patch_w);
+  const int y = offset / g.patch_w % g.patch_h;
+  const int x = offset % g.patch_w;
+  taps[i] = {z + directions.shift_d * (direction_code(directions.z, copy) - 1),
+             y + directions.shift_h * (direction_code(directions.y, copy) - 1),
+             x + directions.shift_w * (direction_code(directions.x, copy) - 1),
+             static_cast<unsigned>(z | y << 8 | x << 16)};
+}
+
+// The number of the voxel that a tap of a token reads, -1 where the feature is zero by padding.
+VESAL_DEVICE int64_t voxel_of(const Grid& g, const Place& place, const Tap& tap) {
+  const int z = place.z + tap.z;
+  const int y = place.y + tap.y;
+  const int x = place.x + tap.x;
+  bool inside = static_cast<unsigned>(z) < static_cast<unsigned>(g.d) &&
+                static_cast<unsigned>(y) < static_cast<unsigned>(g.h) &&
+                static_cast<unsigned>(x) < static_cast<unsigned>(g.w);
+  if (g.padded) {
+    inside = inside && place.z + static_cast<int>(tap.offset & 255u) < g.d &&
+             place.y + static_cast<int>(tap.offset >> 8 & 255u) < g.h &&
+             place.x + static_cast<int>(tap.offset >> 16) < g.w;
+  }
+  return inside ? (int64_t{z} * g.h + y) * g.w + x : -1;
+}
+
+// Where features are gathered from. `quads`: the channels come in fours that can be read at once.
+template <class T>
+struct Gather {
+  Grid g;
+  const Tap* taps;
+  Input<T> x;
+  bool quads;
+
+  VESAL_DEVICE Input<T> values(int64_t sample, int group) const {
+    return x + (sample * g.d * g.h * g.w * g.groups + group) * g.channels;
+  }
+  // Four features of a token from `feature` on, a multiple of four; zeros beyond the last. `source` is from
+  // values().
+  VESAL_DEVICE float4 load(const Input<T>& source, const Place& place, int feature) const {
+    const int64_t stride = int64_t{g.groups} * g.channels;
+    int tap = feature / g.channels;
+    int channel = feature - tap * g.channels;
+    if (quads) {
+      const int64_t voxel = voxel_of(g, place, taps[tap]);
+      return voxel < 0 ? zero4() : load4(source + (voxel * stride + channel));
+    }
+    float value[4];
+    VESAL_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      value[j] = 0.0f;
+      if (feature + j < g.features) {
+        const int64_t voxel = voxel_of(g, place, taps[tap]);
+        if (voxel >= 0) {
+          value[j] = source[voxel * stride + channel];
+        }
+        if (++channel == g.channels) {
+          channel = 0;
+          ++tap;
+        }
+      }
+    }
+    return make_float4(value[0], value[1], value[2], value[3]);
+  }
+};
+
+VESAL_DEVICE float4 normalised(const float4& value, float mean, float rstd) {
+  return make_float4((value.x - mean) * rstd, (value.y - mean) * rstd, (value.z - mean) * rstd,
+                     (value.w - mean) * rstd);
+}
+
+VESAL_DEVICE bool is_present(const Grid& g, const uint8_t* mask, int64_t sample, int group) {
   return mask == nullptr || mask[sample * g.groups + group] != 0;
 }
 
 VESAL_DEVICE float scale_of(const Grid& g, const uint8_t* mask, int64_t sample) {
+  if (mask == nullptr) {
+    return 1.0f;
+  }
   int present = 0;
-  for (int64_t group = 0; group < g.groups; ++group) {
+  for (int group = 0; group < g.groups; ++group) {
     present += is_present(g, mask, sample, group) ? 1 : 0;
   }
   return present == 0 ? 0.0f : static_cast<float>(g.groups) / static_cast<float>(present);
 }
 
-VESAL_DEVICE float warp_sum(float value) {
-  for (int distance = 16; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(kFullWarp, value, distance);
-  }
-  return value;
-}
-
-// Warp per (group, token of all samples): mean and rstd [groups, samples x tokens].
+// `lanes` neighbouring lanes per (token of all samples, group): mean and rstd [groups, samples x tokens].
 template <class T>
-VESAL_KERNEL void statistics_kernel(Grid g, Directions directions, Input<T> x,
-                                    const uint8_t* VESAL_RESTRICT mask, float* VESAL_RESTRICT mean,
-                                    float* VESAL_RESTRICT rstd) {
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  const int64_t all_tokens = g.samples * g.tokens;
-  const int64_t group = item / all_tokens;
-  const int64_t token = item % all_tokens;
-  // The whole warp leaves together.
-  if (group >= g.groups || !is_present(g, mask, token / g.tokens, group)) {
-    return;
-  }
-  const Place place = place_of(g, token / g.tokens, token % g.tokens);
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const float count = static_cast<float>(g.features);
+VESAL_KERNEL void statistics_kernel(Gather<T> gather, int lanes, const uint8_t* VESAL_RESTRICT mask,
+                                    float* VESAL_RESTRICT mean, float* VESAL_RESTRICT rstd) {
+  const int64_t item =
+      static_cast<int64_t>(blockIdx.x) * (kBlock / lanes) + static_cast<int>(threadIdx.x) / lanes;
+  const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+  const int64_t all_tokens = gather.g.samples * gather.g.tokens;
+  const Division at = divide(item, gather.g.groups);
+  const int group = static_cast<int>(at.remainder);
+  const Division token = divide(at.quotient, gather.g.tokens);
+  const bool active = at.quotient < all_tokens && is_present(gather.g, mask, token.quotient, group);
+  const int length = active ? gather.g.features : 0;
+  const Place place = place_of(gather.g, token.remainder);
+  const Input<T> source = gather.values(token.quotient, group);
+  const float count = static_cast<float>(gather.g.features);
   float sum = 0.0f;
-  for (int f = lane; f < g.features; f += 32) {
-    sum += feature_of(g, directions, x, place, group, f);
+  for (int f = lane * 4; f < length; f += lanes * 4) {
+    const float4 value = gather.load(source, place, f);
+    sum += (value.x + value.y) + (value.z + value.w);
   }
-  const float average = warp_sum(sum) / count;
+  const float average = group_sum(sum, lanes) / count;
   float squares = 0.0f;
-  for (int f = lane; f < g.features; f += 32) {
-    const float difference = feature_of(g, directions, x, place, group, f) - average;
-    squares = fmaf(difference, difference, squares);
-  }
-  const float variance = warp_sum(squares) / count;
-  if (lane == 0) {
-    mean[item] = average;
-    rstd[item] = 1.0f / sqrtf(variance + g.eps);
-  }
-}
-
-// acc[i][j] += sum over the tile's depth of a[k][row + i] * b[k][column + j].
-VESAL_DEVICE void multiply_tiles(const float (*a)[kTileRows + 1], const float (*b)[kTileColumns + 1], int row,
-                                 int column, float (&acc)[4][4]) {
-  VESAL_UNROLL
-  for (int k = 0; k < kTileDepth; ++k) {
-    float left[4];
-    float right[4];
-    VESAL_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      left[i] = a[k][row + i];
-      right[i] = b[k][column + i];
-    }
-    VESAL_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      VESAL_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        acc[i][j] = fmaf(left[i], right[j], acc[i][j]);
-      }
-    }
-  }
-}
-
-VESAL_DEVICE void clear(float (&acc)[4][4]) {
-  VESAL_UNROLL
-  for (int i = 0; i < 4; ++i) {
+  for (int f = lane * 4; f < length; f += lanes * 4) {
+    const float4 loaded = gather.load(source, place, f);
+    const float value[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
     VESAL_UNROLL
     for (int j = 0; j < 4; ++j) {
-      acc[i][j] = 0.0f;
+      const float difference = f + j < length ? value[j] - average : 0.0f;
+      squares = fmaf(difference, difference, squares);
     }
+  }
+  const float variance = group_sum(squares, lanes) / count;
+  if (active && lane == 0) {
+    mean[group * all_tokens + at.quotient] = average;
+    rstd[group * all_tokens + at.quotient] = 1.0f / sqrtf(variance + gather.g.eps);
   }
 }
 
-// Block (token tile, output tile, sample): y.
+// Operand A of forward: row = token of one sample, k = feature of one group, normalised and with gamma and
+// beta.
 template <class T>
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
-    forward_kernel(Grid g, Directions directions, Input<T> x, const uint8_t* VESAL_RESTRICT mask,
-                   const float* VESAL_RESTRICT gamma, const float* VESAL_RESTRICT beta, Input<T> weight,
-                   const float* VESAL_RESTRICT bias, const float* VESAL_RESTRICT missing,
-                   const float* VESAL_RESTRICT mean, const float* VESAL_RESTRICT rstd, Output<T> y) {
-  VESAL_SHARED(float, a, [kTileDepth][kTileRows + 1]);
-  VESAL_SHARED(float, b, [kTileDepth][kTileColumns + 1]);
-  VESAL_SHARED(Place, places, [kTileRows]);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t sample = blockIdx.z;
-  const int64_t first_token = static_cast<int64_t>(blockIdx.x) * kTileRows;
-  const int64_t first_out = static_cast<int64_t>(blockIdx.y) * kTileColumns;
-  const int row = thread / kColumnThreads * 4;
-  const int column = thread % kColumnThreads * 4;
-  const float scale = scale_of(g, mask, sample);
-  if (thread < kTileRows) {
-    places[thread] = place_of(g, sample, min(first_token + thread, g.tokens - 1));
+struct NormalisedTokens {
+  Gather<T> gather;
+  Input<T> source;
+  const float* mean;
+  const float* rstd;
+  const float* gamma;
+  const float* beta;
+  bool aligned;  // gamma and beta
+  int64_t rows;
+
+  template <int kRows, int kThreads>
+  using Loader = LoaderByDepth<kRows, kThreads, NormalisedTokens>;
+  struct Line {
+    Place place;
+    int64_t token;  // -1: none
+  };
+
+  VESAL_DEVICE Line line(int64_t row) const {
+    return {place_of(gather.g, row < rows ? row : 0), row < rows ? row : -1};
   }
-  float sum[4][4];
-  clear(sum);
-  for (int64_t group = 0; group < g.groups; ++group) {
-    if (!is_present(g, mask, sample, group)) {
+  VESAL_DEVICE float4 load(const Line& line, int k) const {
+    const int count = gather.g.features - k;
+    if (line.token < 0 || count <= 0) {
+      return zero4();
+    }
+    const float4 value = normalised(gather.load(source, line.place, k), mean[line.token], rstd[line.token]);
+    const float4 scale = load_up_to_4(gamma + k, count, aligned);
+    const float4 shift = load_up_to_4(beta + k, count, aligned);
+    return make_float4(fmaf(value.x, scale.x, shift.x), fmaf(value.y, scale.y, shift.y),
+                       fmaf(value.z, scale.z, shift.z), fmaf(value.w, scale.w, shift.w));
+  }
+};
+
+// What becomes of a sum over the present groups: y = scale (sum + biases) + missing-tokens.
+struct Blend {
+  const uint8_t* mask;
+  const float* bias;
+  const float* missing;
+
+  // Bias of the present groups, missing-tokens of the absent ones.
+  VESAL_DEVICE float2 terms(const Grid& g, int64_t sample, int o) const {
+    float present = 0.0f;
+    float absent = 0.0f;
+    for (int group = 0; group < g.groups; ++group) {
+      if (is_present(g, mask, sample, group)) {
+        present += bias[int64_t{group} * g.outs + o];
+      } else {
+        absent += missing[int64_t{group} * g.outs + o];
+      }
+    }
+    return make_float2(present, absent);
+  }
+};
+
+// Block (token tile, output tile, sample x part of the features): y, or with several parts their sums,
+// partials [splits][samples, tokens][outs].
+template <int kTileN, class T>
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>, 512 / kGemmThreads<kTileN>)
+    forward_kernel(Gather<T> gather, int splits, Blend blend, const float* VESAL_RESTRICT gamma,
+                   const float* VESAL_RESTRICT beta, bool affine_aligned, Input<T> weight,
+                   bool weight_aligned, const float* VESAL_RESTRICT mean, const float* VESAL_RESTRICT rstd,
+                   float* VESAL_RESTRICT partials, Output<T> y, bool y_aligned) {
+  const int64_t sample = static_cast<int>(blockIdx.z) / splits;
+  const int split = static_cast<int>(blockIdx.z) % splits;
+  const int64_t first_token = int64_t{blockIdx.x} * kTileM;
+  const int64_t first_out = int64_t{blockIdx.y} * kTileN;
+  const int features = gather.g.features;
+  const int outs = gather.g.outs;
+  const int64_t tokens = gather.g.tokens;
+  const int part = split_depth(features, splits);
+  using Product = TileProduct<kTileN>;
+  VESAL_SHARED(float4, tile_a, [kTileK * Product::kQuadsA]);
+  VESAL_SHARED(float4, tile_b, [kTileK * Product::kQuadsB]);
+  // Of each thread's values: the sum of each group by itself, so that sums stay short.
+  VESAL_SHARED(float, totals, [kThreadM * kThreadN * kGemmThreads<kTileN>]);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int end = min(split * part + part, features);
+  Product product;
+  product.clear();
+  bool first = true;
+  for (int group = 0; group < gather.g.groups; ++group) {
+    if (!is_present(gather.g, blend.mask, sample, group)) {
       continue;
     }
-    float acc[4][4];  // each group by itself, so that sums stay short
-    clear(acc);
-    for (int first = 0; first < g.features; first += kTileDepth) {
+    const int64_t statistics = (group * gather.g.samples + sample) * tokens;
+    const int64_t affine = int64_t{group} * features;
+    const NormalisedTokens<T> a{gather,
+                                gather.values(sample, group),
+                                mean + statistics,
+                                rstd + statistics,
+                                gamma + affine,
+                                beta + affine,
+                                affine_aligned,
+                                tokens};
+    const MatrixByDepth<T> b{weight + affine * outs, features, outs, features, weight_aligned};
+    LoaderByDepth<kTileM, kGemmThreads<kTileN>, NormalisedTokens<T>> loader_a;
+    LoaderByDepth<kTileN, kGemmThreads<kTileN>, MatrixByDepth<T>> loader_b;
+    loader_a.start(a, first_token, thread);
+    loader_b.start(b, first_out, thread);
+    for (int k = split * part; k < end; k += kTileK) {
+      loader_a.fetch(a, k, thread);
+      loader_a.put(tile_a, thread);
+      loader_b.fetch(b, k, thread);
+      loader_b.put(tile_b, thread);
       __syncthreads();
-      for (int e = thread; e < kTileDepth * kTileRows; e += kThreads) {
-        const int f = first + e % kTileDepth;
-        const int t = e / kTileDepth;
-        const int64_t token = first_token + t;
-        float value = 0.0f;
-        if (f < g.features && token < g.tokens) {
-          const int64_t at = (group * g.samples + sample) * g.tokens + token;
-          value = (feature_of(g, directions, x, places[t], group, f) - mean[at]) * rstd[at];
-          value = value * gamma[group * g.features + f] + beta[group * g.features + f];
-        }
-        a[e % kTileDepth][t] = value;
-      }
-      for (int e = thread; e < kTileDepth * kTileColumns; e += kThreads) {
-        const int f = first + e % kTileDepth;
-        const int64_t o = first_out + e / kTileDepth;
-        b[e % kTileDepth][e / kTileDepth] =
-            f < g.features && o < g.outs ? weight[(group * g.outs + o) * g.features + f] : 0.0f;
-      }
+      product.multiply(tile_a, tile_b, thread);
       __syncthreads();
-      multiply_tiles(a, b, row, column, acc);
     }
-    VESAL_UNROLL
-    for (int i = 0; i < 4; ++i) {
+    if (gather.g.groups > 1) {
       VESAL_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        sum[i][j] += acc[i][j];
+      for (int e = 0; e < kThreadM * kThreadN; ++e) {
+        float& total = totals[e * kGemmThreads<kTileN> + thread];
+        float& value = product.values[e / kThreadN][e % kThreadN];
+        total = first ? value : total + value;
+        value = 0.0f;
+      }
+      first = false;
+    }
+  }
+  if (!first) {
+    VESAL_UNROLL
+    for (int e = 0; e < kThreadM * kThreadN; ++e) {
+      product.values[e / kThreadN][e % kThreadN] = totals[e * kGemmThreads<kTileN> + thread];
+    }
+  }
+  const int o = static_cast<int>(first_out) + product.column(thread, 0);
+  const int count = outs - o;
+  if (splits == 1) {
+    const float scale = scale_of(gather.g, blend.mask, sample);
+    VESAL_UNROLL
+    for (int c = 0; c < kThreadN; ++c) {
+      const float2 terms = c < count ? blend.terms(gather.g, sample, o + c) : make_float2(0.0f, 0.0f);
+      VESAL_UNROLL
+      for (int r = 0; r < kThreadM; ++r) {
+        product.values[r][c] = fmaf(scale, product.values[r][c] + terms.x, terms.y);
       }
     }
   }
   VESAL_UNROLL
-  for (int j = 0; j < 4; ++j) {
-    const int64_t o = first_out + column + j;
-    if (o >= g.outs) {
-      continue;
-    }
-    float present = 0.0f;
-    float absent = 0.0f;
-    for (int64_t group = 0; group < g.groups; ++group) {
-      if (is_present(g, mask, sample, group)) {
-        present += bias[group * g.outs + o];
+  for (int r = 0; r < kThreadM; ++r) {
+    const int64_t token = first_token + product.row(thread, r);
+    if (token < tokens) {
+      const float4 value =
+          make_float4(product.values[r][0], product.values[r][1], product.values[r][2], product.values[r][3]);
+      const int64_t at = (sample * tokens + token) * outs + o;
+      if (splits == 1) {
+        store_up_to_4(y + at, value, count, y_aligned);
       } else {
-        absent += missing[group * g.outs + o];
-      }
-    }
-    VESAL_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int64_t token = first_token + row + i;
-      if (token < g.tokens) {
-        y[(sample * g.tokens + token) * g.outs + o] = fmaf(scale, sum[i][j] + present, absent);
+        store_up_to_4(partials + (split * gather.g.samples * tokens * outs + at), value, count,
+                      outs % 4 == 0);
       }
     }
   }
+}
+
+// Thread per element of y: the parts added in order.
+template <class T>
+VESAL_KERNEL void blend_kernel(Grid g, int splits, Blend blend, const float* VESAL_RESTRICT partials,
+                               Output<T> y) {
+  const int64_t i = int64_t{blockIdx.x} * kFinishThreads + threadIdx.x;
+  const int64_t count = g.samples * g.tokens * g.outs;
+  if (i >= count) {
+    return;
+  }
+  float sum = 0.0f;
+  for (int split = 0; split < splits; ++split) {
+    sum += partials[split * count + i];
+  }
+  const Division row = divide(i, g.outs);
+  const int64_t sample = divide(row.quotient, g.tokens).quotient;
+  const float2 terms = blend.terms(g, sample, static_cast<int>(row.remainder));
+  y[i] = fmaf(scale_of(g, blend.mask, sample), sum + terms.x, terms.y);
 }
 
 // Block (output tile, chunk, sample) of 32 x 8 threads: partial sums of dy over tokens,
@@ -333,7 +485,7 @@ VESAL_KERNEL void group_sums_kernel(Grid g, int chunks, const uint8_t* VESAL_RES
                                     const float* VESAL_RESTRICT sums, float* VESAL_RESTRICT b,
                                     float* VESAL_RESTRICT dbias, float* VESAL_RESTRICT dmissing,
                                     int accumulate) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int i = static_cast<int>(blockIdx.x) * kBlock + static_cast<int>(threadIdx.x);
   if (i >= g.groups * g.outs) {
     return;
   }
@@ -342,7 +494,7 @@ VESAL_KERNEL void group_sums_kernel(Grid g, int chunks, const uint8_t* VESAL_RES
   for (int64_t sample = 0; sample < g.samples; ++sample) {
     float sum = 0.0f;
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      sum += sums[(static_cast<int64_t>(chunk) * g.samples + sample) * g.outs + i % g.outs];
+      sum += sums[(chunk * g.samples + sample) * g.outs + i % g.outs];
     }
     if (is_present(g, mask, sample, i / g.outs)) {
       present = fmaf(scale_of(g, mask, sample), sum, present);
@@ -357,255 +509,429 @@ VESAL_KERNEL void group_sums_kernel(Grid g, int chunks, const uint8_t* VESAL_RES
   }
 }
 
-// Block (feature tile, output tile, group x chunk): partial products D^T X over a chunk of the tokens of all
-// samples, [chunks][groups][outs][features]. Tile rows are features, columns outputs, depth tokens.
+// Operand A of the weight's gradient: row = feature of one group, k = token of a run within one sample;
+// normalised.
 template <class T>
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
-    weight_partial_kernel(Grid g, Directions directions, int chunks, Input<T> x,
-                          const uint8_t* VESAL_RESTRICT mask, const float* VESAL_RESTRICT mean,
-                          const float* VESAL_RESTRICT rstd, Input<T> dy, float* VESAL_RESTRICT partial) {
-  VESAL_SHARED(float, a, [kTileDepth][kTileRows + 1]);
-  VESAL_SHARED(float, b, [kTileDepth][kTileColumns + 1]);
-  VESAL_SHARED(Place, places, [kTileDepth]);
-  VESAL_SHARED(float, factors, [kTileDepth]);  // the token's scale; 0 where there is nothing to add
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t group = blockIdx.z / chunks;
-  const int64_t chunk = blockIdx.z % chunks;
-  const int64_t all_tokens = g.samples * g.tokens;
-  const int64_t begin = all_tokens * chunk / chunks;
-  const int64_t end = all_tokens * (chunk + 1) / chunks;
-  const int first_feature = static_cast<int>(blockIdx.x) * kTileRows;
-  const int64_t first_out = static_cast<int64_t>(blockIdx.y) * kTileColumns;
-  const int row = thread / kColumnThreads * 4;
-  const int column = thread % kColumnThreads * 4;
-  float acc[4][4];
-  clear(acc);
-  for (int64_t first = begin; first < end; first += kTileDepth) {
-    __syncthreads();
-    if (thread < kTileDepth) {
-      const int64_t token = min(first + thread, end - 1);
-      const int64_t sample = token / g.tokens;
-      const bool counts = first + thread < end && is_present(g, mask, sample, group);
-      places[thread] = place_of(g, sample, token % g.tokens);
-      factors[thread] = counts ? scale_of(g, mask, sample) : 0.0f;
-    }
-    __syncthreads();
-    for (int e = thread; e < kTileDepth * kTileRows; e += kThreads) {
-      const int t = e / kTileRows;
-      const int f = first_feature + e % kTileRows;
-      float value = 0.0f;
-      if (factors[t] != 0.0f && f < g.features) {
-        const int64_t at = group * all_tokens + first + t;
-        value = (feature_of(g, directions, x, places[t], group, f) - mean[at]) * rstd[at];
-      }
-      a[t][e % kTileRows] = value;
-    }
-    for (int e = thread; e < kTileDepth * kTileColumns; e += kThreads) {
-      const int t = e / kTileColumns;
-      const int64_t o = first_out + e % kTileColumns;
-      b[t][e % kTileColumns] =
-          factors[t] != 0.0f && o < g.outs ? factors[t] * dy[(first + t) * g.outs + o] : 0.0f;
-    }
-    __syncthreads();
-    multiply_tiles(a, b, row, column, acc);
-  }
-  VESAL_UNROLL
-  for (int i = 0; i < 4; ++i) {
+struct FeaturesOfTokens {
+  Gather<T> gather;
+  Input<T> source;
+  const float* mean;  // of the sample
+  const float* rstd;
+  int64_t first;  // token of the run
+  int64_t rows;
+  int depth;
+
+  template <int kRows, int kThreads>
+  using Loader = LoaderByRow<kRows, kThreads, FeaturesOfTokens>;
+  struct Line {
+    Tap taps[4];
+    int channel;  // of the first
+    int count;
+  };
+
+  VESAL_DEVICE Line line(int64_t row) const {
+    Line line{};
+    line.count = row < rows ? static_cast<int>(min(rows - row, int64_t{4})) : 0;
+    int tap = line.count > 0 ? static_cast<int>(row) / gather.g.channels : 0;
+    line.channel = line.count > 0 ? static_cast<int>(row) - tap * gather.g.channels : 0;
+    int channel = line.channel;
     VESAL_UNROLL
     for (int j = 0; j < 4; ++j) {
-      const int f = first_feature + row + i;
-      const int64_t o = first_out + column + j;
-      if (f < g.features && o < g.outs) {
-        partial[((chunk * g.groups + group) * g.outs + o) * g.features + f] = acc[i][j];
+      if (j < line.count) {
+        line.taps[j] = gather.taps[tap];
+        if (++channel == gather.g.channels) {
+          channel = 0;
+          ++tap;
+        }
+      }
+    }
+    return line;
+  }
+  VESAL_DEVICE float4 load(const Line& line, int k) const {
+    if (line.count <= 0 || k >= depth) {
+      return zero4();
+    }
+    const int64_t stride = int64_t{gather.g.groups} * gather.g.channels;
+    const int64_t token = first + k;
+    const Place place = place_of(gather.g, token);
+    float4 loaded = zero4();
+    if (gather.quads) {
+      const int64_t voxel = voxel_of(gather.g, place, line.taps[0]);
+      if (voxel >= 0) {
+        loaded = load4(source + (voxel * stride + line.channel));
+      }
+    } else {
+      float value[4];
+      int channel = line.channel;
+      VESAL_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        value[j] = 0.0f;
+        const int64_t voxel = j < line.count ? voxel_of(gather.g, place, line.taps[j]) : -1;
+        if (voxel >= 0) {
+          value[j] = source[voxel * stride + channel];
+        }
+        channel = channel + 1 == gather.g.channels ? 0 : channel + 1;
+      }
+      loaded = make_float4(value[0], value[1], value[2], value[3]);
+    }
+    return normalised(loaded, mean[token], rstd[token]);
+  }
+};
+
+// Operand B of the weight's gradient: row = output, k = token of the run; dy times the sample's scale.
+template <class T>
+struct ScaledRows {
+  MatrixByRow<T> matrix;
+  float factor;
+
+  template <int kRows, int kThreads>
+  using Loader = LoaderByRow<kRows, kThreads, ScaledRows>;
+  using Line = typename MatrixByRow<T>::Line;
+
+  VESAL_DEVICE Line line(int64_t row) const { return matrix.line(row); }
+  VESAL_DEVICE float4 load(const Line& line, int k) const {
+    const float4 value = matrix.load(line, k);
+    return make_float4(factor * value.x, factor * value.y, factor * value.z, factor * value.w);
+  }
+};
+
+// Block (feature tile, output tile, group x chunk): partial products D^T X over a chunk of the tokens of all
+// samples, [chunks][groups][outs][features].
+template <int kTileN, class T>
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>, 512 / kGemmThreads<kTileN>)
+    weight_partial_kernel(Gather<T> gather, int chunks, const uint8_t* VESAL_RESTRICT mask,
+                          const float* VESAL_RESTRICT mean, const float* VESAL_RESTRICT rstd, Input<T> dy,
+                          bool dy_aligned, float* VESAL_RESTRICT partial) {
+  const int group = static_cast<int>(blockIdx.z) / chunks;
+  const int chunk = static_cast<int>(blockIdx.z) % chunks;
+  const int64_t first_feature = int64_t{blockIdx.x} * kTileM;
+  const int64_t first_out = int64_t{blockIdx.y} * kTileN;
+  const int features = gather.g.features;
+  const int outs = gather.g.outs;
+  const int64_t tokens = gather.g.tokens;
+  const int64_t all_tokens = gather.g.samples * tokens;
+  const int64_t end = all_tokens * (chunk + 1) / chunks;
+  using Product = TileProduct<kTileN>;
+  VESAL_SHARED(float4, tile_a, [kTileK * Product::kQuadsA]);
+  VESAL_SHARED(float4, tile_b, [kTileK * Product::kQuadsB]);
+  const int thread = static_cast<int>(threadIdx.x);
+  Product product;
+  product.clear();
+  for (int64_t begin = all_tokens * chunk / chunks; begin < end;) {
+    const Division at = divide(begin, tokens);
+    const int64_t sample = at.quotient;
+    const int64_t stop = min(min(end, (sample + 1) * tokens), begin + kSegment);
+    if (is_present(gather.g, mask, sample, group)) {
+      const int64_t statistics = (group * gather.g.samples + sample) * tokens;
+      const auto depth = static_cast<int>(stop - begin);
+      const FeaturesOfTokens<T> a{
+          gather, gather.values(sample, group), mean + statistics, rstd + statistics, at.remainder, features,
+          depth};
+      const ScaledRows<T> b{{dy + begin * outs, outs, outs, depth, dy_aligned},
+                            scale_of(gather.g, mask, sample)};
+      LoaderByRow<kTileM, kGemmThreads<kTileN>, FeaturesOfTokens<T>> loader_a;
+      LoaderByRow<kTileN, kGemmThreads<kTileN>, ScaledRows<T>> loader_b;
+      loader_a.start(a, first_feature, thread);
+      loader_b.start(b, first_out, thread);
+      for (int k = 0; k < depth; k += kTileK) {
+        loader_a.fetch(a, k, thread);
+        loader_a.put(tile_a, thread);
+        loader_b.fetch(b, k, thread);
+        loader_b.put(tile_b, thread);
+        __syncthreads();
+        product.multiply(tile_a, tile_b, thread);
+        __syncthreads();
+      }
+    }
+    begin = stop;
+  }
+  VESAL_UNROLL
+  for (int c = 0; c < kThreadN; ++c) {
+    const int64_t o = first_out + product.column(thread, c);
+    if (o < outs) {
+      VESAL_UNROLL
+      for (int r = 0; r < kThreadM; r += 4) {
+        const int64_t f = first_feature + product.row(thread, r);
+        const float4 value = make_float4(product.values[r][c], product.values[r + 1][c],
+                                         product.values[r + 2][c], product.values[r + 3][c]);
+        store_up_to_4(partial + (((int64_t{chunk} * gather.g.groups + group) * outs + o) * features + f),
+                      value, static_cast<int>(max(features - f, int64_t{0})), features % 4 == 0);
       }
     }
   }
 }
 
-// Thread per (group, feature): dweight, dgamma and dbeta from the partial products and b.
-template <class T>
-VESAL_KERNEL void parameters_kernel(Grid g, int chunks, const float* VESAL_RESTRICT gamma,
-                                    const float* VESAL_RESTRICT beta, Input<T> weight,
-                                    const float* VESAL_RESTRICT partial, const float* VESAL_RESTRICT b,
-                                    float* VESAL_RESTRICT dgamma, float* VESAL_RESTRICT dbeta,
-                                    float* VESAL_RESTRICT dweight, int accumulate) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= g.groups * g.features) {
+// Thread per element of the weight: the chunks' products added in order, kept in place of the first; dweight.
+VESAL_KERNEL void weight_gradient_kernel(Grid g, int chunks, const float* VESAL_RESTRICT gamma,
+                                         const float* VESAL_RESTRICT beta, const float* VESAL_RESTRICT b,
+                                         float* VESAL_RESTRICT partial, float* VESAL_RESTRICT dweight,
+                                         int accumulate) {
+  const int64_t i = int64_t{blockIdx.x} * kBlock + threadIdx.x;
+  const int64_t count = int64_t{g.groups} * g.outs * g.features;
+  if (i >= count) {
     return;
   }
-  const int64_t group = i / g.features;
-  const int64_t f = i % g.features;
+  float product = 0.0f;
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    product += partial[chunk * count + i];
+  }
+  partial[i] = product;
+  const Division row = divide(i, g.features);  // group x output, feature
+  const int64_t affine = divide(row.quotient, g.outs).quotient * g.features + row.remainder;
+  const float value = gamma[affine] * product + beta[affine] * b[row.quotient];
+  dweight[i] = accumulate != 0 ? dweight[i] + value : value;
+}
+
+// Block of 32 (group, feature)s x 8: dgamma and dbeta from the products and b.
+template <class T>
+VESAL_KERNEL void affine_gradient_kernel(Grid g, Input<T> weight, const float* VESAL_RESTRICT product,
+                                         const float* VESAL_RESTRICT b, float* VESAL_RESTRICT dgamma,
+                                         float* VESAL_RESTRICT dbeta, int accumulate) {
+  VESAL_SHARED(float, sums_gamma, [8][32]);
+  VESAL_SHARED(float, sums_beta, [8][32]);
+  const int64_t i = int64_t{blockIdx.x} * 32 + threadIdx.x;
+  const bool active = i < int64_t{g.groups} * g.features;
+  const Division at = divide(i, g.features);
   float sum_gamma = 0.0f;
   float sum_beta = 0.0f;
-  for (int64_t o = 0; o < g.outs; ++o) {
-    float product = 0.0f;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      product += partial[((chunk * g.groups + group) * g.outs + o) * g.features + f];
-    }
-    const int64_t at = (group * g.outs + o) * g.features + f;
-    const float sum = b[group * g.outs + o];
-    sum_gamma = fmaf(weight[at], product, sum_gamma);
-    sum_beta = fmaf(weight[at], sum, sum_beta);
-    const float value = gamma[i] * product + beta[i] * sum;
-    dweight[at] = accumulate != 0 ? dweight[at] + value : value;
+  for (int o = static_cast<int>(threadIdx.y); active && o < g.outs; o += 8) {
+    const int64_t row = at.quotient * g.outs + o;
+    const float w = weight[row * g.features + at.remainder];
+    sum_gamma = fmaf(w, product[row * g.features + at.remainder], sum_gamma);
+    sum_beta = fmaf(w, b[row], sum_beta);
   }
-  dgamma[i] = accumulate != 0 ? dgamma[i] + sum_gamma : sum_gamma;
-  dbeta[i] = accumulate != 0 ? dbeta[i] + sum_beta : sum_beta;
+  sums_gamma[threadIdx.y][threadIdx.x] = sum_gamma;
+  sums_beta[threadIdx.y][threadIdx.x] = sum_beta;
+  __syncthreads();
+  if (active && threadIdx.y == 0) {
+    for (int k = 1; k < 8; ++k) {
+      sum_gamma += sums_gamma[k][threadIdx.x];
+      sum_beta += sums_beta[k][threadIdx.x];
+    }
+    dgamma[i] = accumulate != 0 ? dgamma[i] + sum_gamma : sum_gamma;
+    dbeta[i] = accumulate != 0 ? dbeta[i] + sum_beta : sum_beta;
+  }
+}
+
+// The tokens whose features' gradients are in the workspace: the same ones of each of `samples` samples, all
+// of them where there is more than one sample. Pieces are (sample, group); gradients [pieces][count][F].
+struct Slice {
+  int64_t first_sample, samples;
+  int64_t first_token, count;
+};
+
+// dy as operand A, a piece for each (sample, group), those of absent groups without rows.
+template <class T>
+struct PresentTokens : MatrixByDepth<T> {
+  const uint8_t* mask;  // from the first piece on, or null
+
+  VESAL_DEVICE void begin_block(int piece) {
+    MatrixByDepth<T>::begin_block(piece);
+    if (mask != nullptr && mask[piece] == 0) {
+      this->rows = 0;
+    }
+  }
+};
+
+// The gradient of a normalised feature. Rounded, so that it is the same number wherever it is used: few
+// features of nearly one value leave little of it.
+VESAL_DEVICE float feature_gradient(float scale, float gamma, float product) {
+  return __fmul_rn(__fmul_rn(scale, gamma), product);
+}
+
+// `lanes` neighbouring lanes per (piece, token of the slice): of the token's row of gradients, mean and mean
+// of the product with the normalised features: moments [2][pieces][count].
+template <class T>
+VESAL_KERNEL void moments_kernel(Gather<T> gather, Slice slice, int lanes, const uint8_t* VESAL_RESTRICT mask,
+                                 const float* VESAL_RESTRICT gamma, bool affine_aligned,
+                                 const float* VESAL_RESTRICT mean, const float* VESAL_RESTRICT rstd,
+                                 const float* VESAL_RESTRICT gradients, float* VESAL_RESTRICT moments) {
+  const int64_t item =
+      static_cast<int64_t>(blockIdx.x) * (kBlock / lanes) + static_cast<int>(threadIdx.x) / lanes;
+  const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+  const int64_t items = slice.samples * gather.g.groups * slice.count;
+  const int features = gather.g.features;
+  const Division at = divide(item, slice.count);
+  const Division piece = divide(at.quotient, gather.g.groups);
+  const int64_t sample = slice.first_sample + piece.quotient;
+  const int group = static_cast<int>(piece.remainder);
+  const bool active = item < items && is_present(gather.g, mask, sample, group);
+  float sum = 0.0f;
+  float product = 0.0f;
+  if (active) {
+    const int64_t token = slice.first_token + at.remainder;
+    const int64_t statistic = (group * gather.g.samples + sample) * gather.g.tokens + token;
+    const float average = mean[statistic];
+    const float inverse = rstd[statistic];
+    const float scale = scale_of(gather.g, mask, sample);
+    const Place place = place_of(gather.g, token);
+    const Input<T> source = gather.values(sample, group);
+    const float* row = gradients + item * features;
+    const float* factors = gamma + int64_t{group} * features;
+    for (int f = lane * 4; f < features; f += lanes * 4) {
+      const float4 normal4 = normalised(gather.load(source, place, f), average, inverse);
+      const float4 product4 = load_up_to_4(row + f, features - f, features % 4 == 0);
+      const float4 gamma4 = load_up_to_4(factors + f, features - f, affine_aligned);
+      const float normal[4] = {normal4.x, normal4.y, normal4.z, normal4.w};
+      const float products[4] = {product4.x, product4.y, product4.z, product4.w};
+      const float gammas[4] = {gamma4.x, gamma4.y, gamma4.z, gamma4.w};
+      VESAL_UNROLL
+      for (int j = 0; j < 4; ++j) {  // gamma is 0 beyond the last
+        const float gradient = feature_gradient(scale, gammas[j], products[j]);
+        sum += gradient;
+        product = fmaf(gradient, normal[j], product);
+      }
+    }
+  }
+  sum = group_sum(sum, lanes);
+  product = group_sum(product, lanes);
+  if (active && lane == 0) {
+    const float count = static_cast<float>(features);
+    moments[item] = sum / count;
+    moments[items + item] = product / count;
+  }
+}
+
+// Along one axis, for each direction of a shift: the token whose copy of the voxel has been shifted so, -1
+// for none, and the voxel's place in the patch.
+struct Steps {
+  int token[3];
+  int offset[3];
+};
+
+VESAL_DEVICE Steps make_steps(int voxel, int shift, int extent, int patch) {
+  Steps steps{};
+  VESAL_UNROLL
+  for (int code = 0; code < 3; ++code) {
+    const int from = voxel - shift * (code - 1);
+    const bool inside = from >= 0 && from < extent;
+    const int token = (inside ? from : 0) / patch;
+    steps.token[code] = inside ? token : -1;
+    steps.offset[code] = from - token * patch;
+  }
+  return steps;
+}
+
+// By comparisons: an index would put the array into memory.
+VESAL_DEVICE int pick(const int (&values)[3], int code) {
+  return code == 0 ? values[0] : code == 1 ? values[1] : values[2];
+}
+
+// Thread per (sample of the slice, voxel of `planes` planes from first_plane, kWidth channels): the sum over
+// the copies that tokens of the slice hold, stored in dx or, where `sums` is not null, added to it.
+template <int kWidth, class T>
+VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kBlock, 4)
+    input_gradient_kernel(Grid g, Directions directions, Slice slice, int first_plane, int planes, Input<T> x,
+                          const uint8_t* VESAL_RESTRICT mask, const float* VESAL_RESTRICT gamma,
+                          const float* VESAL_RESTRICT mean, const float* VESAL_RESTRICT rstd,
+                          const float* VESAL_RESTRICT gradients, const float* VESAL_RESTRICT moments,
+                          float* sums, Output<T> dx) {
+  const int64_t i = int64_t{blockIdx.x} * kBlock + threadIdx.x;
+  const int units = g.groups * g.channels / kWidth;
+  const int64_t of_sample = int64_t{planes} * g.h * g.w * units;
+  if (i >= slice.samples * of_sample) {
+    return;
+  }
+  const Division by_sample = divide(i, of_sample);
+  const Division by_unit = divide(by_sample.remainder, units);
+  const Division by_column = divide(by_unit.quotient, g.w);
+  const Division by_row = divide(by_column.quotient, g.h);
+  const int64_t sample = slice.first_sample + by_sample.quotient;
+  const Division at = divide(by_unit.remainder * kWidth, g.channels);
+  const int group = static_cast<int>(at.quotient);
+  const int channel = static_cast<int>(at.remainder);
+  const int vz = first_plane + static_cast<int>(by_row.quotient);
+  const int vy = static_cast<int>(by_row.remainder);
+  const int vx = static_cast<int>(by_column.remainder);
+  const int64_t element =
+      (((sample * g.d + vz) * g.h + vy) * g.w + vx) * g.groups * g.channels + by_unit.remainder * kWidth;
+  float value[kWidth];
+  float total[kWidth];
+  VESAL_UNROLL
+  for (int j = 0; j < kWidth; ++j) {
+    total[j] = 0.0f;
+  }
+  if (is_present(g, mask, sample, group)) {
+    if constexpr (kWidth == 4) {
+      const float4 loaded = load4(x + element);
+      value[0] = loaded.x;
+      value[1] = loaded.y;
+      value[2] = loaded.z;
+      value[3] = loaded.w;
+    } else {
+      value[0] = x[element];
+    }
+    const float scale = scale_of(g, mask, sample);
+    const int64_t piece = by_sample.quotient * g.groups + group;
+    const int64_t statistics = (group * g.samples + sample) * g.tokens;
+    const int64_t pieces = slice.samples * g.groups;
+    const Steps steps_z = make_steps(vz, directions.shift_d, g.d, g.patch_d);
+    const Steps steps_y = make_steps(vy, directions.shift_h, g.h, g.patch_h);
+    const Steps steps_x = make_steps(vx, directions.shift_w, g.w, g.patch_w);
+    for (int copy = 0; copy < g.copies; ++copy) {
+      const int code_z = direction_code(directions.z, copy);
+      const int code_y = direction_code(directions.y, copy);
+      const int code_x = direction_code(directions.x, copy);
+      const int tz = pick(steps_z.token, code_z);
+      const int ty = pick(steps_y.token, code_y);
+      const int tx = pick(steps_x.token, code_x);
+      const int64_t token = tz * g.plane + int64_t{ty} * g.out_w + tx;
+      const int64_t local = token - slice.first_token;
+      if (tz < 0 || ty < 0 || tx < 0 || local < 0 || local >= slice.count) {
+        continue;
+      }
+      const int offset =
+          (pick(steps_z.offset, code_z) * g.patch_h + pick(steps_y.offset, code_y)) * g.patch_w +
+          pick(steps_x.offset, code_x);
+      const int feature = (offset * g.copies + copy) * g.channels + channel;
+      const int64_t row = piece * slice.count + local;
+      const float average = mean[statistics + token];
+      const float inverse = rstd[statistics + token];
+      const float mean_gradient = moments[row];
+      const float mean_product = moments[pieces * slice.count + row];
+      const float* products = gradients + (row * g.features + feature);
+      const float* factors = gamma + (int64_t{group} * g.features + feature);
+      float gradient[kWidth];
+      if constexpr (kWidth == 4) {
+        const float4 p = load4(products);
+        const float4 f = load4(factors);
+        gradient[0] = feature_gradient(scale, f.x, p.x);
+        gradient[1] = feature_gradient(scale, f.y, p.y);
+        gradient[2] = feature_gradient(scale, f.z, p.z);
+        gradient[3] = feature_gradient(scale, f.w, p.w);
+      } else {
+        gradient[0] = feature_gradient(scale, factors[0], products[0]);
+      }
+      VESAL_UNROLL
+      for (int j = 0; j < kWidth; ++j) {
+        const float normal = (value[j] - average) * inverse;
+        // The product is rounded, as what it cancels against was.
+        const float along = __fmul_rn(normal, mean_product);
+        total[j] += inverse * (gradient[j] - mean_gradient - along);
+      }
+    }
+  }
+  if constexpr (kWidth == 4) {
+    if (sums != nullptr) {
+      const float4 old = load4(sums + element);
+      store4(sums + element,
+             make_float4(old.x + total[0], old.y + total[1], old.z + total[2], old.w + total[3]));
+    } else {
+      store4(dx + element, make_float4(total[0], total[1], total[2], total[3]));
+    }
+  } else {
+    if (sums != nullptr) {
+      sums[element] += total[0];
+    } else {
+      dx[element] = total[0];
+    }
+  }
 }
 
 VESAL_KERNEL void zero_kernel(float* VESAL_RESTRICT target, int64_t count) {
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     target[i] = 0.0f;
-  }
-}
-
-// Column e of the gradient of the features: all of them (copy < 0), or those of one copy.
-VESAL_DEVICE int feature_of_column(const Grid& g, int copy, int e) {
-  if (copy < 0) {
-    return e;
-  }
-  const int channels = static_cast<int>(g.channels);
-  return (e / channels * g.copies + copy) * channels + e % channels;
-}
-
-// acc = gradient of the normalised features before gamma, unscaled: sum over outputs of dy weight, for 64
-// tokens from first_token and 32 columns from first_column.
-template <class Values>
-VESAL_DEVICE void multiply_dy(const Grid& g, int copy, int columns, int64_t sample, int64_t group,
-                              int64_t first_token, int first_column, const Values& weight, const Values& dy,
-                              float (*a)[kTileRows + 1], float (*b)[kTileColumns + 1], float (&acc)[4][4]) {
-  const int thread = static_cast<int>(threadIdx.x);
-  clear(acc);
-  for (int64_t first = 0; first < g.outs; first += kTileDepth) {
-    __syncthreads();
-    for (int e = thread; e < kTileDepth * kTileRows; e += kThreads) {
-      const int64_t o = first + e % kTileDepth;
-      const int64_t token = first_token + e / kTileDepth;
-      a[e % kTileDepth][e / kTileDepth] =
-          o < g.outs && token < g.tokens ? dy[(sample * g.tokens + token) * g.outs + o] : 0.0f;
-    }
-    for (int e = thread; e < kTileDepth * kTileColumns; e += kThreads) {
-      const int64_t o = first + e / kTileColumns;
-      const int column = first_column + e % kTileColumns;
-      b[e / kTileColumns][e % kTileColumns] =
-          o < g.outs && column < columns
-              ? weight[(group * g.outs + o) * g.features + feature_of_column(g, copy, column)]
-              : 0.0f;
-    }
-    __syncthreads();
-    multiply_tiles(a, b, thread / kColumnThreads * 4, thread % kColumnThreads * 4, acc);
-  }
-}
-
-// Block (token tile, 1, sample x group): of each token's row of gradients, mean and mean of the product with
-// the normalised features: moments [2][groups, samples x tokens].
-template <class T>
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
-    moments_kernel(Grid g, Directions directions, Input<T> x, const uint8_t* VESAL_RESTRICT mask,
-                   const float* VESAL_RESTRICT gamma, Input<T> weight, const float* VESAL_RESTRICT mean,
-                   const float* VESAL_RESTRICT rstd, Input<T> dy, float* VESAL_RESTRICT moments) {
-  VESAL_SHARED(float, a, [kTileDepth][kTileRows + 1]);
-  VESAL_SHARED(float, b, [kTileDepth][kTileColumns + 1]);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t sample = blockIdx.z / g.groups;
-  const int64_t group = blockIdx.z % g.groups;
-  if (!is_present(g, mask, sample, group)) {
-    return;
-  }
-  const int64_t first_token = static_cast<int64_t>(blockIdx.x) * kTileRows;
-  const int row = thread / kColumnThreads * 4;
-  const int column = thread % kColumnThreads * 4;
-  const float scale = scale_of(g, mask, sample);
-  float sum[4] = {};
-  float product[4] = {};
-  for (int first = 0; first < g.features; first += kTileColumns) {
-    float acc[4][4];
-    multiply_dy(g, -1, g.features, sample, group, first_token, first, weight, dy, a, b, acc);
-    VESAL_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int64_t token = first_token + row + i;
-      if (token >= g.tokens) {
-        continue;
-      }
-      const Place place = place_of(g, sample, token);
-      const int64_t at = (group * g.samples + sample) * g.tokens + token;
-      VESAL_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        const int f = first + column + j;
-        if (f < g.features) {
-          const float gradient = scale * gamma[group * g.features + f] * acc[i][j];
-          const float normal = (feature_of(g, directions, x, place, group, f) - mean[at]) * rstd[at];
-          sum[i] += gradient;
-          product[i] = fmaf(gradient, normal, product[i]);
-        }
-      }
-    }
-  }
-  VESAL_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    for (int distance = 1; distance < kColumnThreads; distance *= 2) {
-      sum[i] += __shfl_xor_sync(kFullWarp, sum[i], distance);
-      product[i] += __shfl_xor_sync(kFullWarp, product[i], distance);
-    }
-    const int64_t token = first_token + row + i;
-    if (column == 0 && token < g.tokens) {
-      const int64_t at = (group * g.samples + sample) * g.tokens + token;
-      const float count = static_cast<float>(g.features);
-      moments[at] = sum[i] / count;
-      moments[g.groups * g.samples * g.tokens + at] = product[i] / count;
-    }
-  }
-}
-
-// Block (token tile, column tile, sample x group): adds the gradients of one copy's features to dx.
-template <class T>
-VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kThreads, 1)
-    dx_kernel(Grid g, Directions directions, int copy, Input<T> x, const uint8_t* VESAL_RESTRICT mask,
-              const float* VESAL_RESTRICT gamma, Input<T> weight, const float* VESAL_RESTRICT mean,
-              const float* VESAL_RESTRICT rstd, Input<T> dy, const float* VESAL_RESTRICT moments,
-              float* VESAL_RESTRICT dx) {
-  VESAL_SHARED(float, a, [kTileDepth][kTileRows + 1]);
-  VESAL_SHARED(float, b, [kTileDepth][kTileColumns + 1]);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t sample = blockIdx.z / g.groups;
-  const int64_t group = blockIdx.z % g.groups;
-  if (!is_present(g, mask, sample, group)) {
-    return;
-  }
-  const int64_t first_token = static_cast<int64_t>(blockIdx.x) * kTileRows;
-  const int first_column = static_cast<int>(blockIdx.y) * kTileColumns;
-  const int columns = g.features / g.copies;
-  const int row = thread / kColumnThreads * 4;
-  const int column = thread % kColumnThreads * 4;
-  const float scale = scale_of(g, mask, sample);
-  float acc[4][4];
-  multiply_dy(g, copy, columns, sample, group, first_token, first_column, weight, dy, a, b, acc);
-  VESAL_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const int64_t token = first_token + row + i;
-    if (token >= g.tokens) {
-      continue;
-    }
-    const Place place = place_of(g, sample, token);
-    const int64_t at = (group * g.samples + sample) * g.tokens + token;
-    VESAL_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      const int e = first_column + column + j;
-      if (e >= columns) {
-        continue;
-      }
-      const int f = feature_of_column(g, copy, e);
-      const int64_t element = element_of(g, directions, place, group, f);
-      if (element >= 0) {
-        const float gradient = scale * gamma[group * g.features + f] * acc[i][j];
-        const float normal = (x[element] - mean[at]) * rstd[at];
-        // The product is rounded, as what it cancels against was: few features of nearly one value leave
-        // little.
-        const float along = __fmul_rn(normal, moments[g.groups * g.samples * g.tokens + at]);
-        dx[element] += rstd[at] * (gradient - moments[at] - along);
-      }
-    }
   }
 }
 
@@ -619,35 +945,182 @@ VESAL_KERNEL void store_kernel(int64_t count, const float* VESAL_RESTRICT source
 
 int64_t voxel_values(const ShiftedPatchParams& p) { return p.n * p.d * p.h * p.w * p.groups * p.channels; }
 
-// Where the parts of the workspace lie, in floats.
+// Columns of a tile: the narrow one where the wide one would add a half-empty column of tiles.
+int tile_columns(int64_t columns) { return columns < 256 && ceil_div(columns, 32) % 2 == 1 ? 32 : 64; }
+
+template <class Body>
+void with_tile(int64_t columns, const Body& body) {
+  if (tile_columns(columns) == 32) {
+    body(std::integral_constant<int, 32>{});
+  } else {
+    body(std::integral_constant<int, 64>{});
+  }
+}
+
+// Parts of a product with this many tiles and this depth.
+int64_t part_count(int64_t tiles, int64_t depth) {
+  return std::clamp<int64_t>(std::min(kBlocksWanted / std::max<int64_t>(tiles, 1), depth / kLeastDepth), 1,
+                             kMaxChunks);
+}
+
+// Where the parts of the workspace lie, in floats; all at multiples of four.
 struct Plan {
-  int chunks;
-  int64_t mean, rstd;  // forward
-  int64_t partial, sums, b, moments;
-  int64_t dx;  // where dx is not stored as float32
+  int parts;                          // of the product
+  int64_t taps, mean, rstd, partial;  // forward; taps and partial also backward
+  int sum_chunks;
+  int64_t sums, b;
+  int64_t slice_samples, slice_tokens;
+  int64_t gradients, moments;  // in the place of the partial products
+  bool sliced;                 // a sample takes several slices
+  int64_t dx;                  // where it is and dx is not stored as float32
   int64_t total;
+
+  int64_t place(int64_t floats) {
+    const int64_t at = total;
+    total += ceil_div(floats, 4) * 4;
+    return at;
+  }
 };
 
 Plan make_plan(const ShiftedPatchParams& p, ShiftedPatchPass pass) {
   Plan plan{};
-  const int64_t statistics = p.groups * p.tokens();
+  const int64_t tokens = p.tokens() / p.n;
+  plan.taps = plan.place(tap_count(p) * int64_t{sizeof(Tap) / sizeof(float)});
   if (pass == ShiftedPatchPass::forward) {
-    plan.mean = 0;
-    plan.rstd = statistics;
-    plan.total = 2 * statistics;
+    plan.mean = plan.place(p.groups * p.tokens());
+    plan.rstd = plan.place(p.groups * p.tokens());
+    const int64_t tiles = ceil_div(tokens, kTileM) * ceil_div(p.out, tile_columns(p.out)) * p.n;
+    const int64_t fitting = kMaxPartialBytes / (p.tokens() * p.out * int64_t{sizeof(float)});
+    plan.parts = static_cast<int>(std::clamp<int64_t>(fitting, 1, part_count(tiles, p.features())));
+    plan.partial = plan.place(plan.parts > 1 ? plan.parts * p.tokens() * p.out : 0);
     return plan;
   }
+  plan.sum_chunks = static_cast<int>(std::clamp<int64_t>(tokens / kTokensPerSum, 1, kMaxSums));
+  plan.sums = plan.place(plan.sum_chunks * p.n * p.out);
+  plan.b = plan.place(p.groups * p.out);
+
   const int64_t parameters = p.groups * p.out * p.features();
-  const int64_t fitting = kMaxPartialBytes / (parameters * static_cast<int64_t>(sizeof(float)));
-  const int64_t chunks = std::max<int64_t>(1, std::min({p.tokens() / kTokensPerChunk, kMaxChunks, fitting}));
-  plan.chunks = static_cast<int>(chunks);
-  plan.partial = 0;
-  plan.sums = plan.partial + chunks * parameters;
-  plan.b = plan.sums + chunks * p.n * p.out;
-  plan.moments = plan.b + p.groups * p.out;
-  plan.dx = plan.moments + 2 * statistics;
-  plan.total = plan.dx + (p.storage == DType::f32 ? 0 : voxel_values(p));
+  const int64_t tiles = ceil_div(p.features(), kTileM) * ceil_div(p.out, tile_columns(p.out)) * p.groups;
+  const int64_t fitting = kMaxPartialBytes / (parameters * int64_t{sizeof(float)});
+  plan.parts = static_cast<int>(std::clamp<int64_t>(fitting, 1, part_count(tiles, p.tokens())));
+  Plan parameter_part = plan;
+  parameter_part.partial = parameter_part.place(plan.parts * parameters);
+
+  const int64_t of_token = p.groups * p.features();
+  const int64_t fitting_tokens = kSliceFloats / of_token;
+  if (fitting_tokens >= tokens) {
+    plan.slice_samples = std::clamp<int64_t>(std::min(fitting_tokens / tokens, 65535 / p.groups), 1, p.n);
+    plan.slice_tokens = tokens;
+  } else {
+    plan.slice_samples = 1;
+    plan.slice_tokens = std::min(tokens, std::max<int64_t>(fitting_tokens / kTileM, 1) * kTileM);
+  }
+  plan.sliced = plan.slice_tokens < tokens;
+  const int64_t slice = plan.slice_samples * plan.slice_tokens;
+  plan.partial = parameter_part.partial;
+  plan.gradients = plan.place(slice * of_token);
+  plan.moments = plan.place(2 * slice * p.groups);
+  plan.total = std::max(plan.total, parameter_part.total);
+  plan.dx = plan.place(plan.sliced && p.storage != DType::f32 ? voxel_values(p) : 0);
   return plan;
+}
+
+template <class T>
+Gather<T> make_gather(StreamHandle stream, const ShiftedPatchParams& p, const T* x, float* scratch,
+                      const Plan& plan) {
+  const Grid g = make_grid(p);
+  const int64_t count = tap_count(p);
+  Tap* taps = reinterpret_cast<Tap*>(scratch + plan.taps);
+  launch(stream, {.grid = ceil_div(count, kBlock), .block = kBlock}, taps_kernel, g, make_directions(p),
+         static_cast<int>(count), taps);
+  return {g, taps, Input<T>{x}, aligned_quads(x, p.channels)};
+}
+
+// dx from the features' gradients, slice by slice.
+template <class T>
+void launch_input_gradient(StreamHandle stream, const ShiftedPatchParams& p, const Plan& plan,
+                           const Gather<T>& gather, const uint8_t* mask, const float* gamma, const T* weight,
+                           const float* mean, const float* rstd, const T* dy, T* dx, float* scratch) {
+  const Grid g = gather.g;
+  const Directions directions = make_directions(p);
+  const bool affine_aligned = aligned_quads(gamma, p.features());
+  float* gradients = scratch + plan.gradients;
+  float* moments = scratch + plan.moments;
+  float* sums = nullptr;
+  if (plan.sliced) {
+    if constexpr (std::is_same_v<T, float>) {
+      sums = dx;
+    } else {
+      sums = scratch + plan.dx;
+    }
+  }
+  const int64_t elements = voxel_values(p);
+  const int64_t copy_blocks = std::min<int64_t>(ceil_div(elements, kBlock), 65536);
+  if (sums != nullptr) {
+    launch(stream, {.grid = copy_blocks, .block = kBlock}, zero_kernel, sums, elements);
+  }
+  for (int64_t sample = 0; sample < p.n; sample += plan.slice_samples) {
+    for (int64_t token = 0; token < g.tokens; token += plan.slice_tokens) {
+      const Slice slice{sample, std::min(plan.slice_samples, p.n - sample), token,
+                        std::min(plan.slice_tokens, g.tokens - token)};
+      const T* rows = dy + (sample * g.tokens + token) * p.out;
+      const PresentTokens<T> a{{.p = Input<T>{rows},
+                                .stride = p.out,
+                                .rows = slice.count,
+                                .depth = g.outs,
+                                .aligned = aligned_quads(rows, p.out),
+                                .piece_stride = {.outer = g.tokens * p.out, .inner_count = g.groups}},
+                               mask != nullptr ? mask + sample * p.groups : nullptr};
+      const MatrixByRow<T> b{.p = Input<T>{weight},
+                             .stride = p.features(),
+                             .rows = p.features(),
+                             .depth = g.outs,
+                             .aligned = aligned_quads(weight, p.features()),
+                             .piece_stride = {.inner = p.out * p.features(), .inner_count = g.groups}};
+      const Epilogue<float> epilogue{.out = gradients,
+                                     .row_stride = p.features(),
+                                     .column_stride = 1,
+                                     .bias = nullptr,
+                                     .pre_activation = nullptr,
+                                     .activation = Activation::none,
+                                     .mode = GradMode::overwrite,
+                                     .piece_stride = {.outer = p.groups * slice.count * p.features(),
+                                                      .inner = slice.count * p.features(),
+                                                      .inner_count = g.groups}};
+      const int64_t pieces = slice.samples * p.groups;
+      with_tile(p.features(), [&](auto tile) {
+        constexpr int kTileN = decltype(tile)::value;
+        launch(stream,
+               {.grid = {ceil_div(slice.count, kTileM), ceil_div(p.features(), kTileN), pieces},
+                .block = kGemmThreads<kTileN>},
+               product_kernel<kTileN, PresentTokens<T>, MatrixByRow<T>, Epilogue<float>>, a, b, 1, int64_t{0},
+               epilogue);
+      });
+      const int lanes = p.features() <= kFewFeatures ? 8 : 32;
+      launch(stream, {.grid = ceil_div(pieces * slice.count, kBlock / lanes), .block = kBlock},
+             moments_kernel<T>, gather, slice, lanes, mask, gamma, affine_aligned, mean, rstd, gradients,
+             moments);
+      int64_t first_plane = 0;
+      int64_t last_plane = p.d;
+      if (plan.sliced) {
+        first_plane = std::max<int64_t>(token / g.plane * p.patch[0] - p.shift[0], 0);
+        last_plane =
+            std::min<int64_t>(((token + slice.count - 1) / g.plane + 1) * p.patch[0] + p.shift[0], p.d);
+      }
+      const bool quads = gather.quads && affine_aligned && aligned_quads(dx, p.channels);
+      const int64_t threads =
+          slice.samples * (last_plane - first_plane) * p.h * p.w * p.groups * p.channels / (quads ? 4 : 1);
+      launch(stream, {.grid = ceil_div(threads, kBlock), .block = kBlock},
+             quads ? input_gradient_kernel<4, T> : input_gradient_kernel<1, T>, g, directions, slice,
+             static_cast<int>(first_plane), static_cast<int>(last_plane - first_plane), gather.x, mask, gamma,
+             mean, rstd, gradients, moments, sums, Output<T>{dx});
+    }
+  }
+  if constexpr (!std::is_same_v<T, float>) {
+    if (sums != nullptr) {
+      launch(stream, {.grid = copy_blocks, .block = kBlock}, store_kernel<T>, elements, sums, Output<T>{dx});
+    }
+  }
 }
 
 }  // namespace
@@ -661,23 +1134,35 @@ void shifted_patch_forward(Context& context, const ShiftedPatchParams& p, ConstD
                            ConstData missing_, Data y_, float* mean, float* rstd, Workspace workspace) {
   const float* gamma = gamma_.as<float>("shifted_patch_forward: gamma");
   const float* beta = beta_.as<float>("shifted_patch_forward: beta");
-  const float* bias = bias_.as<float>("shifted_patch_forward: bias");
-  const float* missing = missing_.as<float>("shifted_patch_forward: missing");
-  const Grid g = make_grid(p);
-  const Directions directions = make_directions(p);
+  const Blend blend{mask, bias_.as<float>("shifted_patch_forward: bias"),
+                    missing_.as<float>("shifted_patch_forward: missing")};
   const Plan plan = make_plan(p, ShiftedPatchPass::forward);
   float* scratch = static_cast<float*>(workspace.data);
   float* used_mean = mean != nullptr ? mean : scratch + plan.mean;
   float* used_rstd = rstd != nullptr ? rstd : scratch + plan.rstd;
+  float* partials = scratch + plan.partial;
+  const bool affine_aligned = aligned_quads(gamma, p.features()) && aligned_quads(beta, p.features());
+  const StreamHandle stream = context.stream();
   with_storage("shifted_patch_forward", {x_, weight_, y_}, [&]<class T>(T) {
-    const auto x = input<T>(x_, "shifted_patch_forward: x");
-    launch(context.stream(), {.grid = ceil_div(p.groups * p.tokens(), kThreads / 32), .block = kThreads},
-           statistics_kernel<T>, g, directions, x, mask, used_mean, used_rstd);
-    launch(context.stream(),
-           {.grid = {ceil_div(g.tokens, kTileRows), ceil_div(p.out, kTileColumns), p.n}, .block = kThreads},
-           forward_kernel<T>, g, directions, x, mask, gamma, beta,
-           input<T>(weight_, "shifted_patch_forward: weight"), bias, missing, used_mean, used_rstd,
-           output<T>(y_, "shifted_patch_forward: y"));
+    const T* weight = weight_.as<T>("shifted_patch_forward: weight");
+    T* y = y_.as<T>("shifted_patch_forward: y");
+    const Gather<T> gather = make_gather(stream, p, x_.as<T>("shifted_patch_forward: x"), scratch, plan);
+    const int lanes = p.features() <= kFewFeatures ? 1 : 32;
+    launch(stream, {.grid = ceil_div(p.groups * p.tokens(), kBlock / lanes), .block = kBlock},
+           statistics_kernel<T>, gather, lanes, mask, used_mean, used_rstd);
+    with_tile(p.out, [&](auto tile) {
+      constexpr int kTileN = decltype(tile)::value;
+      launch(stream,
+             {.grid = {ceil_div(gather.g.tokens, kTileM), ceil_div(p.out, kTileN), p.n * plan.parts},
+              .block = kGemmThreads<kTileN>},
+             forward_kernel<kTileN, T>, gather, plan.parts, blend, gamma, beta, affine_aligned,
+             Input<T>{weight}, aligned_quads(weight, p.features()), used_mean, used_rstd, partials,
+             Output<T>{y}, aligned_quads(y, p.out));
+    });
+    if (plan.parts > 1) {
+      launch(stream, {.grid = ceil_div(p.tokens() * p.out, kFinishThreads), .block = kFinishThreads},
+             blend_kernel<T>, gather.g, plan.parts, blend, partials, Output<T>{y});
+    }
   });
 }
 
@@ -692,55 +1177,37 @@ void shifted_patch_backward(Context& context, const ShiftedPatchParams& p, Const
   float* dweight = dweight_.as<float>("shifted_patch_backward: dweight");
   float* dbias = dbias_.as<float>("shifted_patch_backward: dbias");
   float* dmissing = dmissing_.as<float>("shifted_patch_backward: dmissing");
-  const Grid g = make_grid(p);
-  const Directions directions = make_directions(p);
   const Plan plan = make_plan(p, ShiftedPatchPass::backward);
   float* scratch = static_cast<float*>(workspace.data);
   float* partial = scratch + plan.partial;
   float* sums = scratch + plan.sums;
   float* b = scratch + plan.b;
-  float* moments = scratch + plan.moments;
   const int accumulate = mode == GradMode::accumulate ? 1 : 0;
   const StreamHandle stream = context.stream();
   with_storage("shifted_patch_backward", {x_, weight_, dy_, dx_}, [&]<class T>(T) {
-    const auto x = input<T>(x_, "shifted_patch_backward: x");
-    const auto weight = input<T>(weight_, "shifted_patch_backward: weight");
-    const auto dy = input<T>(dy_, "shifted_patch_backward: dy");
-    launch(stream, {.grid = {ceil_div(p.out, 32), plan.chunks, p.n}, .block = {32, 8}}, sum_dy_kernel<T>, g,
-           dy, sums);
-    launch(stream, {.grid = ceil_div(p.groups * p.out, kThreads), .block = kThreads}, group_sums_kernel, g,
-           plan.chunks, mask, sums, b, dbias, dmissing, accumulate);
-    launch(stream,
-           {.grid = {ceil_div(g.features, kTileRows), ceil_div(p.out, kTileColumns), p.groups * plan.chunks},
-            .block = kThreads},
-           weight_partial_kernel<T>, g, directions, plan.chunks, x, mask, mean, rstd, dy, partial);
-    launch(stream, {.grid = ceil_div(p.groups * g.features, kThreads), .block = kThreads},
-           parameters_kernel<T>, g, plan.chunks, gamma, beta, weight, partial, b, dgamma, dbeta, dweight,
-           accumulate);
-    if (!dx_) {
-      return;
-    }
-    const auto dx = output<T>(dx_, "shifted_patch_backward: dx");
-    float* sum = nullptr;
-    if constexpr (std::is_same_v<T, float>) {
-      sum = dx;
-    } else {
-      sum = scratch + plan.dx;
-    }
-    const int64_t elements = voxel_values(p);
-    const int64_t blocks = std::min<int64_t>(ceil_div(elements, kThreads), 65536);
-    launch(stream, {.grid = blocks, .block = kThreads}, zero_kernel, sum, elements);
-    launch(stream, {.grid = {ceil_div(g.tokens, kTileRows), 1, p.n * p.groups}, .block = kThreads},
-           moments_kernel<T>, g, directions, x, mask, gamma, weight, mean, rstd, dy, moments);
-    for (int copy = 0; copy < g.copies; ++copy) {
+    const T* weight = weight_.as<T>("shifted_patch_backward: weight");
+    const T* dy = dy_.as<T>("shifted_patch_backward: dy");
+    const Gather<T> gather = make_gather(stream, p, x_.as<T>("shifted_patch_backward: x"), scratch, plan);
+    const Grid g = gather.g;
+    launch(stream, {.grid = {ceil_div(p.out, 32), plan.sum_chunks, p.n}, .block = {32, 8}}, sum_dy_kernel<T>,
+           g, Input<T>{dy}, sums);
+    launch(stream, {.grid = ceil_div(p.groups * p.out, kBlock), .block = kBlock}, group_sums_kernel, g,
+           plan.sum_chunks, mask, sums, b, dbias, dmissing, accumulate);
+    with_tile(p.out, [&](auto tile) {
+      constexpr int kTileN = decltype(tile)::value;
       launch(stream,
-             {.grid = {ceil_div(g.tokens, kTileRows), ceil_div(g.features / g.copies, kTileColumns),
-                       p.n * p.groups},
-              .block = kThreads},
-             dx_kernel<T>, g, directions, copy, x, mask, gamma, weight, mean, rstd, dy, moments, sum);
-    }
-    if constexpr (!std::is_same_v<T, float>) {
-      launch(stream, {.grid = blocks, .block = kThreads}, store_kernel<T>, elements, sum, dx);
+             {.grid = {ceil_div(p.features(), kTileM), ceil_div(p.out, kTileN), p.groups * plan.parts},
+              .block = kGemmThreads<kTileN>},
+             weight_partial_kernel<kTileN, T>, gather, plan.parts, mask, mean, rstd, Input<T>{dy},
+             aligned_quads(dy, p.out), partial);
+    });
+    launch(stream, {.grid = ceil_div(p.groups * p.out * p.features(), kBlock), .block = kBlock},
+           weight_gradient_kernel, g, plan.parts, gamma, beta, b, partial, dweight, accumulate);
+    launch(stream, {.grid = ceil_div(p.groups * p.features(), 32), .block = {32, 8}},
+           affine_gradient_kernel<T>, g, Input<T>{weight}, partial, b, dgamma, dbeta, accumulate);
+    if (dx_) {
+      launch_input_gradient(stream, p, plan, gather, mask, gamma, weight, mean, rstd, dy,
+                            dx_.as<T>("shifted_patch_backward: dx"), scratch);
     }
   });
 }

@@ -1,6 +1,6 @@
 // Shapes on which shifted patch tokenization is verified on every device. Sizes meet, miss by one and pass by
-// one what the kernels cut by: on a GPU tiles of 64 tokens, 32 outputs, 16 features; on the CPU blocks of 32
-// tokens, 8 rows, 16 lanes.
+// one what the kernels cut by: on a GPU tiles of 128 tokens or features, 32 or 64 outputs, slices of 16,
+// parts of 128 and sums of 256 tokens, channels in fours; on the CPU blocks of 32 tokens, 8 rows, 16 lanes.
 #pragma once
 
 #include <array>
@@ -115,6 +115,36 @@ inline const std::vector<ShiftedPatchCase> kShiftedPatchCases{
       .shifts = ShiftSet::face6},
      {}},
     {"many outputs", {.d = 2, .h = 4, .w = 4, .channels = 1, .out = 65, .shifts = ShiftSet::tetra4}, {}},
+    {"127 tokens", {.d = 2, .h = 2, .w = 254, .out = 3, .shifts = ShiftSet::tetra4}, {}},
+    {"128 tokens", {.d = 4, .h = 8, .w = 32, .out = 3, .shifts = ShiftSet::tetra4}, {}},
+    {"129 tokens", {.d = 2, .h = 6, .w = 86, .out = 3, .shifts = ShiftSet::tetra4}, {}},
+    {"255 tokens", {.d = 2, .h = 10, .w = 102, .out = 2, .shifts = ShiftSet::tetra4}, {}},
+    {"256 tokens, masked, batch",
+     {.n = 2, .d = 8, .h = 16, .w = 16, .groups = 2, .out = 2, .shifts = ShiftSet::tetra4},
+     {1, 0, 1, 1}},
+    {"513 tokens", {.d = 9, .h = 3, .w = 19, .channels = 4, .out = 2, .patch = {1, 1, 1}}, {}},
+    {"126 features, 63 outputs",
+     {.d = 1, .h = 3, .w = 20, .out = 63, .patch = {1, 2, 9}, .shifts = ShiftSet::face6},
+     {}},
+    {"130 features, 64 outputs",
+     {.d = 1, .h = 4, .w = 26, .out = 64, .patch = {1, 2, 13}, .shifts = ShiftSet::tetra4},
+     {}},
+    {"255 features: one part",
+     {.h = 2, .w = 3, .channels = 51, .out = 5, .patch = {1, 1, 1}, .shifts = ShiftSet::tetra4},
+     {}},
+    {"260 features: two parts, masked",
+     {.n = 2,
+      .h = 2,
+      .w = 3,
+      .groups = 2,
+      .channels = 52,
+      .out = 5,
+      .patch = {1, 1, 1},
+      .shifts = ShiftSet::tetra4},
+     {1, 1, 0, 1}},
+    {"four channels, masked, batch",
+     {.n = 3, .d = 4, .h = 5, .w = 6, .groups = 3, .channels = 4, .out = 12},
+     {1, 0, 1, 1, 1, 1, 0, 0, 1}},
 };
 
 // For benchmarks: embedding and merging in the fusion network (tiny and base).

@@ -441,6 +441,50 @@ TEST(ShiftedPatch, StatisticsAndInputGradientAreOptional) {
   }
 }
 
+// Kernels that read four numbers at once must see where they cannot.
+TEST(ShiftedPatch, TensorsAlignedToFourBytesOnlyGiveTheSameBits) {
+  const ShiftedPatchCase& c = find_case("four channels, masked, batch");
+  const ShiftedPatchParams& p = c.params;
+  const Inputs in = make_inputs(c, 25);
+  const auto moved = [](std::vector<float> values) {
+    values.insert(values.begin(), 0.0f);
+    return values;
+  };
+  for (const Device device : test_devices()) {
+    const Outputs<float> full = run_device(device, p, in);
+    Context context(device);
+    const DeviceArray<float> x(device, moved(in.x)), gamma(device, moved(in.gamma)),
+        beta(device, moved(in.beta)), weight(device, moved(in.weight)), bias(device, in.bias),
+        missing(device, in.missing), dy(device, moved(in.dy)), mean(device, moved(full.mean)),
+        rstd(device, moved(full.rstd));
+    const DeviceArray<float> y(device, dy.size()), dx(device, x.size()), dgamma(device, gamma.size()),
+        dbeta(device, beta.size()), dweight(device, weight.size()), dbias(device, bias.size()),
+        dmissing(device, bias.size());
+    const DeviceArray<uint8_t> mask(device, in.mask);
+    const DeviceWorkspace forward(device,
+                                  shifted_patch_workspace_bytes(context, p, ShiftedPatchPass::forward));
+    shifted_patch_forward(context, p, x.get() + 1, mask.get(), gamma.get() + 1, beta.get() + 1,
+                          weight.get() + 1, bias.get(), missing.get(), y.get() + 1, nullptr, nullptr,
+                          forward);
+    const DeviceWorkspace backward(device,
+                                   shifted_patch_workspace_bytes(context, p, ShiftedPatchPass::backward));
+    shifted_patch_backward(context, p, x.get() + 1, mask.get(), gamma.get() + 1, beta.get() + 1,
+                           weight.get() + 1, mean.get() + 1, rstd.get() + 1, dy.get() + 1, dx.get() + 1,
+                           dgamma.get() + 1, dbeta.get() + 1, dweight.get() + 1, dbias.get(), dmissing.get(),
+                           GradMode::overwrite, backward);
+    const auto tail = [](const DeviceArray<float>& array) {
+      std::vector<float> values = array.host();
+      values.erase(values.begin());
+      return values;
+    };
+    expect_equal("y", tail(y), full.y);
+    expect_equal("dx", tail(dx), full.dx);
+    expect_equal("dgamma", tail(dgamma), full.dgamma);
+    expect_equal("dbeta", tail(dbeta), full.dbeta);
+    expect_equal("dweight", tail(dweight), full.dweight);
+  }
+}
+
 // Both passes with the tensors of a storage call; the parameters' gradients are added to.
 void run_stored(Call& call, ShiftedPatchParams p, const Inputs& in) {
   Context& context = call.context();
