@@ -1,40 +1,108 @@
-// Softmax over rows of channels. In float32 forward reads and writes 4 bytes an element (the row is read
-// three times, from L1 after the first), backward reads 8 and writes 4; about 25 operations an element:
-// memory bandwidth limits both for rows that fit in L1. A power of two of lanes, at most a warp, shares a
-// row. No GPU timing exists yet: bench/results/README.md.
+// Softmax over rows of channels. In float32 forward reads and writes 4 bytes an element, backward reads 8 and
+// writes 4; about 25 operations an element: memory bandwidth limits both. A power of two of lanes, at most a
+// warp, shares a row. In forward a lane holds four values of a row of up to 128 channels and sixteen of up to
+// 512, so that a row is read once and its exponentials are taken once: one thread has a row of four classes,
+// in one access. Beyond, forward reads the row three times, from L1 after the first, as backward does twice.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/quads.hpp"
 #include "kernels/context/storage.hpp"
 #include "kernels/softmax/softmax.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
-template <class T>
-VESAL_KERNEL void softmax_forward_kernel(int64_t rows, int64_t channels, int lanes, Input<T> x, Output<T> y) {
-  // What is stored narrower would be rounded twice if the row were scaled where it lies.
-  constexpr bool kScaledInPlace = std::is_same_v<T, float>;
+constexpr int kMostValues = 16;  // of a row, in a thread
+
+// Rows of up to lanes * kValues channels. Where channels come in fours, a lane has four neighbours at a time,
+// otherwise every lanes-th value: the same order of sums whether or not the rows are aligned.
+template <int kValues, class T>
+VESAL_KERNEL void softmax_forward_kernel(int64_t rows, int channels, int lanes, bool aligned, Input<T> x,
+                                         Output<T> y) {
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (kLoopThreads / lanes) + static_cast<int>(threadIdx.x) / lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+  const int length = row < rows ? channels : 0;
+  const bool fours = channels % 4 == 0;
+  const int step = fours ? 1 : lanes;
+  const int first = fours ? lane * 4 : lane;
   const int64_t begin = row * channels;
-  const int64_t length = row < rows ? channels : 0;
+  float values[kValues];
   float largest = -INFINITY;
-  for (int64_t c = lane; c < length; c += lanes) {
-    largest = fmaxf(largest, x[begin + c]);
+  VESAL_UNROLL
+  for (int q = 0; q < kValues; q += 4) {
+    const int c = first + q * lanes;
+    if (aligned && c < length) {
+      const float4 four = load4(x + (begin + c));
+      values[q] = four.x;
+      values[q + 1] = four.y;
+      values[q + 2] = four.z;
+      values[q + 3] = four.w;
+    } else {
+      VESAL_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        values[q + i] = c + i * step < length ? x[begin + c + i * step] : -INFINITY;
+      }
+    }
+    VESAL_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      largest = fmaxf(largest, values[q + i]);
+    }
   }
   largest = group_max(largest, lanes);
   float total = 0.0f;
-  for (int64_t c = lane; c < length; c += lanes) {
+  VESAL_UNROLL
+  for (int q = 0; q < kValues; q += 4) {
+    VESAL_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (first + q * lanes + i * step < length) {
+        values[q + i] = expf(values[q + i] - largest);
+        total += values[q + i];
+      }
+    }
+  }
+  const float inverse = 1.0f / group_sum(total, lanes);
+  VESAL_UNROLL
+  for (int q = 0; q < kValues; q += 4) {
+    const int c = first + q * lanes;
+    if (aligned && c < length) {
+      store4(y + (begin + c), make_float4(values[q] * inverse, values[q + 1] * inverse,
+                                          values[q + 2] * inverse, values[q + 3] * inverse));
+    } else {
+      VESAL_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if (c + i * step < length) {
+          y[begin + c + i * step] = values[q + i] * inverse;
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+VESAL_KERNEL void softmax_long_forward_kernel(int64_t rows, int64_t channels, Input<T> x, Output<T> y) {
+  // What is stored narrower would be rounded twice if the row were scaled where it lies.
+  constexpr bool kScaledInPlace = std::is_same_v<T, float>;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kLoopThreads / 32) + threadIdx.x / 32;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const int64_t begin = row * channels;
+  const int64_t length = row < rows ? channels : 0;
+  float largest = -INFINITY;
+  for (int64_t c = lane; c < length; c += 32) {
+    largest = fmaxf(largest, x[begin + c]);
+  }
+  largest = group_max(largest, 32);
+  float total = 0.0f;
+  for (int64_t c = lane; c < length; c += 32) {
     const float e = expf(x[begin + c] - largest);
     if constexpr (kScaledInPlace) {
       y[begin + c] = e;
     }
     total += e;
   }
-  total = group_sum(total, lanes);
+  total = group_sum(total, 32);
   const float inverse = 1.0f / total;
-  for (int64_t c = lane; c < length; c += lanes) {
+  for (int64_t c = lane; c < length; c += 32) {
     if constexpr (kScaledInPlace) {
       y[begin + c] *= inverse;
     } else {
@@ -67,13 +135,21 @@ VESAL_KERNEL void softmax_backward_kernel(int64_t rows, int64_t channels, int la
 
 }  // namespace
 
-void softmax_forward(Context& context, int64_t rows, int64_t channels, ConstData x, Data y) {
-  const int lanes = column_width(channels);
-  with_storage("softmax_forward", {x, y}, [&]<class T>(T) {
-    launch(context.stream(),
-           {.grid = {ceil_div(rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
-           softmax_forward_kernel<T>, rows, channels, lanes, input<T>(x, "softmax_forward: x"),
-           output<T>(y, "softmax_forward: y"));
+void softmax_forward(Context& context, int64_t rows, int64_t channels, ConstData x_, Data y_) {
+  with_storage("softmax_forward", {x_, y_}, [&]<class T>(T) {
+    const auto* x = x_.as<T>("softmax_forward: x");
+    auto* y = y_.as<T>("softmax_forward: y");
+    const int lanes = column_width(ceil_div(channels, 4));
+    const Dim3 grid{ceil_div(rows, kLoopThreads / lanes), 1, 1};
+    if (channels > kMostValues * lanes) {
+      launch(context.stream(), {.grid = grid, .block = {kLoopThreads, 1, 1}}, softmax_long_forward_kernel<T>,
+             rows, channels, Input<T>{x}, Output<T>{y});
+    } else {
+      launch(context.stream(), {.grid = grid, .block = {kLoopThreads, 1, 1}},
+             channels > 4 * lanes ? softmax_forward_kernel<kMostValues, T> : softmax_forward_kernel<4, T>,
+             rows, static_cast<int>(channels), lanes,
+             aligned_quads(x, channels) && aligned_quads(y, channels), Input<T>{x}, Output<T>{y});
+    }
   });
 }
 

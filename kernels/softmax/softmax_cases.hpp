@@ -17,12 +17,35 @@ struct SoftmaxCase {
   int64_t channels = 1;
 };
 
-// A warp has 32 lanes, a block takes 8 rows or more; the CPU handles fewer than 16 channels in blocks of 64
-// rows.
+// On a GPU a thread has four values of up to 128 channels and sixteen of up to 512, a block 8 to 256 rows;
+// the CPU handles fewer than 16 channels in blocks of 64 rows.
 inline const std::vector<SoftmaxCase> kSoftmaxCases = {
-    {"one", 1, 1},        {"pair", 5, 2},          {"classes", 65, 4},       {"row_block_minus_one", 63, 3},
-    {"row_block", 64, 7}, {"narrow_most", 66, 15}, {"vector", 9, 16},        {"warp_minus_one", 7, 31},
-    {"no_rows", 0, 4},    {"warp", 8, 32},         {"warp_plus_one", 9, 33}, {"wide", 3, 300},
+    {"one", 1, 1},
+    {"pair", 5, 2},
+    {"classes", 65, 4},
+    {"row_block_minus_one", 63, 3},
+    {"row_block", 64, 7},
+    {"narrow_most", 66, 15},
+    {"vector", 9, 16},
+    {"warp_minus_one", 7, 31},
+    {"no_rows", 0, 4},
+    {"warp", 8, 32},
+    {"warp_plus_one", 9, 33},
+    {"wide", 3, 300},
+    {"block_minus_one", 255, 4},
+    {"block", 256, 4},
+    {"block_plus_one", 257, 4},
+    {"two_lanes", 130, 8},
+    {"five", 129, 5},
+    {"window", 9, 64},
+    {"few_values_minus_one", 9, 127},
+    {"few_values", 9, 128},
+    {"few_values_plus_one", 9, 129},
+    {"fours", 9, 132},
+    {"odd_window", 5, 343},
+    {"values_minus_one", 9, 511},
+    {"values", 9, 512},
+    {"values_plus_one", 9, 513},
 };
 
 // For benchmarks: four classes at 64^3 and 128^3, attention in windows of 4^3 and 7^3.

@@ -132,6 +132,24 @@ TEST(Softmax, SpecialValues) {
   }
 }
 
+// Kernels that read four values at once must see where they cannot.
+TEST(Softmax, RowsAlignedToFourBytesOnlyGiveTheSameBits) {
+  for (const Device device : test_devices()) {
+    for (const int64_t channels : {4, 64, 132}) {
+      Context context(device);
+      std::vector<float> x = random_normal(5 * channels, 3);
+      const DeviceArray<float> in(device, x), y(device, 5 * channels);
+      softmax_forward(context, 5, channels, in.get(), y.get());
+      x.insert(x.begin(), 0.0f);
+      const DeviceArray<float> moved(device, x);
+      softmax_forward(context, 5, channels, moved.get() + 1, moved.get() + 1);
+      std::vector<float> out = moved.host();
+      out.erase(out.begin());
+      expect_equal(to_string(device), out, y.host());
+    }
+  }
+}
+
 TEST(Softmax, Storage) {
   for (const SoftmaxCase& c : kSoftmaxCases) {
     const int64_t count = c.rows * c.channels;
