@@ -509,54 +509,44 @@ VESAL_KERNEL void group_sums_kernel(Grid g, int chunks, const uint8_t* VESAL_RES
   }
 }
 
+// A token of a slice of the depth.
+struct RunToken {
+  Place place;
+  float mean, rstd;
+};
+
 // Operand A of the weight's gradient: row = feature of one group, k = token of a run within one sample;
-// normalised.
+// normalised. What belongs to a row and to a token lies in shared memory, where it takes no registers.
 template <class T>
 struct FeaturesOfTokens {
   Gather<T> gather;
   Input<T> source;
-  const float* mean;  // of the sample
-  const float* rstd;
-  int64_t first;  // token of the run
+  const Tap* taps;        // of the block's rows
+  const RunToken* slice;  // tokens of the slice that is loaded
   int64_t rows;
   int depth;
 
   template <int kRows, int kThreads>
   using Loader = LoaderByRow<kRows, kThreads, FeaturesOfTokens>;
   struct Line {
-    Tap taps[4];
+    int row;      // within the block
     int channel;  // of the first
     int count;
   };
 
   VESAL_DEVICE Line line(int64_t row) const {
-    Line line{};
-    line.count = row < rows ? static_cast<int>(min(rows - row, int64_t{4})) : 0;
-    int tap = line.count > 0 ? static_cast<int>(row) / gather.g.channels : 0;
-    line.channel = line.count > 0 ? static_cast<int>(row) - tap * gather.g.channels : 0;
-    int channel = line.channel;
-    VESAL_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      if (j < line.count) {
-        line.taps[j] = gather.taps[tap];
-        if (++channel == gather.g.channels) {
-          channel = 0;
-          ++tap;
-        }
-      }
-    }
-    return line;
+    return {static_cast<int>(row % kTileM), static_cast<int>(row) % gather.g.channels,
+            row < rows ? static_cast<int>(min(rows - row, int64_t{4})) : 0};
   }
   VESAL_DEVICE float4 load(const Line& line, int k) const {
     if (line.count <= 0 || k >= depth) {
       return zero4();
     }
     const int64_t stride = int64_t{gather.g.groups} * gather.g.channels;
-    const int64_t token = first + k;
-    const Place place = place_of(gather.g, token);
+    const RunToken token = slice[k % kTileK];
     float4 loaded = zero4();
     if (gather.quads) {
-      const int64_t voxel = voxel_of(gather.g, place, line.taps[0]);
+      const int64_t voxel = voxel_of(gather.g, token.place, taps[line.row]);
       if (voxel >= 0) {
         loaded = load4(source + (voxel * stride + line.channel));
       }
@@ -566,15 +556,17 @@ struct FeaturesOfTokens {
       VESAL_UNROLL
       for (int j = 0; j < 4; ++j) {
         value[j] = 0.0f;
-        const int64_t voxel = j < line.count ? voxel_of(gather.g, place, line.taps[j]) : -1;
-        if (voxel >= 0) {
-          value[j] = source[voxel * stride + channel];
+        if (j < line.count) {
+          const int64_t voxel = voxel_of(gather.g, token.place, taps[line.row + j]);
+          if (voxel >= 0) {
+            value[j] = source[voxel * stride + channel];
+          }
+          channel = channel + 1 == gather.g.channels ? 0 : channel + 1;
         }
-        channel = channel + 1 == gather.g.channels ? 0 : channel + 1;
       }
       loaded = make_float4(value[0], value[1], value[2], value[3]);
     }
-    return normalised(loaded, mean[token], rstd[token]);
+    return normalised(loaded, token.mean, token.rstd);
   }
 };
 
@@ -614,7 +606,12 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>, 512 / kGemmThreads<k
   using Product = TileProduct<kTileN>;
   VESAL_SHARED(float4, tile_a, [kTileK * Product::kQuadsA]);
   VESAL_SHARED(float4, tile_b, [kTileK * Product::kQuadsB]);
+  VESAL_SHARED(Tap, taps, [kTileM]);
+  VESAL_SHARED(RunToken, slice, [kTileK]);
   const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kTileM && first_feature + thread < features) {
+    taps[thread] = gather.taps[(static_cast<int>(first_feature) + thread) / gather.g.channels];
+  }
   Product product;
   product.clear();
   for (int64_t begin = all_tokens * chunk / chunks; begin < end;) {
@@ -624,21 +621,31 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kGemmThreads<kTileN>, 512 / kGemmThreads<k
     if (is_present(gather.g, mask, sample, group)) {
       const int64_t statistics = (group * gather.g.samples + sample) * tokens;
       const auto depth = static_cast<int>(stop - begin);
-      const FeaturesOfTokens<T> a{
-          gather, gather.values(sample, group), mean + statistics, rstd + statistics, at.remainder, features,
-          depth};
+      // Thread t describes the t-th token from k on.
+      const auto describe = [&](int k) {
+        if (thread < kTileK && k + thread < depth) {
+          const int64_t token = at.remainder + k + thread;
+          slice[thread].place = place_of(gather.g, token);
+          slice[thread].mean = mean[statistics + token];
+          slice[thread].rstd = rstd[statistics + token];
+        }
+      };
+      const FeaturesOfTokens<T> a{gather, gather.values(sample, group), taps, slice, features, depth};
       const ScaledRows<T> b{{dy + begin * outs, outs, outs, depth, dy_aligned},
                             scale_of(gather.g, mask, sample)};
       LoaderByRow<kTileM, kGemmThreads<kTileN>, FeaturesOfTokens<T>> loader_a;
       LoaderByRow<kTileN, kGemmThreads<kTileN>, ScaledRows<T>> loader_b;
       loader_a.start(a, first_feature, thread);
       loader_b.start(b, first_out, thread);
+      describe(0);
+      __syncthreads();
       for (int k = 0; k < depth; k += kTileK) {
         loader_a.fetch(a, k, thread);
         loader_a.put(tile_a, thread);
         loader_b.fetch(b, k, thread);
         loader_b.put(tile_b, thread);
         __syncthreads();
+        describe(k + kTileK);
         product.multiply(tile_a, tile_b, thread);
         __syncthreads();
       }
