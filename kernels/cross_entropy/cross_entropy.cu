@@ -1,21 +1,33 @@
 // Losses on the softmax of rows. Cross entropy reads 4 bytes a float32 logit and 1 a row, and writes 4 a
-// logit in backward; distillation reads twice that. A row is read two or three times, from L1 after the
-// first; about 30 operations a logit, an exponential among them: memory bandwidth limits them. A power of two
-// of lanes, at most a warp, shares a row; sums run per slab of rows, then over slabs, in a fixed order. No
-// GPU timing exists yet: bench/results/README.md.
+// logit in backward; distillation reads twice that; about 30 operations a logit, an exponential among them:
+// memory bandwidth limits them. A power of two of lanes, at most a warp, shares a row. In cross entropy a
+// lane holds four logits of up to 32 classes and sixteen of more, so that a row is read once, its
+// exponentials are taken once, a warp has several rows at a time, and one thread has a row of four classes;
+// distillation reads its rows two or three times, from L1 after the first. Sums run per slab of rows, then
+// over slabs, in a fixed order.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/quads.hpp"
 #include "kernels/context/storage.hpp"
 #include "kernels/cross_entropy/cross_entropy.hpp"
 
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
+constexpr int kFewClasses = 32;   // a lane has four of them
+constexpr int kMostClasses = 16;  // of a lane where there are more; in the contract 256 at most
+
+// Lanes that share a row of cross entropy.
+int row_lanes(int64_t classes) {
+  return column_width(ceil_div(classes, classes <= kFewClasses ? 4 : kMostClasses));
+}
+
 // What the kernels need to know of the classes' weights and of the labels.
 template <class T>
 struct Rows {
   CrossEntropyParams p;
   Input<T> logits;
+  bool aligned;  // four neighbouring logits can be accessed at once
   const uint8_t* labels;
   const float* class_weights;
 
@@ -33,17 +45,32 @@ struct Row {
   float shifted;      // class-weighted sum of the logits minus the largest; with smoothing only
   float all_weights;  // sum of the class weights; with smoothing only
   float inverse;      // 1 / sum of the exponentials
-  float nll;          // -log p[y]
-  float log_z;        // log of the sum of the exponentials
+  float own_exponential;
 
+  // Log of the sum of the exponentials.
+  VESAL_DEVICE float log_z() const { return log1pf(others + (own_exponential - 1.0f)); }
+  // -log p[y].
+  VESAL_DEVICE float nll() const { return log_z() - own; }
   // 1 - p[y] from the other exponentials: the difference would lose a small one's digits.
   VESAL_DEVICE float rest() const { return others * inverse; }
   VESAL_DEVICE float focal_power(float gamma) const { return gamma == 0.0f ? 1.0f : powf(rest(), gamma); }
 };
 
-// All lanes of a warp call it together; a row at `end` or beyond is inactive.
-template <class T>
-VESAL_DEVICE Row evaluate_row(const Rows<T>& rows, int64_t row, int64_t end, int lane, int lanes) {
+// Which classes a lane has: where they come in fours, four neighbours at a time, otherwise every lanes-th.
+struct Share {
+  int first, step, lanes;
+
+  VESAL_DEVICE Share(int classes, int lane, int lanes_)
+      : first(classes % 4 == 0 ? lane * 4 : lane), step(classes % 4 == 0 ? 1 : lanes_), lanes(lanes_) {}
+  // Of the lane's j-th value.
+  VESAL_DEVICE int of(int j) const { return first + j / 4 * 4 * lanes + j % 4 * step; }
+};
+
+// All lanes of a warp call it together; a row at `end` or beyond is inactive. e: the exponentials of the
+// lane's logits minus the largest.
+template <int kValues, class T>
+VESAL_DEVICE Row evaluate_row(const Rows<T>& rows, int64_t row, int64_t end, const Share& share,
+                              float (&e)[kValues]) {
   Row v{};
   const int classes = static_cast<int>(rows.p.classes);
   v.label = row < end ? rows.labels[row] : 0;
@@ -52,52 +79,77 @@ VESAL_DEVICE Row evaluate_row(const Rows<T>& rows, int64_t row, int64_t end, int
   const auto x = rows.logits + row * classes;
   const int length = v.active ? classes : 0;
   v.largest = -INFINITY;
-  for (int c = lane; c < length; c += lanes) {
-    v.largest = fmaxf(v.largest, x[c]);
-  }
-  v.largest = group_max(v.largest, lanes);
-  for (int c = lane; c < length; c += lanes) {
-    const float shift = x[c] - v.largest;
-    v.others += c == v.label ? 0.0f : expf(shift);
-    if (rows.p.label_smoothing > 0.0f) {
-      v.shifted += rows.weight_of(c) * shift;
-      v.all_weights += rows.weight_of(c);
+  VESAL_UNROLL
+  for (int q = 0; q < kValues; q += 4) {
+    if (rows.aligned && share.of(q) < length) {
+      const float4 four = load4(x + share.of(q));
+      e[q] = four.x;
+      e[q + 1] = four.y;
+      e[q + 2] = four.z;
+      e[q + 3] = four.w;
+    } else {
+      VESAL_UNROLL
+      for (int j = q; j < q + 4; ++j) {
+        e[j] = share.of(j) < length ? x[share.of(j)] : -INFINITY;
+      }
+    }
+    VESAL_UNROLL
+    for (int j = q; j < q + 4; ++j) {
+      v.largest = fmaxf(v.largest, e[j]);
     }
   }
-  v.others = group_sum(v.others, lanes);
+  v.largest = group_max(v.largest, share.lanes);
+  VESAL_UNROLL
+  for (int j = 0; j < kValues; ++j) {
+    const int c = share.of(j);
+    if (c < length) {
+      const float shift = e[j] - v.largest;
+      e[j] = expf(shift);
+      if (c == v.label) {
+        v.own = shift;
+      } else {
+        v.others += e[j];
+      }
+      if (rows.p.label_smoothing > 0.0f) {
+        v.shifted += rows.weight_of(c) * shift;
+        v.all_weights += rows.weight_of(c);
+      }
+    }
+  }
+  v.others = group_sum(v.others, share.lanes);
+  v.own = group_sum(v.own, share.lanes);  // of one number and zeros
   if (rows.p.label_smoothing > 0.0f) {
-    v.shifted = group_sum(v.shifted, lanes);
-    v.all_weights = group_sum(v.all_weights, lanes);
+    v.shifted = group_sum(v.shifted, share.lanes);
+    v.all_weights = group_sum(v.all_weights, share.lanes);
   }
   if (v.active) {
     v.weight = valid ? rows.weight_of(v.label) : NAN;
-    v.own = valid ? x[v.label] - v.largest : 0.0f;
-    const float own = expf(v.own);
-    v.inverse = 1.0f / (v.others + own);
-    v.log_z = log1pf(v.others + (own - 1.0f));
-    v.nll = v.log_z - v.own;
+    v.own_exponential = expf(v.own);
+    v.inverse = 1.0f / (v.others + v.own_exponential);
   }
   return v;
 }
 
 // partials [slabs, 2] = sums of the costs and the weights of a slab's rows.
-template <class T>
+template <int kValues, class T>
 VESAL_KERNEL void cross_entropy_partials_kernel(Rows<T> rows, int lanes, float* VESAL_RESTRICT partials) {
   VESAL_SHARED(float, scratch, [kLoopThreads]);
   const int group = static_cast<int>(threadIdx.x) / lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+  const Share share(static_cast<int>(rows.p.classes), lane, lanes);
   const int step = kLoopThreads / lanes;
   const int64_t end = slab_begin(rows.p.rows, gridDim.x, static_cast<int64_t>(blockIdx.x) + 1);
   float cost = 0.0f;
   float weight = 0.0f;
   for (int64_t base = slab_begin(rows.p.rows, gridDim.x, blockIdx.x); base < end; base += step) {
-    const Row v = evaluate_row(rows, base + group, end, lane, lanes);
+    float e[kValues];
+    const Row v = evaluate_row(rows, base + group, end, share, e);
     if (v.active && lane == 0) {
       weight += v.weight;
-      cost += (1.0f - rows.p.label_smoothing) * v.weight * v.focal_power(rows.p.focal_gamma) * v.nll;
+      cost += (1.0f - rows.p.label_smoothing) * v.weight * v.focal_power(rows.p.focal_gamma) * v.nll();
       if (rows.p.label_smoothing > 0.0f) {
         cost += rows.p.label_smoothing / static_cast<float>(rows.p.classes) *
-                (v.all_weights * v.log_z - v.shifted);
+                (v.all_weights * v.log_z() - v.shifted);
       }
     }
   }
@@ -118,38 +170,56 @@ struct WeightedMean {
   }
 };
 
-template <class T>
+template <int kValues, class T>
 VESAL_KERNEL void cross_entropy_backward_kernel(Rows<T> rows, int lanes,
                                                 const float* VESAL_RESTRICT total_weight, float weight,
-                                                Output<T> dlogits) {
+                                                bool aligned, Output<T> dlogits) {
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (kLoopThreads / lanes) + static_cast<int>(threadIdx.x) / lanes;
-  const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
-  const Row v = evaluate_row(rows, row, rows.p.rows, lane, lanes);
+  const int classes = static_cast<int>(rows.p.classes);
+  const Share share(classes, static_cast<int>(threadIdx.x) & (lanes - 1), lanes);
+  float e[kValues];
+  const Row v = evaluate_row(rows, row, rows.p.rows, share, e);
   if (row >= rows.p.rows) {
     return;
   }
   const float total = total_weight[0];
   const float scale = total == 0.0f ? 0.0f : weight / total;
   const float q = v.rest();
-  const float ratio = q > 0.0f ? v.nll / q : 1.0f;
   const float gamma = rows.p.focal_gamma;
-  const float focal = v.focal_power(gamma) * (1.0f + gamma * expf(v.own) * v.inverse * ratio);
+  float focal = 1.0f;
+  if (gamma != 0.0f) {
+    const float ratio = q > 0.0f ? v.nll() / q : 1.0f;
+    focal = v.focal_power(gamma) * (1.0f + gamma * v.own_exponential * v.inverse * ratio);
+  }
   const float hard = scale * (1.0f - rows.p.label_smoothing) * v.weight * focal;
   const float soft = scale * rows.p.label_smoothing / static_cast<float>(rows.p.classes);
-  const int classes = static_cast<int>(rows.p.classes);
-  const auto x = rows.logits + row * classes;
   const auto d = dlogits + row * classes;
-  for (int c = lane; c < classes; c += lanes) {
-    float value = 0.0f;
-    if (v.active) {
-      const float probability = expf(x[c] - v.largest) * v.inverse;
-      value = hard * (c == v.label ? -q : probability);
-      if (rows.p.label_smoothing > 0.0f) {
-        value += soft * (v.all_weights * probability - rows.weight_of(c));
+  VESAL_UNROLL
+  for (int first = 0; first < kValues; first += 4) {
+    float value[4];
+    VESAL_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int c = share.of(first + i);
+      value[i] = 0.0f;
+      if (v.active && c < classes) {
+        const float probability = e[first + i] * v.inverse;
+        value[i] = hard * (c == v.label ? -q : probability);
+        if (rows.p.label_smoothing > 0.0f) {
+          value[i] += soft * (v.all_weights * probability - rows.weight_of(c));
+        }
       }
     }
-    d[c] = value;
+    if (aligned && share.of(first) < classes) {
+      store4(d + share.of(first), make_float4(value[0], value[1], value[2], value[3]));
+    } else {
+      VESAL_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if (share.of(first + i) < classes) {
+          d[share.of(first + i)] = value[i];
+        }
+      }
+    }
   }
 }
 
@@ -233,32 +303,37 @@ VESAL_KERNEL void distillation_backward_kernel(int64_t rows, int64_t classes, fl
 
 }  // namespace
 
-void cross_entropy_forward(Context& context, const CrossEntropyParams& p, ConstData logits,
+void cross_entropy_forward(Context& context, const CrossEntropyParams& p, ConstData logits_,
                            const uint8_t* labels, const float* class_weights, Data loss, float* total_weight,
                            Workspace workspace) {
   const int64_t slabs = slab_count(p.rows);
   auto* partials = static_cast<float*>(workspace.data);
-  with_storage("cross_entropy_forward", {logits}, [&]<class T>(T) {
+  with_storage("cross_entropy_forward", {logits_}, [&]<class T>(T) {
+    const auto* logits = logits_.as<T>("cross_entropy_forward: logits");
     launch(context.stream(), {.grid = {slabs, 1, 1}, .block = {kLoopThreads, 1, 1}},
-           cross_entropy_partials_kernel<T>,
-           Rows<T>{p, input<T>(logits, "cross_entropy_forward: logits"), labels, class_weights},
-           column_width(p.classes), partials);
+           p.classes <= kFewClasses ? cross_entropy_partials_kernel<4, T>
+                                    : cross_entropy_partials_kernel<kMostClasses, T>,
+           Rows<T>{p, Input<T>{logits}, aligned_quads(logits, p.classes), labels, class_weights},
+           row_lanes(p.classes), partials);
   });
   launch(context.stream(), {.grid = {1, 1, 1}, .block = {kLoopThreads, 1, 1}},
          column_finish_kernel<2, WeightedMean>, slabs, int64_t{1}, 1, static_cast<const float*>(partials),
          WeightedMean{loss.as<float>("cross_entropy_forward: loss"), total_weight});
 }
 
-void cross_entropy_backward(Context& context, const CrossEntropyParams& p, ConstData logits,
+void cross_entropy_backward(Context& context, const CrossEntropyParams& p, ConstData logits_,
                             const uint8_t* labels, const float* class_weights, const float* total_weight,
-                            float weight, Data dlogits) {
-  const int lanes = column_width(p.classes);
-  with_storage("cross_entropy_backward", {logits, dlogits}, [&]<class T>(T) {
+                            float weight, Data dlogits_) {
+  const int lanes = row_lanes(p.classes);
+  with_storage("cross_entropy_backward", {logits_, dlogits_}, [&]<class T>(T) {
+    const auto* logits = logits_.as<T>("cross_entropy_backward: logits");
+    auto* dlogits = dlogits_.as<T>("cross_entropy_backward: dlogits");
     launch(context.stream(),
            {.grid = {ceil_div(p.rows, kLoopThreads / lanes), 1, 1}, .block = {kLoopThreads, 1, 1}},
-           cross_entropy_backward_kernel<T>,
-           Rows<T>{p, input<T>(logits, "cross_entropy_backward: logits"), labels, class_weights}, lanes,
-           total_weight, weight, output<T>(dlogits, "cross_entropy_backward: dlogits"));
+           p.classes <= kFewClasses ? cross_entropy_backward_kernel<4, T>
+                                    : cross_entropy_backward_kernel<kMostClasses, T>,
+           Rows<T>{p, Input<T>{logits}, aligned_quads(logits, p.classes), labels, class_weights}, lanes,
+           total_weight, weight, aligned_quads(dlogits, p.classes), Output<T>{dlogits});
   });
 }
 

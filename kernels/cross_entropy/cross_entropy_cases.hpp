@@ -18,8 +18,8 @@ struct CrossEntropyCase {
   float ignored = 0.0f;  // share of the labels
 };
 
-// A slab holds about 256 rows, the CPU works on 64 rows at a time, a warp's lanes share a row of up to 32
-// classes.
+// A slab holds about 256 rows, the CPU works on 64 rows at a time; on a GPU a lane has four of up to 32
+// classes, beyond sixteen, and in distillation a warp's lanes share a row of up to 32 classes.
 inline const std::vector<CrossEntropyCase> kCrossEntropyCases = {
     {"one_row", {}},
     {"one_element", {.rows = 1, .classes = 1}},
@@ -40,6 +40,18 @@ inline const std::vector<CrossEntropyCase> kCrossEntropyCases = {
     {"warp", {.rows = 33, .classes = 32, .ignore_label = 7, .label_smoothing = 0.1f}, 2.0f, false, 0.2f},
     {"warp_plus_one", {.rows = 34, .classes = 33, .label_smoothing = 0.05f}, 2.0f, true},
     {"most_classes", {.rows = 9, .classes = 256}},
+    {"rows_of_four",
+     {.rows = 257, .classes = 4, .ignore_label = 2, .label_smoothing = 0.1f},
+     2.0f,
+     true,
+     0.3f},
+    {"eight", {.rows = 130, .classes = 8, .label_smoothing = 0.1f}, 2.0f, true},
+    {"fours", {.rows = 40, .classes = 36, .ignore_label = 7}, 2.0f, true, 0.2f},
+    {"lanes_minus_one", {.rows = 33, .classes = 63}, 2.0f, true},
+    {"lanes", {.rows = 33, .classes = 64, .label_smoothing = 0.1f}},
+    {"lanes_plus_one", {.rows = 33, .classes = 65, .focal_gamma = 2.0f}},
+    {"voila", {.rows = 65, .classes = 118, .ignore_label = 255}, 2.0f, false, 0.2f},
+    {"most_classes_minus_one", {.rows = 9, .classes = 255, .label_smoothing = 0.1f}, 2.0f, true},
     {"all_smooth", {.rows = 50, .classes = 4, .label_smoothing = 1.0f}, 2.0f, true},
     {"all_ignored", {.rows = 70, .classes = 4, .ignore_label = 9}, 2.0f, true, 1.0f},
     {"far_logits", {.rows = 129, .classes = 4}, 100.0f},

@@ -284,6 +284,34 @@ TEST(CrossEntropy, WrongArgumentsThrow) {
   EXPECT_THROW(distillation_backward(context, {}, f, f, 1.0f, nullptr), ShapeError);
 }
 
+// Kernels that read four logits at once must see where they cannot.
+TEST(CrossEntropy, RowsAlignedToFourBytesOnlyGiveTheSameBits) {
+  for (const Device device : test_devices()) {
+    for (const int64_t classes : {4, 36}) {
+      const CrossEntropyParams p{.rows = 70, .classes = classes, .label_smoothing = 0.1f};
+      const Inputs in({"", p}, 4);
+      Context context(device);
+      const auto run = [&](size_t offset) {
+        std::vector<float> values = in.logits;
+        values.insert(values.begin(), offset, 0.0f);
+        const DeviceArray<float> logits(device, values), d(device, static_cast<int64_t>(values.size())),
+            loss(device, 1), total(device, 1);
+        const DeviceArray<uint8_t> labels(device, in.labels);
+        const DeviceWorkspace workspace(device, cross_entropy_workspace_bytes(context, p));
+        cross_entropy_forward(context, p, logits.get() + offset, labels, nullptr, loss.get(), total,
+                              workspace);
+        cross_entropy_backward(context, p, logits.get() + offset, labels, nullptr, total, kWeight,
+                               d.get() + offset);
+        std::vector<float> all = d.host();
+        all.erase(all.begin(), all.begin() + static_cast<int64_t>(offset));
+        all.push_back(loss.host()[0]);
+        return all;
+      };
+      expect_equal(to_string(device), run(1), run(0));
+    }
+  }
+}
+
 TEST(CrossEntropy, Storage) {
   for (const CrossEntropyCase& c : kCrossEntropyCases) {
     const CrossEntropyParams& p = c.params;
