@@ -1,7 +1,8 @@
 // The shapes that conv3d is tested on. The CUDA kernel's tile is 128 voxels x 32 or 64 channels of a group x
 // 16 of (tap, channel); groups of fewer than 8 channels go without tiles: a thread takes a run of 8 voxels
-// along w and 4 channels (depthwise) or up to 4 or 8 outputs and 2 or 8 inputs of a group, a block up to 16
-// of such columns. The CPU's vectors hold 16 channels, and depthwise convolutions take 64 channels at a time.
+// along w and 4 channels (depthwise; 6 or 4 voxels for 5 or 7 taps) or up to 4 outputs of a group (8 outputs
+// of 6 voxels; in the weight gradient 8 times 2 or 8 inputs), a block up to 16 of such columns. The CPU's
+// vectors hold 16 channels, and depthwise convolutions take 64 channels at a time.
 #pragma once
 
 #include <string>
@@ -181,6 +182,18 @@ inline const std::vector<Conv3dCase> kConv3dCases = {
     {"depthwise_run_of_7", {.d = 2, .h = 3, .w = 7, .c_in = 8, .c_out = 8, .groups = 8}},
     {"depthwise_run_of_8", {.d = 2, .h = 3, .w = 8, .c_in = 8, .c_out = 8, .groups = 8}},
     {"depthwise_run_of_9", {.d = 2, .h = 3, .w = 9, .c_in = 8, .c_out = 8, .groups = 8}},
+    {"depthwise_5_run_of_5",
+     {.d = 2, .h = 2, .w = 5, .c_in = 8, .c_out = 8, .kernel = {1, 1, 5}, .padding = {0, 0, 2}, .groups = 8}},
+    {"depthwise_5_run_of_6",
+     {.d = 2, .h = 2, .w = 6, .c_in = 8, .c_out = 8, .kernel = {1, 1, 5}, .padding = {0, 0, 2}, .groups = 8}},
+    {"depthwise_5_run_of_7",
+     {.d = 2, .h = 2, .w = 7, .c_in = 8, .c_out = 8, .kernel = {1, 1, 5}, .padding = {0, 0, 2}, .groups = 8}},
+    {"depthwise_7_run_of_3",
+     {.d = 2, .h = 2, .w = 3, .c_in = 8, .c_out = 8, .kernel = {1, 1, 7}, .padding = {0, 0, 3}, .groups = 8}},
+    {"depthwise_7_run_of_4",
+     {.d = 2, .h = 2, .w = 4, .c_in = 8, .c_out = 8, .kernel = {1, 1, 7}, .padding = {0, 0, 3}, .groups = 8}},
+    {"depthwise_7_run_of_5",
+     {.d = 2, .h = 2, .w = 5, .c_in = 8, .c_out = 8, .kernel = {1, 1, 7}, .padding = {0, 0, 3}, .groups = 8}},
     {"depthwise_of_68", {.d = 2, .h = 2, .w = 26, .c_in = 68, .c_out = 68, .groups = 68}},
     {"depthwise_3_slabs", {.n = 2, .d = 5, .h = 11, .w = 27, .c_in = 20, .c_out = 20, .groups = 20}},
     {"depthwise_5_inner",
@@ -224,6 +237,9 @@ inline const std::vector<Conv3dCase> kConv3dCases = {
     {"depthwise_padding_beyond_kernel",
      {.d = 3, .h = 3, .w = 9, .c_in = 4, .c_out = 4, .padding = {4, 3, 5}, .groups = 4}},
     {"groups_of_6_inner", {.n = 2, .d = 4, .h = 5, .w = 27, .c_in = 12, .c_out = 12, .groups = 2}},
+    {"groups_of_6_run_of_5", {.d = 2, .h = 3, .w = 5, .c_in = 12, .c_out = 12, .groups = 2}},
+    {"groups_of_6_run_of_6", {.d = 2, .h = 3, .w = 6, .c_in = 12, .c_out = 12, .groups = 2}},
+    {"groups_of_6_run_of_7", {.d = 2, .h = 3, .w = 7, .c_in = 12, .c_out = 12, .groups = 2}},
     {"groups_of_2_to_4", {.d = 3, .h = 4, .w = 17, .c_in = 4, .c_out = 8, .groups = 2}},
     {"groups_of_2_to_5", {.d = 3, .h = 4, .w = 16, .c_in = 4, .c_out = 10, .groups = 2}},
     {"groups_of_3_to_8", {.d = 3, .h = 4, .w = 7, .c_in = 6, .c_out = 16, .groups = 2}},

@@ -1,13 +1,14 @@
-// Depthwise convolution without a multiplier, for conv3d.cu: a thread takes four channels and a run of eight
-// voxels along w, and goes through the taps line by line. In forward (and the data gradient of stride 1,
-// which is the same with the taps mirrored) it holds the run's sums and the line's taps in registers and
-// reads a voxel of the source once for all taps that meet it; in the weight gradient it holds the sums of
-// the line's taps and the run of dy. 3, 5 or 7 taps along w of stride and dilation 1 are constants, others a
-// loop that reads a voxel for every tap.
+// Depthwise convolution without a multiplier, for conv3d.cu: a thread takes four channels and a run of four
+// to eight voxels along w, and goes through the taps line by line. In forward (and the data gradient of
+// stride 1, which is the same with the taps mirrored) it holds the run's sums and the line's taps in
+// registers and reads a voxel of the source once for all taps that meet it; in the weight gradient it holds
+// the sums of the line's taps and the run of dy. 3, 5 or 7 taps along w of stride and dilation 1 are
+// constants, others a loop that reads a voxel for every tap.
 //
 // Least work: 4 (voxels_in + voxels_out) c bytes, half of them in bf16 and f16, for 54 operations on 8 bytes
 // at 3x3x3, which memory limits, and 686 at 7x7x7. The first-level cache comes before both: a line of k taps
-// asks it for 2k + 7 vectors (k + 15 in the weight gradient) for 8k products of vectors.
+// and a run of r ask it for r + 2k - 1 vectors (2r + k - 1 in the weight gradient) for r k products of
+// vectors.
 #pragma once
 
 #include "kernels/conv3d/conv3d_lines_device.hpp"
@@ -16,6 +17,9 @@ namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
 constexpr int kMostWidth = 7;
+
+// Voxels of a run for so many taps along w: as many as 128 registers hold beside the taps.
+VESAL_HOST_DEVICE constexpr int depthwise_run(int width) { return width == 7 ? 4 : width == 5 ? 6 : 8; }
 
 // How a run meets the lines that it reads: all voxels inside, or not; channels in aligned fours, or not.
 enum class Reach { inside, edge, unaligned };
@@ -49,7 +53,7 @@ struct PackDepthwise {
 
 // sums += a line of the source times a line of taps. `line` is voxel 0 of the source line, tap 0 of the first
 // target voxel reads voxel `first`.
-template <int kWidth, Reach kReach, class P>
+template <int kWidth, Reach kReach, int kRun, class P>
 VESAL_DEVICE void add_line(const P& line, const float* weights, int pitch, const Geometry& g, int first,
                            int count, float4 (&sums)[kRun]) {
   if constexpr (kWidth > 0) {
@@ -88,6 +92,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kLineThreads, 2)
     depthwise_kernel(Input<T> source, const float* VESAL_RESTRICT weights, int pitch,
                      const float* VESAL_RESTRICT bias, Output<T> target, Geometry g, BlockTile tile,
                      bool aligned) {
+  constexpr int kRun = depthwise_run(kWidth);
   const RunPlace at = place_in_tile<false>(tile);
   const int channel = at.column * 4;
   if (channel >= g.pitch || at.d >= g.target.d || at.h >= g.target.h || at.w >= g.target.w) {
@@ -115,11 +120,11 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kLineThreads, 2)
       const Input<T> line = source + (line_of(at.n, d, h, g.source) * g.source.w * g.pitch + channel);
       const float* taps = weights + (int64_t{a * g.kernel.h + b} * g.kernel.w * pitch + channel);
       if (!aligned) {
-        add_line<kWidth, Reach::unaligned>(line, taps, pitch, g, first, count, sums);
+        add_line<0, Reach::unaligned, kRun>(line, taps, pitch, g, first, count, sums);
       } else if (is_inside) {
-        add_line<kWidth, Reach::inside>(line, taps, pitch, g, first, count, sums);
+        add_line<kWidth, Reach::inside, kRun>(line, taps, pitch, g, first, count, sums);
       } else {
-        add_line<kWidth, Reach::edge>(line, taps, pitch, g, first, count, sums);
+        add_line<kWidth, Reach::edge, kRun>(line, taps, pitch, g, first, count, sums);
       }
     }
   }
@@ -151,9 +156,9 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kLineThreads, 2)
 
 // sums (of a line of taps) += a run of dy times the line of x that the taps meet it at. `run`: the first
 // voxel of the run, `valid`: how many of it there are.
-template <int kWidth, Reach kReach, class P>
+template <int kWidth, Reach kReach, int kRun, int kSums, class P>
 VESAL_DEVICE void add_run(const P& line, const P& run, const Geometry& g, int first, int valid, int count,
-                          float4* sums) {
+                          float4 (&sums)[kSums]) {
   if constexpr (kWidth > 0) {
     float4 gradients[kRun];
     VESAL_UNROLL
@@ -172,15 +177,14 @@ VESAL_DEVICE void add_run(const P& line, const P& run, const Geometry& g, int fi
       }
     }
   } else {
-    VESAL_UNROLL
-    for (int r = 0; r < kRun; ++r) {
-      const float4 gradient = load_four<kReach>(run + r * g.pitch, r < valid, count);
+    for (int r = 0; r < valid; ++r) {
+      const float4 gradient = load_four<kReach>(run + r * g.pitch, true, count);
       VESAL_UNROLL
-      for (int c = 0; c < kMostWidth; ++c) {
-        const int at = first + r * g.stride.w + c * g.dilation.w;
+      for (int c = 0; c < kSums; ++c) {
         if (c < g.kernel.w) {
-          const bool is_inside = r < valid && inside(at, g.source.w);
-          add_product(sums[c], load_four<kReach>(line + int64_t{at} * g.pitch, is_inside, count), gradient);
+          const int at = first + r * g.stride.w + c * g.dilation.w;
+          add_product(sums[c], load_four<kReach>(line + int64_t{at} * g.pitch, inside(at, g.source.w), count),
+                      gradient);
         }
       }
     }
@@ -194,6 +198,7 @@ template <class T, int kWidth>
 VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kLineThreads, 2)
     depthwise_weight_kernel(Input<T> x, Input<T> dy, float* VESAL_RESTRICT partials, Geometry g,
                             RunSlabs slabs, bool aligned) {
+  constexpr int kRun = depthwise_run(kWidth);
   constexpr int kSums = kWidth > 0 ? kWidth : kMostWidth;
   VESAL_SHARED(float4, scratch, [kLineThreads]);
   const int thread = static_cast<int>(threadIdx.x);
@@ -221,11 +226,11 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kLineThreads, 2)
       const Input<T> run = dy + ((line_of(at.n, at.d, at.h, g.target) * g.target.w + w) * g.pitch + channel);
       const int last = first + (kRun - 1) * g.stride.w + (g.kernel.w - 1) * g.dilation.w;
       if (!aligned) {
-        add_run<kWidth, Reach::unaligned>(line, run, g, first, valid, count, sums);
+        add_run<0, Reach::unaligned, kRun>(line, run, g, first, valid, count, sums);
       } else if (valid == kRun && first >= 0 && last < g.source.w) {
-        add_run<kWidth, Reach::inside>(line, run, g, first, valid, count, sums);
+        add_run<kWidth, Reach::inside, kRun>(line, run, g, first, valid, count, sums);
       } else {
-        add_run<kWidth, Reach::edge>(line, run, g, first, valid, count, sums);
+        add_run<kWidth, Reach::edge, kRun>(line, run, g, first, valid, count, sums);
       }
     }
     advance(at, slabs.step, slabs.count);
@@ -256,10 +261,16 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kLineThreads, 2)
 
 // ---- Host side ----
 
-// Calls body.operator()<taps along w, or 0 for any>().
+// Taps along w that are a constant of the kernel, or 0.
+inline int constant_width(const Geometry& g) {
+  const int width = g.stride.w == 1 && g.dilation.w == 1 ? g.kernel.w : 0;
+  return width == 3 || width == 5 || width == 7 ? width : 0;
+}
+
+// Calls body.operator()<constant_width>().
 template <class Body>
 void with_width(const Geometry& g, Body&& body) {
-  switch (g.stride.w == 1 && g.dilation.w == 1 ? g.kernel.w : 0) {
+  switch (constant_width(g)) {
     case 3:
       body.template operator()<3>();
       break;
@@ -294,7 +305,7 @@ void launch_depthwise(Context& context, const Geometry& g, const T* source, cons
                               .channels = g.pitch,
                               .pitch = pitch,
                               .mirrored = mirrored});
-  const BlockTile tile = block_tile(g.target, g.n, columns);
+  const BlockTile tile = block_tile(g.target, g.n, columns, depthwise_run(constant_width(g)));
   with_width(g, [&]<int kWidth>() {
     launch(context.stream(), {.grid = tile_grid(tile, g.n, columns), .block = tile.threads()},
            depthwise_kernel<T, kWidth>, Input<T>{source}, static_cast<const float*>(packed), pitch, bias,
@@ -305,7 +316,8 @@ void launch_depthwise(Context& context, const Geometry& g, const T* source, cons
 inline RunSlabs depthwise_slabs(const Geometry& g) {
   const int64_t columns = fours(g.pitch);
   const int tile = even_tile(columns, 16);
-  return run_slabs(g.target, g.n, tile, g.kernel.h, ceil_div(columns, tile) * g.kernel.d);
+  return run_slabs(g.target, g.n, depthwise_run(constant_width(g)), tile, g.kernel.h,
+                   ceil_div(columns, tile) * g.kernel.d);
 }
 
 inline size_t depthwise_partials_bytes(const Geometry& g) {

@@ -12,7 +12,6 @@
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
-constexpr int kRun = 8;  // voxels along w of a thread
 constexpr int kLineThreads = 256;
 
 VESAL_DEVICE inline bool inside(int at, int extent) {
@@ -44,17 +43,19 @@ inline int even_tile(int64_t count, int64_t most) {
 // What a block covers: columns (of channels), lines in h and d, and runs in w. Lines that share what they
 // read sit together, for the first-level cache.
 struct BlockTile {
+  int run;  // voxels of a run
   int columns, runs, h, d;
   int tiles_w, tiles_h, tiles_d;
 
   int threads() const { return columns * runs * h * d; }
 };
 
-inline BlockTile block_tile(const Triple& target, int64_t n, int64_t columns) {
-  const int64_t runs = ceil_div(target.w, kRun);
+inline BlockTile block_tile(const Triple& target, int64_t n, int64_t columns, int run) {
+  const int64_t runs = ceil_div(target.w, run);
   // Small volumes in small blocks, to have one for every multiprocessor.
   const int64_t budget = n * target.d * target.h * runs * columns < 1 << 17 ? kLineThreads / 2 : kLineThreads;
   BlockTile tile{};
+  tile.run = run;
   tile.columns = even_tile(columns, 16);
   tile.h = even_tile(target.h, 4);
   tile.d = even_tile(target.d, 2);
@@ -96,7 +97,7 @@ VESAL_DEVICE RunPlace place_in_tile(const BlockTile& tile) {
   place.d = block % tile.tiles_d * tile.d + thread % tile.d;
   block /= tile.tiles_d;
   thread /= tile.d;
-  place.w = block % tile.tiles_w * tile.runs * kRun + (kInterleaved ? lane : thread * kRun);
+  place.w = block % tile.tiles_w * tile.runs * tile.run + (kInterleaved ? lane : thread * tile.run);
   place.n = block / tile.tiles_w;
   return place;
 }
@@ -157,10 +158,10 @@ struct RunSlabs {
   int threads() const { return columns * taps * segments; }
 };
 
-// `products`: blocks for one slab.
-inline RunSlabs run_slabs(const Triple& target, int64_t n, int columns, int taps, int64_t products) {
+// `run`: voxels of a run; `products`: blocks for one slab.
+inline RunSlabs run_slabs(const Triple& target, int64_t n, int run, int columns, int taps, int64_t products) {
   RunSlabs s{};
-  s.count = {static_cast<int>(ceil_div(target.w, kRun)), target.h, target.d, static_cast<int>(n)};
+  s.count = {static_cast<int>(ceil_div(target.w, run)), target.h, target.d, static_cast<int>(n)};
   s.runs = int64_t{s.count.w} * s.count.h * s.count.d * s.count.n;
   s.columns = columns;
   s.taps = taps;

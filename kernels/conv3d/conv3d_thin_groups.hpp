@@ -1,9 +1,9 @@
 // Convolution with few channels in a group, and large volumes of few channels at all, for conv3d.cu, where a
-// matrix product would leave most of its tile empty: a thread takes up to eight outputs of a group for eight
-// voxels along w, so that a weight serves eight products and a value of the source as many as it has outputs.
-// The data gradient of stride 1 is the same with the taps mirrored; of other strides a thread takes four
-// channels of a voxel and only the taps that meet it. In the weight gradient a thread holds eight outputs
-// times two or eight inputs of a tap. Neighbouring threads take neighbouring groups, then voxels.
+// matrix product would leave most of its tile empty: a thread takes up to eight outputs of a group for six or
+// eight voxels along w, so that a weight serves as many products and a value of the source as many as it has
+// outputs. The data gradient of stride 1 is the same with the taps mirrored; of other strides a thread takes
+// four channels of a voxel and only the taps that meet it. In the weight gradient a thread holds eight
+// outputs times two or eight inputs of a tap. Neighbouring threads take neighbouring groups, then voxels.
 //
 // Least work: 4 (voxels_in c_in + voxels_out c_out) bytes, half of them in bf16 and f16, and 2 voxels_out
 // taps c_out c_in / groups operations. The first-level cache limits it: an access of one to four channels
@@ -16,6 +16,10 @@ namespace vesal::kernels::VESAL_BACKEND {
 namespace {
 
 constexpr int kMostOutputs = 8;  // of a thread
+constexpr int kWeightRun = 8;    // voxels along w that a thread of the weight gradient takes at a time
+
+// Voxels along w of a thread with so many fours of outputs: as many as 128 registers hold.
+VESAL_HOST_DEVICE constexpr int thin_run(int fours) { return fours == 1 ? 8 : 6; }
 
 VESAL_DEVICE inline float2 load2(const float* p) { return *reinterpret_cast<const float2*>(p); }
 template <class T>
@@ -104,7 +108,7 @@ struct PackThin {
 // sums += a line of the source times a line of taps. `line` is voxel 0 of the source line, tap 0 of the first
 // target voxel reads voxel `first`, that of the next one of the run `step` voxels on. kInputs channels are
 // read at once.
-template <int kFours, int kInputs, class P>
+template <int kFours, int kInputs, int kRun, class P>
 VESAL_DEVICE void add_thin_line(const P& line, const float* weights, int columns, const Geometry& g,
                                 int first, int step, float4 (&sums)[kRun][kFours]) {
   const int64_t pitch = int64_t{step} * g.pitch;
@@ -152,6 +156,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kLineThreads, 2)
     thin_kernel(Input<T> source, const float* VESAL_RESTRICT weights, const float* VESAL_RESTRICT bias,
                 Output<T> target, int target_pitch, Geometry g, ThinColumns columns, BlockTile tile,
                 int inputs) {
+  constexpr int kRun = thin_run(kFours);
   const RunPlace at = place_in_tile<true>(tile);
   if (at.column >= columns.count || at.d >= g.target.d || at.h >= g.target.h || at.w >= g.target.w) {
     return;
@@ -181,12 +186,13 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kLineThreads, 2)
       const Input<T> line =
           source + (line_of(at.n, d, h, g.source) * g.source.w * g.pitch + int64_t{group} * g.channels);
       const float* taps = weights + ((a * g.kernel.h + b) * weights_of_a_line + int64_t{at.column} * 4);
-      if (inputs == 4) {
-        add_thin_line<kFours, 4>(line, taps, columns.count, g, first, step, sums);
-      } else if (inputs == 2) {
-        add_thin_line<kFours, 2>(line, taps, columns.count, g, first, step, sums);
+      // Eight outputs leave no registers for four inputs of eight voxels.
+      if (kFours == 1 && inputs == 4) {
+        add_thin_line<kFours, kFours == 1 ? 4 : 2, kRun>(line, taps, columns.count, g, first, step, sums);
+      } else if (inputs >= 2) {
+        add_thin_line<kFours, 2, kRun>(line, taps, columns.count, g, first, step, sums);
       } else {
-        add_thin_line<kFours, 1>(line, taps, columns.count, g, first, step, sums);
+        add_thin_line<kFours, 1, kRun>(line, taps, columns.count, g, first, step, sums);
       }
     }
   }
@@ -386,13 +392,14 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kLineThreads, 2)
     const int d = at.d * g.stride.d - g.padding.d + a * g.dilation.d;
     const int h = at.h * g.stride.h - g.padding.h + b * g.dilation.h;
     if (inside(d, g.source.d) && inside(h, g.source.h)) {
-      const int end = min(at.w * kRun + kRun, g.target.w);
+      const int w = at.w * kWeightRun;
+      const int end = min(w + kWeightRun, g.target.w);
       const Input<T> values = x + (line_of(at.n, d, h, g.source) * g.source.w * g.pitch + x_channel);
       const Input<T> gradients = dy + (line_of(at.n, at.d, at.h, g.target) * g.target.w * c_out + dy_channel);
       if (pairs) {
-        add_thin_run<kInputs, true>(values, gradients, g, c_out, at.w * kRun, end, c, inputs, outputs, sums);
+        add_thin_run<kInputs, true>(values, gradients, g, c_out, w, end, c, inputs, outputs, sums);
       } else {
-        add_thin_run<kInputs, false>(values, gradients, g, c_out, at.w * kRun, end, c, inputs, outputs, sums);
+        add_thin_run<kInputs, false>(values, gradients, g, c_out, w, end, c, inputs, outputs, sums);
       }
     }
     advance(at, slabs.step, slabs.count);
@@ -463,7 +470,7 @@ void launch_thin(Context& context, const Geometry& g, int64_t group_out, const T
   const int64_t groups = g.pitch / g.channels;
   const ThinColumns columns = thin_columns(groups, group_out, kMostOutputs);
   pack_thin<T>(context, g, columns, weight, adjoint, adjoint, packed);
-  const BlockTile tile = block_tile(g.target, g.n, columns.count);
+  const BlockTile tile = block_tile(g.target, g.n, columns.count, thin_run(columns.outputs / 4));
   const auto start = [&](auto kernel) {
     launch(context.stream(), {.grid = tile_grid(tile, g.n, columns.count), .block = tile.threads()}, kernel,
            Input<T>{source}, static_cast<const float*>(packed), bias, Output<T>{target},
@@ -504,7 +511,8 @@ inline RunSlabs thin_slabs(const Geometry& g, int64_t group_out) {
   const int64_t columns = thin_weight_columns(g, group_out);
   const int tile = even_tile(columns, 16);
   const int taps = even_tile(g.kernel.product(), kLineThreads / tile);
-  return run_slabs(g.target, g.n, tile, taps, ceil_div(columns, tile) * ceil_div(g.kernel.product(), taps));
+  return run_slabs(g.target, g.n, kWeightRun, tile, taps,
+                   ceil_div(columns, tile) * ceil_div(g.kernel.product(), taps));
 }
 
 inline size_t thin_partials_bytes(const Geometry& g, int64_t group_out) {
