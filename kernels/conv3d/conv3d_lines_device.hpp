@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "kernels/context/device_loops.hpp"
+#include "kernels/context/quads.hpp"
 #include "kernels/conv3d/conv3d_geometry.hpp"
 #include "kernels/linear/gemm_device.hpp"
 
@@ -23,16 +24,6 @@ VESAL_DEVICE inline void add_product(float4& sum, const float4& a, const float4&
   sum.y = fmaf(a.y, b.y, sum.y);
   sum.z = fmaf(a.z, b.z, sum.z);
   sum.w = fmaf(a.w, b.w, sum.w);
-}
-
-VESAL_DEVICE inline void store4(float* p, const float4& value) { *reinterpret_cast<float4*>(p) = value; }
-template <class T>
-VESAL_DEVICE void store4(const Writer<T>& p, const float4& value) {
-  struct alignas(8) Quad {
-    T x, y, z, w;
-  };
-  *reinterpret_cast<Quad*>(p.pointer) =
-      Quad{narrow<T>(value.x), narrow<T>(value.y), narrow<T>(value.z), narrow<T>(value.w)};
 }
 
 // The smallest tile that covers `count` with as few tiles as those of at most `most` do.
