@@ -62,7 +62,7 @@ class Differences {
   std::string names_;
 };
 
-int64_t read_counter(const SafetensorsFile& file, const StoredTensor& stored) {
+int64_t read_counter(const WeightsFile& file, const StoredTensor& stored) {
   check<FormatError>(stored.dtype == "I64", file.path().string(), ": tensor ", stored.name, ": found ",
                      stored.dtype, ", expected I64");
   const std::vector<std::byte> bytes = file.read_bytes(stored);
@@ -142,7 +142,7 @@ void write_tensors(DeviceContext& context, const std::filesystem::path& path,
   write_safetensors(path, std::move(sources), metadata);
 }
 
-void load_tensors(DeviceContext& context, const SafetensorsFile& file,
+void load_tensors(DeviceContext& context, const WeightsFile& file,
                   const std::vector<NamedTensor>& tensors,
                   std::span<const std::string_view> ignored_prefixes) {
   Differences missing, unexpected, misshaped;

@@ -1,17 +1,12 @@
 // Reading with every check, and writing: see safetensors.hpp.
 #include "weights_tools/safetensors.hpp"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
+#include <array>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <set>
 
 #include "base/atomic_file.hpp"
@@ -25,23 +20,6 @@ static_assert(std::endian::native == std::endian::little,
 
 constexpr std::string_view kMetadataKey = "__metadata__";
 constexpr size_t kMaxRank = 32;
-
-struct StoredType {
-  std::string_view name;
-  uint64_t bytes;
-};
-constexpr StoredType kStoredTypes[] = {
-    {"C64", 8},  {"F64", 8}, {"I64", 8}, {"U64", 8}, {"F32", 4},     {"I32", 4},     {"U32", 4}, {"F16", 2},
-    {"BF16", 2}, {"I16", 2}, {"U16", 2}, {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"U8", 1},  {"BOOL", 1}};
-
-std::optional<uint64_t> stored_bytes(std::string_view dtype) {
-  for (const StoredType& type : kStoredTypes) {
-    if (type.name == dtype) {
-      return type.bytes;
-    }
-  }
-  return std::nullopt;
-}
 
 std::string_view stored_name(DType dtype) {
   switch (dtype) {
@@ -192,152 +170,75 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
   bool in_array_ = false;
 };
 
-void read_at(int descriptor, const std::string& file, uint64_t offset, void* target, uint64_t bytes) {
-  char* next = static_cast<char*>(target);
-  while (bytes > 0) {
-    const ssize_t got = ::pread(descriptor, next, bytes, static_cast<off_t>(offset));
-    if (got < 0 && errno == EINTR) {
-      continue;
-    }
-    check<IoError>(got > 0, file,
-                   ": reading failed: ", got < 0 ? std::strerror(errno) : "the file became shorter");
-    next += got;
-    offset += static_cast<uint64_t>(got);
-    bytes -= static_cast<uint64_t>(got);
-  }
-}
-
-template <class Stored>
-std::vector<float> widen(const std::vector<std::byte>& bytes) {
-  std::vector<float> values(bytes.size() / sizeof(Stored));
-  for (size_t i = 0; i < values.size(); ++i) {
-    Stored value;
-    std::memcpy(&value, bytes.data() + i * sizeof(Stored), sizeof(Stored));
-    values[i] = static_cast<float>(value);
-  }
-  return values;
-}
-
 }  // namespace
 
-std::string one_line(std::string_view text) {
-  constexpr size_t kMost = 80;
-  std::string result = "\"";
-  for (const char c : text.substr(0, kMost)) {
-    result += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
-  }
-  return result + (text.size() > kMost ? "...\"" : "\"");
-}
+SafetensorsFile::SafetensorsFile(std::filesystem::path path) : WeightsFile(std::move(path)) {
+  const std::string& file = file_.name();
+  const uint64_t file_bytes = file_.size();
+  check<FormatError>(file_bytes >= 8, file, ": holds ", file_bytes,
+                     " bytes, a safetensors file starts with 8 bytes of header length");
+  std::array<std::byte, 8> start;
+  file_.read(0, start);
+  check<FormatError>(std::memcmp(start.data(), "PK\3\4", 4) != 0, file,
+                     ": is a ZIP archive (a PyTorch .pt/.pth file?), expected safetensors");
+  const uint64_t header_bytes = little_endian<8>(start.data());
+  check<FormatError>(header_bytes <= kMaxHeaderBytes, file, ": header length ", header_bytes,
+                     ", expected at most ", kMaxHeaderBytes, "; not a safetensors file?");
+  check<FormatError>(header_bytes <= file_bytes - 8, file, ": header length ", header_bytes,
+                     " passes the file's ", file_bytes, " bytes; truncated, or not a safetensors file?");
+  std::string header(header_bytes, '\0');
+  file_.read(8, std::as_writable_bytes(std::span(header)));
+  check<FormatError>(!header.empty() && header[0] == '{', file, ": the header does not start with '{'");
 
-SafetensorsFile::SafetensorsFile(std::filesystem::path path) : path_(std::move(path)) {
-  const std::string file = path_.string();
-  descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-  check<IoError>(descriptor_ >= 0, file, ": cannot be read: ", std::strerror(errno));
-  try {
-    struct stat status {};
-    check<IoError>(::fstat(descriptor_, &status) == 0, file, ": cannot be read: ", std::strerror(errno));
-    check<IoError>(S_ISREG(status.st_mode), file, ": is not a regular file");
-    const auto file_bytes = static_cast<uint64_t>(status.st_size);
-    check<FormatError>(file_bytes >= 8, file, ": holds ", file_bytes,
-                       " bytes, a safetensors file starts with 8 bytes of header length");
-    unsigned char start[8];
-    read_at(descriptor_, file, 0, start, sizeof(start));
-    check<FormatError>(std::memcmp(start, "PK\3\4", 4) != 0, file,
-                       ": is a ZIP archive (a PyTorch .pt/.pth file?), expected safetensors");
-    uint64_t header_bytes = 0;
-    std::memcpy(&header_bytes, start, sizeof(header_bytes));
-    check<FormatError>(header_bytes <= kMaxHeaderBytes, file, ": header length ", header_bytes,
-                       ", expected at most ", kMaxHeaderBytes, "; not a safetensors file?");
-    check<FormatError>(header_bytes <= file_bytes - 8, file, ": header length ", header_bytes,
-                       " passes the file's ", file_bytes, " bytes; truncated, or not a safetensors file?");
-    std::string header(header_bytes, '\0');
-    read_at(descriptor_, file, 8, header.data(), header_bytes);
-    check<FormatError>(!header.empty() && header[0] == '{', file, ": the header does not start with '{'");
+  HeaderHandler handler(file);
+  nlohmann::json::sax_parse(header, &handler);
+  metadata_ = std::move(handler.metadata);
 
-    HeaderHandler handler(file);
-    nlohmann::json::sax_parse(header, &handler);
-    metadata_ = std::move(handler.metadata);
-
-    const uint64_t data_start = 8 + header_bytes;
-    const uint64_t data_bytes = file_bytes - data_start;
-    for (const HeaderHandler::Entry& entry : handler.entries) {
-      const std::string where = concat(file, ": tensor ", one_line(entry.name));
-      const std::optional<uint64_t> element = stored_bytes(entry.dtype);
-      check<FormatError>(element.has_value(), where, ": type ", one_line(entry.dtype), " is not supported");
-      StoredTensor tensor;
-      tensor.name = entry.name;
-      tensor.dtype = entry.dtype;
-      uint64_t bytes = *element;
-      bool fits = true;
-      for (const uint64_t extent : entry.shape) {
-        fits = fits && extent <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()) &&
-               !__builtin_mul_overflow(bytes, extent, &bytes) &&
-               bytes <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
-        tensor.shape.push_back(static_cast<int64_t>(extent));
-      }
-      check<FormatError>(fits, where, ": the shape's size passes 2^63 bytes");
-      check<FormatError>(entry.range.size() == 2, where, ": data_offsets holds ", entry.range.size(),
-                         " numbers, expected 2");
-      const uint64_t begin = entry.range[0];
-      const uint64_t end = entry.range[1];
-      check<FormatError>(begin <= end && end <= data_bytes, where, ": data_offsets [", begin, ", ", end,
-                         "] lie outside the file's ", data_bytes, " bytes of data; truncated?");
-      check<FormatError>(end - begin == bytes, where, ": data_offsets span ", end - begin, " bytes, but ",
-                         entry.dtype, " ", to_string(tensor.shape), " needs ", bytes);
-      tensor.count = static_cast<int64_t>(bytes / *element);
-      tensor.offset = data_start + begin;
-      tensor.bytes = bytes;
-      tensors_.push_back(std::move(tensor));
+  std::vector<StoredTensor> tensors;
+  const uint64_t data_start = 8 + header_bytes;
+  const uint64_t data_bytes = file_bytes - data_start;
+  for (const HeaderHandler::Entry& entry : handler.entries) {
+    const std::string where = concat(file, ": tensor ", one_line(entry.name));
+    const uint64_t element = stored_bytes(entry.dtype);
+    check<FormatError>(element != 0, where, ": type ", one_line(entry.dtype), " is not supported");
+    StoredTensor tensor;
+    tensor.name = entry.name;
+    tensor.dtype = entry.dtype;
+    uint64_t bytes = element;
+    bool fits = true;
+    for (const uint64_t extent : entry.shape) {
+      fits = fits && extent <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()) &&
+             !__builtin_mul_overflow(bytes, extent, &bytes) &&
+             bytes <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
+      tensor.shape.push_back(static_cast<int64_t>(extent));
     }
-    std::stable_sort(tensors_.begin(), tensors_.end(), [](const StoredTensor& a, const StoredTensor& b) {
-      return std::pair(a.offset, a.bytes) < std::pair(b.offset, b.bytes);
-    });
-    uint64_t next = data_start;
-    for (const StoredTensor& tensor : tensors_) {
-      check<FormatError>(tensor.offset == next, file, ": tensor ", one_line(tensor.name), " starts at byte ",
-                         tensor.offset - data_start, " of the data, expected ", next - data_start, ": ",
-                         tensor.offset < next ? "tensors overlap" : "there is a hole");
-      next += tensor.bytes;
-    }
-    check<FormatError>(next == file_bytes, file, ": ", file_bytes - next, " bytes follow the last tensor");
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-      index_.emplace(tensors_[i].name, i);
-    }
-  } catch (...) {
-    ::close(descriptor_);
-    throw;
+    check<FormatError>(fits, where, ": the shape's size passes 2^63 bytes");
+    check<FormatError>(entry.range.size() == 2, where, ": data_offsets holds ", entry.range.size(),
+                       " numbers, expected 2");
+    const uint64_t begin = entry.range[0];
+    const uint64_t end = entry.range[1];
+    check<FormatError>(begin <= end && end <= data_bytes, where, ": data_offsets [", begin, ", ", end,
+                       "] lie outside the file's ", data_bytes, " bytes of data; truncated?");
+    check<FormatError>(end - begin == bytes, where, ": data_offsets span ", end - begin, " bytes, but ",
+                       entry.dtype, " ", to_string(tensor.shape), " needs ", bytes);
+    tensor.strides = contiguous_strides(tensor.shape);
+    tensor.count = static_cast<int64_t>(bytes / element);
+    tensor.offset = data_start + begin;
+    tensor.bytes = bytes;
+    tensors.push_back(std::move(tensor));
   }
-}
-
-SafetensorsFile::~SafetensorsFile() { ::close(descriptor_); }
-
-const StoredTensor* SafetensorsFile::find(std::string_view name) const {
-  const auto found = index_.find(name);
-  return found == index_.end() ? nullptr : &tensors_[found->second];
-}
-
-std::vector<std::byte> SafetensorsFile::read_bytes(const StoredTensor& tensor) const {
-  std::vector<std::byte> bytes(tensor.bytes);
-  read_at(descriptor_, path_.string(), tensor.offset, bytes.data(), tensor.bytes);
-  return bytes;
-}
-
-std::vector<float> SafetensorsFile::read_floats(const StoredTensor& tensor) const {
-  const std::vector<std::byte> bytes = read_bytes(tensor);
-  if (tensor.dtype == "F32") {
-    return widen<float>(bytes);
+  std::stable_sort(tensors.begin(), tensors.end(), [](const StoredTensor& a, const StoredTensor& b) {
+    return std::pair(a.offset, a.bytes) < std::pair(b.offset, b.bytes);
+  });
+  uint64_t next = data_start;
+  for (const StoredTensor& tensor : tensors) {
+    check<FormatError>(tensor.offset == next, file, ": tensor ", one_line(tensor.name), " starts at byte ",
+                       tensor.offset - data_start, " of the data, expected ", next - data_start, ": ",
+                       tensor.offset < next ? "tensors overlap" : "there is a hole");
+    next += tensor.bytes;
   }
-  if (tensor.dtype == "F64") {
-    return widen<double>(bytes);
-  }
-  if (tensor.dtype == "F16") {
-    return widen<f16>(bytes);
-  }
-  if (tensor.dtype == "BF16") {
-    return widen<bf16>(bytes);
-  }
-  throw FormatError(concat(path_.string(), ": tensor ", one_line(tensor.name), ": found type ", tensor.dtype,
-                           ", expected F32, F64, F16 or BF16"));
+  check<FormatError>(next == file_bytes, file, ": ", file_bytes - next, " bytes follow the last tensor");
+  set_tensors(std::move(tensors));
 }
 
 void write_safetensors(const std::filesystem::path& path, std::vector<TensorSource> tensors,

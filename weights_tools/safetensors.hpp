@@ -19,54 +19,28 @@
 
 #include "base/dtype.hpp"
 #include "runtime/tensor.hpp"
+#include "weights_tools/text.hpp"
+#include "weights_tools/weights_file.hpp"
 
 namespace vesal::weights {
 
 using Metadata = std::map<std::string, std::string>;
 
-// One tensor of a file.
-struct StoredTensor {
-  std::string name;
-  std::string dtype;    // as written in the file: "F32", "BF16", "I64", ...
-  Shape shape;          // empty: one number
-  int64_t count = 1;    // numbers
-  uint64_t offset = 0;  // of its first byte in the file
-  uint64_t bytes = 0;
-};
-
-class SafetensorsFile {
+class SafetensorsFile : public WeightsFile {
  public:
   // Headers beyond this are refused, as by the format's own library.
   static constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 
-  // Opens the file, reads and checks its header. The tensors' bytes are read when asked for.
+  // Opens the file, reads and checks its header. tensors() are in the order of their bytes, which are read
+  // when asked for.
   explicit SafetensorsFile(std::filesystem::path path);
-  ~SafetensorsFile();
-  SafetensorsFile(const SafetensorsFile&) = delete;
-  SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
-  const std::filesystem::path& path() const { return path_; }
-  // In the order of their bytes.
-  const std::vector<StoredTensor>& tensors() const { return tensors_; }
-  // Null when there is none of that name.
-  const StoredTensor* find(std::string_view name) const;
+  std::string_view format() const override { return "safetensors"; }
   const Metadata& metadata() const { return metadata_; }
 
-  std::vector<std::byte> read_bytes(const StoredTensor& tensor) const;
-  // Values of an F64, F32, F16 or BF16 tensor as floats; FormatError for other types.
-  std::vector<float> read_floats(const StoredTensor& tensor) const;
-
  private:
-  std::filesystem::path path_;
-  int descriptor_ = -1;
-  std::vector<StoredTensor> tensors_;
-  std::map<std::string, size_t, std::less<>> index_;
   Metadata metadata_;
 };
-
-// A string from a file, quoted and fit for one line of an error message: control characters are masked, long
-// ones cut.
-std::string one_line(std::string_view text);
 
 // A tensor to be written; `bytes` is called once, when its turn comes, so that not all tensors need to be on
 // the host at a time. It returns count * size_of(dtype) bytes.

@@ -1,0 +1,54 @@
+// A file that is read by position and never trusted.
+//
+// It is read with pread and not mapped into memory. A mapped file that another process shortens raises SIGBUS
+// at the next access, in whatever code touches the page; a check of the size before the access cannot exclude
+// that, since the file may shrink between the two, and a signal handler is what Vesal does not have
+// (docs/dependencies.md). pread reports the end of the file as a number. What is read is copied once, into
+// the memory of whoever asked.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+
+namespace vesal::weights {
+
+class FileSource {
+ public:
+  // Throws IoError for what is absent, unreadable, or no regular file.
+  explicit FileSource(std::filesystem::path path);
+  ~FileSource();
+  FileSource(const FileSource&) = delete;
+  FileSource& operator=(const FileSource&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+  // The path as messages begin with it.
+  const std::string& name() const { return name_; }
+  // Bytes, when it was opened.
+  uint64_t size() const { return size_; }
+
+  // Fills `target` with the bytes that start at `offset`. Throws FormatError for bytes past the end, also
+  // where the file has become shorter since it was opened, and IoError where the system cannot read. May be
+  // called from several threads at a time.
+  void read(uint64_t offset, std::span<std::byte> target) const;
+
+ private:
+  std::filesystem::path path_;
+  std::string name_;
+  int descriptor_ = -1;
+  uint64_t size_ = 0;
+};
+
+// A little-endian number of N bytes.
+template <size_t N>
+uint64_t little_endian(const std::byte* bytes) {
+  uint64_t value = 0;
+  for (size_t i = 0; i < N; ++i) {
+    value |= static_cast<uint64_t>(bytes[i]) << (8 * i);
+  }
+  return value;
+}
+
+}  // namespace vesal::weights

@@ -1,0 +1,148 @@
+// Reading one tensor, and telling formats apart: see weights_file.hpp.
+#include "weights_tools/weights_file.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "base/error.hpp"
+#include "weights_tools/safetensors.hpp"
+#include "weights_tools/strided_read.hpp"
+#include "weights_tools/text.hpp"
+#include "weights_tools/torch_checkpoint.hpp"
+
+namespace vesal::weights {
+namespace {
+
+struct StoredType {
+  std::string_view name;
+  uint64_t bytes;
+};
+constexpr StoredType kStoredTypes[] = {{"C128", 16},   {"C64", 8}, {"F64", 8}, {"I64", 8}, {"U64", 8},
+                                       {"F32", 4},     {"I32", 4}, {"U32", 4}, {"F16", 2}, {"BF16", 2},
+                                       {"I16", 2},     {"U16", 2}, {"I8", 1},  {"U8", 1},  {"F8_E4M3", 1},
+                                       {"F8_E5M2", 1}, {"BOOL", 1}};
+
+template <class Stored>
+std::vector<float> widen(const std::vector<std::byte>& bytes) {
+  std::vector<float> values(bytes.size() / sizeof(Stored));
+  for (size_t i = 0; i < values.size(); ++i) {
+    Stored value;
+    std::memcpy(&value, bytes.data() + i * sizeof(Stored), sizeof(Stored));
+    values[i] = static_cast<float>(value);
+  }
+  return values;
+}
+
+// The beginnings of files that people take for weights.
+struct Recognised {
+  std::string_view start;
+  std::string_view what;
+};
+constexpr Recognised kForeign[] = {
+    {"\x1f\x8b", "gzip data: unpack it first"},
+    {"\x89HDF", "HDF5 (Keras, MATLAB?)"},
+    {"\x93NUMPY", "a NumPy array"},
+    {"Rar!", "a RAR archive: unpack it first"},
+    {"7z\xbc\xaf", "a 7z archive: unpack it first"},
+    {"GGUF", "GGUF"},
+    {"<", "HTML or XML: a web page instead of the download?"},
+    {"version https://git-lfs", "a Git LFS pointer: run git lfs pull"},
+};
+
+}  // namespace
+
+Shape contiguous_strides(const Shape& shape) {
+  Shape strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) {
+    // Extents beside a 0 may overflow, unsigned: an empty tensor's strides lead nowhere.
+    strides[i - 1] = static_cast<int64_t>(static_cast<uint64_t>(strides[i]) *
+                                          static_cast<uint64_t>(std::max<int64_t>(shape[i], 1)));
+  }
+  return strides;
+}
+
+uint64_t stored_bytes(std::string_view dtype) {
+  for (const StoredType& type : kStoredTypes) {
+    if (type.name == dtype) {
+      return type.bytes;
+    }
+  }
+  return 0;
+}
+
+const StoredTensor* WeightsFile::find(std::string_view name) const {
+  const auto found = index_.find(name);
+  return found == index_.end() ? nullptr : &tensors_[found->second];
+}
+
+void WeightsFile::set_tensors(std::vector<StoredTensor> tensors) {
+  tensors_ = std::move(tensors);
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    index_.emplace(tensors_[i].name, i);
+  }
+}
+
+void WeightsFile::read(const StoredTensor& tensor, std::span<std::byte> target) const {
+  check<ShapeError>(target.size() == tensor.bytes, file_.name(), ": tensor ", one_line(tensor.name), ": ",
+                    target.size(), " bytes were offered for its ", tensor.bytes);
+  check_data(tensor);
+  read_strided(file_, tensor.offset, stored_bytes(tensor.dtype), tensor.shape, tensor.strides, target);
+  if (tensor.dtype == "BOOL") {
+    const auto bad = std::find_if(target.begin(), target.end(), [](std::byte b) { return b > std::byte{1}; });
+    check<FormatError>(bad == target.end(), file_.name(), ": tensor ", one_line(tensor.name), ": found ",
+                       bad == target.end() ? 0 : std::to_integer<int>(*bad), " at position ",
+                       bad - target.begin(), ", expected booleans of 0 or 1");
+  }
+}
+
+std::vector<std::byte> WeightsFile::read_bytes(const StoredTensor& tensor) const {
+  std::vector<std::byte> bytes(tensor.bytes);
+  read(tensor, bytes);
+  return bytes;
+}
+
+std::vector<float> WeightsFile::read_floats(const StoredTensor& tensor) const {
+  const auto values = [&]<class Stored>(Stored) { return widen<Stored>(read_bytes(tensor)); };
+  if (tensor.dtype == "F32") {
+    return values(float());
+  }
+  if (tensor.dtype == "F64") {
+    return values(double());
+  }
+  if (tensor.dtype == "F16") {
+    return values(f16());
+  }
+  if (tensor.dtype == "BF16") {
+    return values(bf16());
+  }
+  throw FormatError(concat(file_.name(), ": tensor ", one_line(tensor.name), ": found type ", tensor.dtype,
+                           ", expected F32, F64, F16 or BF16"));
+}
+
+std::unique_ptr<WeightsFile> open_weights(const std::filesystem::path& path, std::string_view dictionary) {
+  std::string start;
+  {
+    const FileSource file(path);
+    start.resize(std::min<uint64_t>(file.size(), 512));
+    file.read(0, std::as_writable_bytes(std::span(start)));
+  }
+  const std::string name = path.string();
+  check<FormatError>(!start.empty(), name, ": is empty, expected weights");
+  if (TorchCheckpoint::recognises(start)) {
+    return std::make_unique<TorchCheckpoint>(path, dictionary);
+  }
+  if (start.size() > 8 && start[8] == '{') {
+    check<FormatError>(dictionary.empty(), name, ": holds no dictionary ", one_line(dictionary),
+                       ": a safetensors file has none");
+    return std::make_unique<SafetensorsFile>(path);
+  }
+  for (const Recognised& foreign : kForeign) {
+    check<FormatError>(!start.starts_with(foreign.start), name, ": is ", foreign.what,
+                       "; expected safetensors or a PyTorch checkpoint");
+  }
+  throw FormatError(concat(name, ": starts with ", one_line(std::string_view(start).substr(0, 8)),
+                           "; expected safetensors or a PyTorch checkpoint"));
+}
+
+}  // namespace vesal::weights

@@ -1,0 +1,59 @@
+// The container of PyTorch's checkpoints since 1.6: a ZIP archive whose entries are stored, not compressed,
+// so that a tensor's bytes have a place in the file (format: PKWARE's APPNOTE.TXT; what torch writes:
+// caffe2/serialize).
+//
+// Any two ZIP readers agree on well-made archives and may disagree on others; so this one accepts only
+// archives that can be read in one way. Every byte of the file belongs to exactly one entry, to the central
+// directory behind them, or to the end records behind that. Refused, each with a FormatError: compressed
+// entries where they would be read, encryption, split archives, comments (an end record may hide in one),
+// ZIP64 fields that contradict the short ones, a local header that contradicts the central directory, entries
+// that overlap, leave holes or pass the end, data in front of the first entry, names that occur twice, are
+// not UTF-8, or would leave their folder when unpacked.
+//
+// torch pads the extra field of local headers so that data starts at a multiple of 64 bytes, leaves sizes and
+// checksums in local headers empty and repeats them in a data descriptor, and always writes ZIP64 end
+// records; all that is understood. TorchScript archives hold compressed source code beside stored tensors: an
+// entry below a folder `code/` may be deflated, since nothing ever reads it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "weights_tools/file_source.hpp"
+
+namespace vesal::weights {
+
+struct ZipEntry {
+  std::string name;
+  uint64_t offset = 0;  // of its first byte of data in the file
+  uint64_t bytes = 0;   // in the file
+  uint32_t crc = 0;     // CRC-32 of the data
+};
+
+class ZipArchive {
+ public:
+  static constexpr uint64_t kMaxEntries = 1u << 20;
+  static constexpr uint64_t kMaxDirectoryBytes = 256u << 20;
+
+  // Reads and checks the central directory and every local header; the data stays where it is. `file` must
+  // outlive the archive.
+  explicit ZipArchive(const FileSource& file);
+
+  // In the order of their bytes.
+  const std::vector<ZipEntry>& entries() const { return entries_; }
+  // Null when there is none of that name. Names that differ in case are different names.
+  const ZipEntry* find(std::string_view name) const;
+  // Reads the entry's data and throws FormatError when its CRC-32 is another: the file is damaged.
+  void check_data(const ZipEntry& entry) const;
+
+ private:
+  const FileSource& file_;
+  std::vector<ZipEntry> entries_;
+  std::unordered_map<std::string_view, size_t> index_;
+};
+
+}  // namespace vesal::weights
