@@ -142,8 +142,7 @@ void write_tensors(DeviceContext& context, const std::filesystem::path& path,
   write_safetensors(path, std::move(sources), metadata);
 }
 
-void load_tensors(DeviceContext& context, const WeightsFile& file,
-                  const std::vector<NamedTensor>& tensors,
+void load_tensors(DeviceContext& context, const WeightsFile& file, const std::vector<NamedTensor>& tensors,
                   std::span<const std::string_view> ignored_prefixes) {
   Differences missing, unexpected, misshaped;
   std::set<std::string_view> wanted;

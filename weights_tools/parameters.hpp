@@ -43,8 +43,7 @@ void write_tensors(DeviceContext& context, const std::filesystem::path& path,
 // of `ignored_prefixes` are left alone. Every name that is missing or unexpected and every shape that differs
 // is counted in one FormatError, the first few by name, before anything is changed; so is a tensor with a NaN
 // or an infinity, and a counter that is no I64 or negative.
-void load_tensors(DeviceContext& context, const WeightsFile& file,
-                  const std::vector<NamedTensor>& tensors,
+void load_tensors(DeviceContext& context, const WeightsFile& file, const std::vector<NamedTensor>& tensors,
                   std::span<const std::string_view> ignored_prefixes = {});
 
 }  // namespace vesal::weights

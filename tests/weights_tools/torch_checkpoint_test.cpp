@@ -8,6 +8,7 @@
 
 #include "base/dtype.hpp"
 #include "tests/weights_tools/torch_fixture.hpp"
+#include "weights_tools/parameters.hpp"
 #include "weights_tools/pickle.hpp"
 #include "weights_tools/safetensors.hpp"
 #include "weights_tools/torch_objects.hpp"
@@ -680,6 +681,24 @@ TEST_F(TorchCheckpointTest, ValuesThatNoTensorHas) {
   const std::unique_ptr<WeightsFile> file =
       open_weights(write(zip_of(one(opcodes().vector("0", 1)).stop(), {{"0", raw<float>({NAN})}})));
   EXPECT_TRUE(std::isnan(file->read_floats(file->tensors()[0])[0]));
+}
+
+TEST_F(TorchCheckpointTest, LoadTensorsTakesACheckpoint) {
+  PickleBuilder b;
+  b.op("}(").text("module.w").tensor("0", 4, 0, {2, 2}, {1, 2}).text("module.steps");
+  b.global("torch._utils", "_rebuild_tensor_v2")
+      .op("(")
+      .storage("LongStorage", "1", 1)
+      .view(0, {}, {})
+      .op("u");
+  const std::unique_ptr<WeightsFile> file = open_weights(
+      write(zip_of(b.stop(), {{"0", raw<float>({1, 2, 3, 4})}, {"1", raw<int64_t>({int64_t{1} << 40})}})));
+  DeviceContext context{Device{}};
+  const Tensor w = Tensor::zeros(context, {2, 2});
+  int64_t steps = 0;
+  load_tensors(context, *file, {{"w", w}, {"steps", Tensor(), layers::ParameterLayout::plain, &steps}});
+  EXPECT_EQ(w.to_host<float>(context), (std::vector<float>{1, 3, 2, 4}));
+  EXPECT_EQ(steps, int64_t{1} << 40);
 }
 
 TEST_F(TorchCheckpointTest, AFileThatShrinksIsAnError) {
