@@ -1,8 +1,8 @@
 // Batch normalisation with affine map and activation. The samples' voxels are one run of rows, so that it is
 // the channel normalisation of one large sample. Forward moves 12 bytes an element in training (read for the
-// statistics, read and written to normalise; the centred second read of a slab comes from cache) and 8 in
-// evaluation; backward 20 and, in evaluation without affine map, 12; up to about 40 operations: memory
-// bandwidth limits all of them. No GPU timing exists yet: bench/results/README.md.
+// statistics, read and written to normalise) and 8 in evaluation; backward 20 and, in evaluation without
+// affine map, 12; up to about 40 operations: memory bandwidth limits all of them. Statistics and sums have
+// eight rows a thread on their way at a time.
 #include "kernels/batch_norm/batch_norm.hpp"
 #include "kernels/context/activations.hpp"
 #include "kernels/context/channel_norm_device.hpp"

@@ -18,7 +18,8 @@ struct BatchNormCase {
   float offset = 0.0f;  // added to the inputs: a mean far from 0
 };
 
-// A slab holds about 256 rows, a tile of columns at most 32 channels, a wide row at least 64 floats.
+// A slab holds about 256 rows, a tile of columns at most 32 channels, of which a block takes 64 rows at a
+// time, a wide row at least 64 floats.
 inline const std::vector<BatchNormCase> kBatchNormCases = {
     {"one_channel", {.n = 1, .spatial = 129, .channels = 1}},
     {"one_voxel", {.n = 5, .spatial = 1, .channels = 6}},
@@ -34,6 +35,9 @@ inline const std::vector<BatchNormCase> kBatchNormCases = {
     {"tile", {.n = 1, .spatial = 33, .channels = 32, .momentum = 1.0f}, false},
     {"tile_plus_one", {.n = 3, .spatial = 9, .channels = 33, .momentum = 0.0f}},
     {"wide", {.n = 1, .spatial = 8, .channels = 100}},
+    {"rows_minus_one", {.n = 1, .spatial = 63, .channels = 32, .activation = Activation::relu}},
+    {"rows", {.n = 1, .spatial = 64, .channels = 32, .activation = Activation::leaky_relu}},
+    {"rows_plus_one", {.n = 1, .spatial = 65, .channels = 32}, true, 100.0f},
     {"three_slabs", {.n = 2, .spatial = 350, .channels = 8, .activation = Activation::relu}},
     {"far_mean", {.n = 1, .spatial = 600, .channels = 2}, true, 1000.0f},
     {"eval", {.n = 2, .spatial = 257, .channels = 7, .training = false, .activation = Activation::gelu}},

@@ -3,8 +3,8 @@
 //
 // Data are [n, rows, channels]. A statistic (mean and rstd) belongs to a sample and a channel, to a channel
 // (batch normalisation: n is 1, rows are the voxels of all samples), or to a sample and a group of
-// neighbouring channels. Statistics are two-pass within a slab and merge as in Chan et al. 1979; all sums run
-// in a fixed order.
+// neighbouring channels. Statistics are two-pass within a few rows of a thread, which stay in registers, and
+// merge as in Chan et al. 1979: x is read once. All sums run in a fixed order.
 #pragma once
 
 #include "kernels/context/activations_device.hpp"
@@ -13,6 +13,9 @@
 
 namespace vesal::kernels::VESAL_BACKEND {
 namespace {  // each family registers the kernels that it launches
+
+constexpr int kStatisticRows = 8;    // read together: enough bytes on their way to fill the memory's pipe
+constexpr int kMergeThreads = 1024;  // a single block merges all slabs
 
 // partials [n, slabs, 3, channels] = the mean of each slab, what rounding has left out of that mean, and the
 // sum of squared distances from the two together: a mean far from 0 costs no digits of the variance.
@@ -26,29 +29,97 @@ VESAL_KERNEL void slab_statistics_kernel(int64_t rows, int64_t channels, int wid
   const int64_t first = slab_begin(rows, gridDim.x, blockIdx.x);
   const int64_t last =
       column < channels ? slab_begin(rows, gridDim.x, static_cast<int64_t>(blockIdx.x) + 1) : first;
-  const int64_t start = first + static_cast<int>(threadIdx.x) / width;
   const int step = kLoopThreads / width;
   const auto values = x + (sample * rows * channels + column);
-  float total = 0.0f;
-  for (int64_t row = start; row < last; row += step) {
-    total += values[row * channels];
+  const auto all = static_cast<float>(last - first);
+  float* target = partials + (sample * gridDim.x + blockIdx.x) * 3 * channels + column;
+  const bool writes = static_cast<int>(threadIdx.x) < width && column < channels;
+  int64_t row = first + static_cast<int>(threadIdx.x) / width;
+  if (slab_begin(rows, gridDim.x, static_cast<int64_t>(blockIdx.x) + 1) - first < kStatisticRows * step) {
+    // Read twice, from L1: distances from the mean itself are the most exact, and few rows cancel most.
+    float total = 0.0f;
+    for (int64_t r = row; r < last; r += step) {
+      total += values[r * channels];
+    }
+    const float mean = column_sum(total, width, scratch) / all;
+    float distance = 0.0f;
+    float squares = 0.0f;
+    for (int64_t r = row; r < last; r += step) {
+      const float d = values[r * channels] - mean;
+      distance += d;
+      squares += d * d;
+    }
+    distance = column_sum(distance, width, scratch);
+    squares = column_sum(squares, width, scratch);
+    if (writes) {
+      target[0] = mean;
+      target[channels] = distance / all;
+      target[2 * channels] = squares - distance / all * distance;
+    }
+    return;
   }
-  const float mean = column_sum(total, width, scratch) / static_cast<float>(last - first);
-  float distance = 0.0f;
+  // Of this thread's rows, the mean counted from the origin: that of the first ones.
+  float origin = 0.0f;
+  float count = 0.0f;
+  float mean = 0.0f;
   float squares = 0.0f;
-  for (int64_t row = start; row < last; row += step) {
-    const float d = values[row * channels] - mean;
-    distance += d;
-    squares += d * d;
+  const auto merge = [&](float other_count, float other_mean, float other_squares) {
+    const float share = other_count / (count + other_count);
+    const float difference = other_mean - mean;
+    squares += fmaf(difference * difference, count * share, other_squares);
+    mean = fmaf(difference, share, mean);
+    count += other_count;
+  };
+  for (; row + (kStatisticRows - 1) * step < last; row += kStatisticRows * step) {
+    float value[kStatisticRows];
+    VESAL_UNROLL
+    for (int k = 0; k < kStatisticRows; ++k) {
+      value[k] = values[(row + k * step) * channels];
+    }
+    if (count == 0.0f) {
+      float sum = 0.0f;
+      VESAL_UNROLL
+      for (int k = 0; k < kStatisticRows; ++k) {
+        sum += value[k];
+      }
+      origin = sum * (1.0f / kStatisticRows);
+    }
+    float distance = 0.0f;
+    VESAL_UNROLL
+    for (int k = 0; k < kStatisticRows; ++k) {
+      value[k] -= origin;
+      distance += value[k];
+    }
+    distance *= 1.0f / kStatisticRows;
+    float sum_squares = 0.0f;
+    VESAL_UNROLL
+    for (int k = 0; k < kStatisticRows; ++k) {
+      const float d = value[k] - distance;
+      sum_squares = fmaf(d, d, sum_squares);
+    }
+    merge(kStatisticRows, distance, sum_squares);
   }
-  distance = column_sum(distance, width, scratch);
-  squares = column_sum(squares, width, scratch);
-  const float correction = distance / static_cast<float>(last - first);
-  if (static_cast<int>(threadIdx.x) < width && column < channels) {
-    float* target = partials + (sample * gridDim.x + blockIdx.x) * 3 * channels + column;
-    target[0] = mean;
-    target[channels] = correction;
-    target[2 * channels] = squares - correction * distance;
+  for (; row < last; row += step) {
+    const float value = values[row * channels];
+    origin = count == 0.0f ? value : origin;
+    merge(1.0f, value - origin, 0.0f);
+  }
+  // The column's threads together, counted from the origin of the first of them.
+  scratch[threadIdx.x] = origin;
+  __syncthreads();
+  const float common = scratch[static_cast<int>(threadIdx.x) & (width - 1)];
+  __syncthreads();
+  mean += origin - common;
+  const float offset = column_sum(count * mean, width, scratch) / all;
+  const float d = mean - offset;
+  const float rest = column_sum(count * d, width, scratch);
+  squares = column_sum(fmaf(count * d, d, squares), width, scratch);
+  if (writes) {
+    const float rounded = common + offset;
+    const float added = rounded - common;
+    target[0] = rounded;
+    target[channels] = (common - (rounded - added)) + (offset - added) + rest / all;
+    target[2 * channels] = squares - rest * (rest / all);
   }
 }
 
@@ -58,25 +129,33 @@ VESAL_KERNEL void slab_statistics_kernel(int64_t rows, int64_t channels, int wid
 template <class Finish>
 VESAL_KERNEL void merge_statistics_kernel(int64_t rows, int64_t slabs, int64_t channels, int width,
                                           const float* VESAL_RESTRICT partials, Finish finish) {
-  VESAL_SHARED(float, scratch, [kLoopThreads]);
+  VESAL_SHARED(float, scratch, [kMergeThreads]);
   const int64_t sample = blockIdx.y;
   const int64_t column =
       static_cast<int64_t>(blockIdx.x) * width + (static_cast<int>(threadIdx.x) & (width - 1));
   const int64_t start = static_cast<int>(threadIdx.x) / width;
   const int64_t last = column < channels ? slabs : 0;
-  const int step = kLoopThreads / width;
+  const int step = kMergeThreads / width;
+  // Rows of a slab, as slab_begin counts them, but in 32 bits: there are at most kMaxSlabs slabs.
+  const int64_t whole = rows / slabs;
+  const auto remainder = static_cast<unsigned>(rows - whole * slabs);
+  const auto pieces = static_cast<unsigned>(slabs);
+  const auto rows_of = [&](int64_t slab) {
+    const auto s = static_cast<unsigned>(slab);
+    return static_cast<float>(whole + (remainder * (s + 1) / pieces - remainder * s / pieces));
+  };
   const float* values = partials + sample * slabs * 3 * channels + column;
   // Means are counted from the first slab's: a small difference of near numbers is exact.
   const float origin = column < channels ? values[0] : 0.0f;
   float total = 0.0f;
   for (int64_t slab = start; slab < last; slab += step) {
-    const auto count = static_cast<float>(slab_begin(rows, slabs, slab + 1) - slab_begin(rows, slabs, slab));
+    const float count = rows_of(slab);
     total += count * (values[slab * 3 * channels] - origin + values[(slab * 3 + 1) * channels]);
   }
   const float offset = column_sum(total, width, scratch) / static_cast<float>(rows);
   float squares = 0.0f;
   for (int64_t slab = start; slab < last; slab += step) {
-    const auto count = static_cast<float>(slab_begin(rows, slabs, slab + 1) - slab_begin(rows, slabs, slab));
+    const float count = rows_of(slab);
     const float d = values[slab * 3 * channels] - origin + values[(slab * 3 + 1) * channels] - offset;
     squares += values[(slab * 3 + 2) * channels] + count * d * d;
   }
@@ -96,7 +175,7 @@ void launch_column_statistics(StreamHandle stream, int64_t n, int64_t rows, int6
   const int64_t tiles = ceil_div(channels, width);
   launch(stream, {.grid = {slabs, tiles, n}, .block = {kLoopThreads, 1, 1}}, slab_statistics_kernel<T>, rows,
          channels, width, x, partials);
-  launch(stream, {.grid = {tiles, n, 1}, .block = {kLoopThreads, 1, 1}}, merge_statistics_kernel<Finish>,
+  launch(stream, {.grid = {tiles, n, 1}, .block = {kMergeThreads, 1, 1}}, merge_statistics_kernel<Finish>,
          rows, slabs, channels, width, static_cast<const float*>(partials), finish);
 }
 
@@ -140,6 +219,10 @@ struct Normalise {
 // totals [n, channels, 2] = sums of g and of g xhat, g the gradient before the activation.
 template <class T, Activation kActivation>
 struct NormGradientSums {
+  static constexpr int kRowsAhead = kActivation == Activation::none || kActivation == Activation::relu ||
+                                            kActivation == Activation::leaky_relu
+                                        ? 8
+                                        : 1;
   Normalisation normalisation;
   Input<T> x;
   Input<T> dy;

@@ -77,6 +77,17 @@ void launch_column_map(StreamHandle stream, int64_t n, int64_t rows, int64_t cha
       column_map_kernel<F>, rows, channels, width, f);
 }
 
+// Rows that a thread reads before it adds them up: F::kRowsAhead where F has it, for those that wait for
+// memory only; otherwise the compiler's choice.
+template <class F>
+constexpr int rows_ahead() {
+  if constexpr (requires { F::kRowsAhead; }) {
+    return F::kRowsAhead;
+  } else {
+    return 1;
+  }
+}
+
 // partials [n, slabs, kSums, channels] = sums over the rows of each slab (grid.x = slab_count(rows)).
 // F::prepare as above; F::add(state, row, i, sums) adds one element's terms.
 template <int kSums, class F>
@@ -91,9 +102,17 @@ VESAL_KERNEL void column_partials_kernel(int64_t rows, int64_t channels, int wid
     const auto state = f.prepare(sample, column);
     const int step = kLoopThreads / width;
     const int64_t end = sample * rows + slab_begin(rows, gridDim.x, static_cast<int64_t>(blockIdx.x) + 1);
-    for (int64_t row =
-             sample * rows + slab_begin(rows, gridDim.x, blockIdx.x) + static_cast<int>(threadIdx.x) / width;
-         row < end; row += step) {
+    int64_t row =
+        sample * rows + slab_begin(rows, gridDim.x, blockIdx.x) + static_cast<int>(threadIdx.x) / width;
+    if constexpr (constexpr int kAhead = rows_ahead<F>(); kAhead > 1) {
+      for (; row + (kAhead - 1) * step < end; row += kAhead * step) {
+        VESAL_UNROLL
+        for (int k = 0; k < kAhead; ++k) {
+          f.add(state, row + k * step, (row + k * step) * channels + column, sums);
+        }
+      }
+    }
+    for (; row < end; row += step) {
       f.add(state, row, row * channels + column, sums);
     }
   }

@@ -1,6 +1,6 @@
 // Instance normalisation with affine map and activation. Forward moves 12 bytes an element (read for the
-// statistics, read and written to normalise; the centred second read of a slab comes from cache), backward 20
-// (x and dy twice, dx once); about 5 and 15 operations: memory bandwidth limits both.
+// statistics, read and written to normalise), backward 20 (x and dy twice, dx once); about 5 and 15
+// operations: memory bandwidth limits both.
 #include "kernels/context/activations.hpp"
 #include "kernels/context/channel_norm_device.hpp"
 #include "kernels/context/dispatch.hpp"
