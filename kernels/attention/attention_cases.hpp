@@ -1,7 +1,8 @@
 // Shapes on which attention is verified on every device. Sizes meet, miss by one and pass by one what the
-// kernels cut by: 64, 32 or 16 queries or keys and tiles of 32 or 16 on a GPU, shares of 64 tokens or more
-// for at most 32 blocks each, fewer from 513 blocks on; 8 rows and tiles of 512 to 32 tokens on the CPU; 4
-// dimensions, 16 lanes; and the head dimensions at which the GPU's layout changes.
+// kernels cut by: on a GPU 64 or 32 queries or keys and tiles of as many, columns of 16, chunks of 64
+// dimensions, shares of a tile or more for at most 32 blocks each, fewer where heads fill a GPU; 8 rows and
+// tiles of 512 to 32 tokens on the CPU; 4 dimensions, 16 lanes; and the head dimensions at which the GPU's
+// layout changes.
 #pragma once
 
 #include <string>
@@ -158,8 +159,23 @@ inline const std::vector<AttentionCase> kAttentionCases{
      true},
     {"2049 keys", {.queries = 2, .keys = 2049, .head_dim = 3, .scale = 0.6f}},
     {"2112 keys", {.queries = 2, .keys = 2112, .head_dim = 3, .scale = 0.6f}, AttentionLayout::packed, true},
-    {"512 heads", {.queries = 2, .keys = 128, .heads = 512, .head_dim = 2, .scale = 0.7f}},
-    {"513 heads", {.queries = 2, .keys = 128, .heads = 513, .head_dim = 2, .scale = 0.7f}},
+    {"47 queries, 48 keys", {.queries = 47, .keys = 48, .head_dim = 64, .scale = 0.125f}},
+    {"49 queries, 50 keys", {.queries = 49, .keys = 50, .head_dim = 12, .scale = 0.3f}},
+    {"head dim 192, 65 queries and keys", {.queries = 65, .keys = 65, .head_dim = 192, .scale = 0.07f}},
+    {"axial 4x9x2",
+     {.queries = 9, .keys = 72, .heads = 2, .head_dim = 8, .scale = 0.35f, .key_grid = {4, 9, 2}},
+     AttentionLayout::packed,
+     false,
+     false,
+     true},
+    {"axial 70x1x1",
+     {.queries = 9, .keys = 70, .heads = 2, .head_dim = 8, .scale = 0.35f, .key_grid = {70, 1, 1}},
+     AttentionLayout::packed,
+     false,
+     false,
+     true},
+    {"132 heads", {.queries = 2, .keys = 65, .heads = 132, .head_dim = 2, .scale = 0.7f}},
+    {"133 heads", {.queries = 2, .keys = 65, .heads = 133, .head_dim = 2, .scale = 0.7f}},
 };
 
 // For benchmarks: the encoder of UNETR at 96^3, SAM's windows and SAM-Med3D's whole grid with the decomposed

@@ -145,12 +145,20 @@ Outputs<T> run_reference(const AttentionCase& c, const Inputs<float>& given) {
   return r;
 }
 
-Outputs<float> run_device(Device device, const AttentionCase& c, const Inputs<float>& inputs) {
+// What is read lies `shift` numbers behind the start of its memory.
+Outputs<float> run_device(Device device, const AttentionCase& c, const Inputs<float>& inputs,
+                          int64_t shift = 0) {
   Context context(device);
   const AttentionParams p = laid_out(c.params, c.layout);
   const bool fused = c.layout == AttentionLayout::fused;
-  const DeviceArray<float> q(device, inputs.q), k(device, inputs.k), v(device, inputs.v),
-      bias(device, inputs.bias), axial_bias(device, inputs.axial_bias), dout(device, inputs.dout);
+  const auto shifted = [shift](std::vector<float> values) {
+    values.insert(values.begin(), static_cast<size_t>(shift), kNaN);
+    return values;
+  };
+  const DeviceArray<float> q_array(device, shifted(inputs.q)), k_array(device, shifted(inputs.k)),
+      v_array(device, shifted(inputs.v)), dout_array(device, shifted(inputs.dout)), bias(device, inputs.bias),
+      axial_bias(device, inputs.axial_bias);
+  const float *q = q_array + shift, *k = k_array + shift, *v = v_array + shift, *dout = dout_array + shift;
   const DeviceArray<uint8_t> key_mask(device, inputs.key_mask);
   // Only strided gradients start with a value, so that everywhere else what is not written shows.
   const auto gradient = [&](const std::vector<float>& like) {
@@ -163,8 +171,7 @@ Outputs<float> run_device(Device device, const AttentionCase& c, const Inputs<fl
   const DeviceArray<float> daxial_bias(device, static_cast<int64_t>(inputs.axial_bias.size()));
   const DeviceArray<float> out(device, p.n * p.queries * p.channels());
   const DeviceArray<float> lse(device, p.n * p.queries * p.heads);
-  AttentionInputs in{q.get(), fused ? q.get() + p.channels() : k.get(),
-                     fused ? q.get() + 2 * p.channels() : v.get()};
+  AttentionInputs in{q, fused ? q + p.channels() : k, fused ? q + 2 * p.channels() : v};
   AttentionGradients gradients{dq->get(), fused ? dq->get() + p.channels() : dk->get(),
                                fused ? dq->get() + 2 * p.channels() : dv->get()};
   if (c.key_mask) {
@@ -180,7 +187,7 @@ Outputs<float> run_device(Device device, const AttentionCase& c, const Inputs<fl
   const DeviceWorkspace forward_workspace(device, attention_forward_workspace_bytes(context, p));
   attention_forward(context, p, in, out.get(), lse.get(), forward_workspace);
   const DeviceWorkspace workspace(device, attention_backward_workspace_bytes(context, p));
-  attention_backward(context, p, in, out.get(), lse.get(), dout.get(), gradients, workspace);
+  attention_backward(context, p, in, out.get(), lse.get(), dout, gradients, workspace);
   return {out.host(), lse.host(), dq->host(), dk->host(), dv->host(), daxial_bias.host()};
 }
 
@@ -260,6 +267,22 @@ TEST(Attention, MatchesReference) {
     const Outputs<float> naive = run_naive(c, inputs, exact);
     for (const Device device : test_devices()) {
       expect_all_close(c.name + " on " + to_string(device), run_device(device, c, inputs), exact, naive);
+    }
+  }
+}
+
+// Four numbers are read at once where they may be; the bits are those of four reads.
+TEST(Attention, GivesTheSameBitsWhereVectorsAreNotAligned) {
+  for (const char* name : {"head dim 8", "head dim 32, fused", "head dim 64, 127 keys", "head dim 128",
+                           "head dim 256, memory of 33", "axial 1x6x7, fused"}) {
+    const AttentionCase& c = find_case(name);
+    const Inputs<float> inputs = make_inputs(c, 31);
+    for (const Device device : test_devices()) {
+      const std::vector<float> aligned = joined(run_device(device, c, inputs));
+      for (const int64_t shift : {1, 2, 3}) {
+        expect_equal(concat(name, " on ", to_string(device), ", shifted by ", shift),
+                     joined(run_device(device, c, inputs, shift)), aligned);
+      }
     }
   }
 }
