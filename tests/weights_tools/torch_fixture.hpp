@@ -180,6 +180,8 @@ class FileTest : public ::testing::Test {
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
   std::filesystem::path write(std::string_view bytes, const char* name = "file.pt") const {
+    // A new file each time: ext4 waits for the disk when an old one is truncated and written again.
+    std::filesystem::remove(folder_ / name);
     std::ofstream(folder_ / name, std::ios::binary) << bytes;
     return folder_ / name;
   }

@@ -288,6 +288,37 @@ TEST_F(ZipTest, Zip64SizesOfEntries) {
   expect_refused(archive(4, "", 4, sizes + "xyz"), "passes its end");
 }
 
+// A storage of more than 4 GiB and an entry behind it, as torch writes them; most of the file is a hole.
+TEST_F(ZipTest, EntriesPastFourGigabytes) {
+  const uint64_t large = (uint64_t{1} << 32) + 10, ones = 0xffffffff;
+  const std::string start = concat("PK\3\4", le(0, 2), le(0x808, 2), le(0, 18), le(3, 2), le(20, 2), "a/0",
+                                   le(1, 2), le(16, 2), le(large, 8), le(large, 8));
+  const uint64_t second = start.size() + large + 24;
+  const std::string behind = concat("PK\7\b", le(5, 4), le(large, 8), le(large, 8));
+  const std::string last = concat("PK\3\4", le(0, 2), le(0x808, 2), le(0, 18), le(3, 2), le(0, 2), "a/1",
+                                  "data", "PK\7\b", le(6, 4), le(4, 8), le(4, 8));
+  const std::string directory =
+      concat("PK\1\2", le(0, 4), le(0x808, 2), le(0, 6), le(5, 4), le(ones, 4), le(ones, 4), le(3, 2),
+             le(20, 2), le(0, 10), le(0, 4), "a/0", le(1, 2), le(16, 2), le(large, 8), le(large, 8),  //
+             "PK\1\2", le(0, 4), le(0x808, 2), le(0, 6), le(6, 4), le(4, 4), le(4, 4), le(3, 2), le(12, 2),
+             le(0, 10), le(ones, 4), "a/1", le(1, 2), le(8, 2), le(second, 8));
+  const uint64_t directory_start = second + last.size();
+  const std::string end =
+      concat("PK\6\6", le(44, 8), le(0, 4), le(0, 8), le(2, 8), le(2, 8), le(directory.size(), 8),
+             le(directory_start, 8), "PK\6\7", le(0, 4), le(directory_start + directory.size(), 8), le(1, 4),
+             "PK\5\6", le(0, 4), le(2, 2), le(2, 2), le(directory.size(), 4), le(ones, 4), le(0, 2));
+  const std::filesystem::path path = write(start);
+  std::filesystem::resize_file(path, second - 24);
+  std::ofstream(path, std::ios::binary | std::ios::app) << behind << last << directory << end;
+  const FileSource file(path);
+  const ZipArchive zip(file);
+  ASSERT_EQ(zip.entries().size(), 2u);
+  EXPECT_EQ(zip.find("a/0")->offset, start.size());
+  EXPECT_EQ(zip.find("a/0")->bytes, large);
+  EXPECT_EQ(zip.find("a/1")->offset, second + 33);
+  EXPECT_EQ(zip.find("a/1")->bytes, 4u);
+}
+
 TEST_F(ZipTest, EveryTruncationIsRefused) {
   for (const auto style : {ZipBuilder::Style::torch, ZipBuilder::Style::plain}) {
     const std::string good = two(style).finish();
