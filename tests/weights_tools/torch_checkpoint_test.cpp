@@ -846,9 +846,9 @@ TEST_F(TorchCheckpointTest, DamageDoesNoHarm) {
   };
   // Damage to the pickle would end at its checksum: so the archive is made from the damaged pickle.
   const std::string pickle = b.stop();
-  expect_no_harm(zip_of(pickle, {{"0", six}, {"1", kThree}}), 300, use);
-  expect_no_harm(legacy_of(pickle, {"0", "1"}, le(6, 8) + six + le(3, 8) + kThree), 600, use);
-  expect_no_harm(pickle, 1500, [&](const std::filesystem::path& path) {
+  expect_no_harm(zip_of(pickle, {{"0", six}, {"1", kThree}}), 1000, use);
+  expect_no_harm(legacy_of(pickle, {"0", "1"}, le(6, 8) + six + le(3, 8) + kThree), 2000, use);
+  expect_no_harm(pickle, 4000, [&](const std::filesystem::path& path) {
     std::ifstream in(path, std::ios::binary);
     const std::string damaged{std::istreambuf_iterator<char>(in), {}};
     use(write(zip_of(damaged, {{"0", six}, {"1", kThree}}), "archive"));

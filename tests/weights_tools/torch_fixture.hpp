@@ -23,11 +23,11 @@
 
 namespace vesal::weights {
 
-// `value` in `bytes` bytes, little-endian.
+// `value` in `bytes` bytes, little-endian; more than 8 end in zeros.
 inline std::string le(uint64_t value, int bytes) {
   std::string text;
   for (int i = 0; i < bytes; ++i) {
-    text += static_cast<char>(value >> (8 * i));
+    text += static_cast<char>(i < 8 ? value >> (8 * i) : 0);
   }
   return text;
 }
