@@ -163,16 +163,25 @@ void check_byte_order(const ZipArchive& zip, const std::string& folder, const Fi
                      one_line(text), ", expected \"little\"; save it again on a little-endian machine");
 }
 
+// Beside the "module." of torch.optim.swa_utils.AveragedModel.
+constexpr std::string_view kAverageCounter = "n_averaged";
+
 // "module." and "_orig_mod." in front of all names.
 std::string common_prefix(const std::vector<StoredTensor>& tensors) {
   std::string prefix;
-  for (bool found = !tensors.empty(); found;) {
+  for (bool found = true; found;) {
     found = false;
     for (const std::string_view wrapper : {"module.", "_orig_mod."}) {
       const std::string longer = prefix + std::string(wrapper);
-      if (std::all_of(tensors.begin(), tensors.end(), [&](const StoredTensor& tensor) {
-            return tensor.name.starts_with(longer) && tensor.name.size() > longer.size();
-          })) {
+      size_t wrapped = 0;
+      size_t others = 0;
+      for (const StoredTensor& tensor : tensors) {
+        const bool starts = tensor.name.starts_with(longer) && tensor.name.size() > longer.size() &&
+                            tensor.name.substr(longer.size()) != kAverageCounter;
+        wrapped += starts ? 1 : 0;
+        others += !starts && tensor.name != kAverageCounter ? 1 : 0;
+      }
+      if (wrapped > 0 && others == 0) {
         prefix = longer;
         found = true;
       }
@@ -278,7 +287,7 @@ TorchCheckpoint::TorchCheckpoint(std::filesystem::path path, std::string_view di
   }
   prefix_ = common_prefix(tensors);
   for (StoredTensor& tensor : tensors) {
-    tensor.name.erase(0, prefix_.size());
+    tensor.name.erase(0, tensor.name == kAverageCounter ? 0 : prefix_.size());
   }
   set_tensors(std::move(tensors));
 }

@@ -21,7 +21,7 @@
 // counts as the dictionary that its state_dict() would be. Where several dictionaries hold tensors, the usual
 // name decides, weights before their averages; where none has a usual name, the file is refused with a list
 // of what it holds and the caller names one. "module." and "_orig_mod." (DataParallel, torch.compile) in
-// front of every name are stripped.
+// front of every name are stripped; n_averaged, which AveragedModel counts beside them, may stand without.
 //
 // Every tensor is checked before it is listed: a storage that is there and has the size that the pickle says,
 // a view that lies in it (view_problem in strided_read.hpp). Storages are compared with the archive's CRC-32

@@ -428,7 +428,7 @@ std::vector<TorchDictionary> TorchObjects::dictionaries() const {
 const TorchDictionary& TorchObjects::choose(const std::vector<TorchDictionary>& found,
                                             std::string_view wanted) const {
   check<FormatError>(!found.empty(), file_, ": found ", name_of(pickle_.root().kind),
-                     " without tensors, expected a dictionary of tensors");
+                     " that holds no named tensors, expected a dictionary of tensors");
   std::string list;
   for (size_t i = 0; i < found.size() && i < 8; ++i) {
     list += concat(i == 0 ? "" : ", ", one_line(found[i].path), " (", found[i].tensors, ")");

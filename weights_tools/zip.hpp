@@ -47,7 +47,8 @@ class ZipArchive {
   const std::vector<ZipEntry>& entries() const { return entries_; }
   // Null when there is none of that name. Names that differ in case are different names.
   const ZipEntry* find(std::string_view name) const;
-  // Reads the entry's data and throws FormatError when its CRC-32 is another: the file is damaged.
+  // Reads the entry's data and throws FormatError when its CRC-32 is another: the file is damaged. A CRC-32
+  // of 0 stands for one that was not computed (torch.serialization.set_crc32_options(False)).
   void check_data(const ZipEntry& entry) const;
 
  private:

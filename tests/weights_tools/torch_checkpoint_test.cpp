@@ -357,8 +357,8 @@ TEST_F(TorchCheckpointTest, NothingIsCalled) {
   PickleBuilder attack;
   attack.global("os", "system").op("(").text(command).op("tR");
   const std::string call = attack.stop().substr(2, attack.stop().size() - 3);
-  expect_refused(zip_of(attack.stop()), "found an object without tensors");
-  expect_refused(zip_of(PickleBuilder().op("}").text("w").op(call).op("s").stop()), "without tensors");
+  expect_refused(zip_of(attack.stop()), "found an object that holds no named tensors");
+  expect_refused(zip_of(PickleBuilder().op("}").text("w").op(call).op("s").stop()), "holds no named tensors");
   // Beside tensors it is a value that is skipped; within one it is refused.
   const std::filesystem::path path =
       write(zip_of(PickleBuilder().op("}(").text("x").op(call).text("w").vector("0", 3).op("u").stop()));
@@ -447,7 +447,7 @@ TEST_F(TorchCheckpointTest, TheWeightsAreFoundAmongOtherThings) {
   EXPECT_EQ(names(alone), (std::vector<std::string>{"tensor"}));
   for (const char* nothing : {"N", "]", "}", "K\1", ")", "cos\nsystem\n", "K\1Q"}) {
     expect_refused(zip_of(PickleBuilder().op(nothing).stop()),
-                   "without tensors, expected a dictionary of tensors");
+                   "that holds no named tensors, expected a dictionary of tensors");
   }
 }
 
@@ -475,6 +475,10 @@ TEST_F(TorchCheckpointTest, PrefixesOfWrappersAreStripped) {
   expect({"module.a", "b"}, "", {"module.a", "b"});
   expect({"module.module."}, "module.", {"module."});
   expect({"modules.a"}, "", {"modules.a"});
+  // torch.optim.swa_utils.AveragedModel counts beside the module.
+  expect({"n_averaged", "module.a"}, "module.", {"n_averaged", "a"});
+  expect({"n_averaged", "module.n_averaged"}, "", {"n_averaged", "module.n_averaged"});
+  expect({"n_averaged"}, "", {"n_averaged"});
 }
 
 TEST_F(TorchCheckpointTest, Names) {
