@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "base/error.hpp"
+
 namespace vesal::weights {
 namespace {
 
@@ -33,8 +35,8 @@ TEST(Text, WhatSteersATerminalIsEscaped) {
 }
 
 TEST(Text, LongTextIsCut) {
-  EXPECT_EQ(one_line(std::string(80, 'x')), "\"" + std::string(80, 'x') + "\"");
-  EXPECT_EQ(one_line(std::string(81, 'x')), "\"" + std::string(80, 'x') + "...\"");
+  EXPECT_EQ(one_line(std::string(80, 'x')), concat('"', std::string(80, 'x'), '"'));
+  EXPECT_EQ(one_line(std::string(81, 'x')), concat('"', std::string(80, 'x'), "...\""));
   EXPECT_LT(one_line(std::string(1 << 20, '\x1b')).size(), 100u);
 }
 
