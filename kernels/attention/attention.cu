@@ -82,7 +82,7 @@ void with_layouts(int head_dim, Body&& body) {
   } else if (head_dim <= 64) {
     body(TileLayout<64, 64, 64>{}, TileLayout<64, 64, 64>{}, TileLayout<64, 64, 64>{});
   } else if (head_dim <= 128) {
-    body(TileLayout<128, 64, 32>{}, TileLayout<128, 32, 64>{}, TileLayout<128, 32, 64>{});
+    body(TileLayout<128, 64, 32>{}, TileLayout<128, 32, 64>{}, TileLayout<128, 32, 32>{});
   } else {
     body(TileLayout<256, 32, 64>{}, TileLayout<256, 32, 32>{}, TileLayout<256, 32, 32>{});
   }
@@ -185,7 +185,9 @@ template <class V, int kN, class T, class Admit>
 VESAL_DEVICE void load_tile(const T* VESAL_RESTRICT first, int64_t stride, int count, int chunk, int dim,
                             float factor, int wide, float4* tile, const Admit& admit) {
   constexpr int kStep = V::kThreads / V::kLanes;
-  constexpr int kBatch = kN / kStep < 4 ? kN / kStep : 4;  // reads on their way at a time
+  // Reads on their way at a time; widening takes registers too.
+  constexpr int kMost = sizeof(T) == sizeof(float) || V::kWidth != 32 ? 4 : 1;
+  constexpr int kBatch = kN / kStep < kMost ? kN / kStep : kMost;
   const int quad = static_cast<int>(threadIdx.x) % V::kLanes;
   const int c = chunk * V::kChunk + quad * 4;
   const int end = (count + 15) / 16 * 16;
@@ -721,6 +723,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(kDeltaThreads)
     const int dims = at_most(dim - c0, kDeltaDims);
     __syncthreads();
     const int c = thread % kDeltaDims;
+    VESAL_ROLLED
     for (int row = thread / kDeltaDims; row < real; row += kDeltaThreads / kDeltaDims) {
       if (c < dims) {
         outs[row][c] = widen(out[(first + row) * dim + c0 + c]);
