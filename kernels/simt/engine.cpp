@@ -382,7 +382,8 @@ void Engine::resume(int next) {
 #endif
 }
 
-void Engine::leave_to_thread(int next) {
+// Neither of the next two returns: red zones around their locals would stay on a stack that is used again.
+VESAL_SIMT_NO_ASAN void Engine::leave_to_thread(int next) {
   Thread& to = threads_[static_cast<size_t>(next)];
   current_ = next;
   set_indices(next);
@@ -393,7 +394,7 @@ void Engine::leave_to_thread(int next) {
   switch_context(unused, to.context);
 }
 
-void Engine::leave_to_host() {
+VESAL_SIMT_NO_ASAN void Engine::leave_to_host() {
 #if VESAL_SIMT_ASAN
   __sanitizer_start_switch_fiber(nullptr, host_bottom_, host_bytes_);
 #endif
