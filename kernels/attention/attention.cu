@@ -21,6 +21,7 @@
 #include "kernels/attention/attention.hpp"
 #include "kernels/context/block_reduce.hpp"
 #include "kernels/context/dispatch.hpp"
+#include "kernels/context/quads.hpp"
 #include "kernels/context/storage.hpp"
 #include "kernels/simt/device.hpp"
 #include "kernels/simt/rolled.hpp"
@@ -58,11 +59,11 @@ struct TileLayout {
   static constexpr int kScores = kCols / 16;                // columns of a thread
   static constexpr int kChunk = kWidth < 64 ? kWidth : 64;  // dimensions in shared memory at a time
   static constexpr int kChunks = kWidth / kChunk;
-  static constexpr int kLanes = kChunk / 4;               // lanes that share out a chunk's dimensions
-  static constexpr int kGroups = 16 / kLanes;             // groups of them share out the other side's tokens
-  static constexpr int kStride = kLanes + 1;              // float4s of a row: rows begin in different banks
-  static constexpr int kScoreStride = kCols / 4 + 4;      // float4s; a warp's two rows write different banks
-  static constexpr int kOwnTiles = kChunks == 1 ? 2 : 1;  // of the backward kernels
+  static constexpr int kLanes = kChunk / 4;           // lanes that share out a chunk's dimensions
+  static constexpr int kGroups = 16 / kLanes;         // groups of them share out the other side's tokens
+  static constexpr int kStride = kLanes + 1;          // float4s of a row: rows begin in different banks
+  static constexpr int kScoreStride = kCols / 4 + 4;  // float4s; a warp's two rows write different banks
+  [[maybe_unused]] static constexpr int kOwnTiles = kChunks == 1 ? 2 : 1;  // of the backward kernels
   static_assert(kRows * kLanes % kThreads == 0 && kCols * kLanes % kThreads == 0);
   static_assert(kRows <= kThreads && kCols <= kThreads);
 
@@ -173,11 +174,6 @@ VESAL_DEVICE Cell own_cell() {
   return {thread % 32 / 2, warp_row + thread % 2, warp_row};
 }
 
-template <class T>
-struct alignas(4 * sizeof(T)) Quad {
-  T x, y, z, w;
-};
-
 // Fills rows of a tile with a chunk of the dimensions of as many tokens' vectors, times `factor`: `count`
 // rounded up to sixteens, of kN. Rows that admit(row) refuses, which are not read, and what lies beyond dim
 // are zeros. `wide`: four numbers can be read at once.
@@ -201,8 +197,7 @@ VESAL_DEVICE void load_tile(const T* VESAL_RESTRICT first, int64_t stride, int c
       if (c < dim && row < count && admit(row)) {
         const T* source = first + row * stride + c;
         if (wide != 0) {
-          const Quad<T> x = *reinterpret_cast<const Quad<T>*>(source);
-          values[k] = make_float4(widen(x.x), widen(x.y), widen(x.z), widen(x.w));
+          values[k] = load4(Input<T>{source});
         } else {
           values[k].x = widen(source[0]);
           values[k].y = c + 1 < dim ? widen(source[1]) : 0.0f;
@@ -1177,7 +1172,7 @@ Plan plan_of(const AttentionParams& p) {
 template <class T>
 bool is_wide(const Geometry& g, std::initializer_list<const T*> tensors) {
   const auto aligned = [](const T* pointer) {
-    return reinterpret_cast<uintptr_t>(pointer) % sizeof(Quad<T>) == 0;
+    return reinterpret_cast<uintptr_t>(pointer) % (4 * sizeof(T)) == 0;
   };
   return (g.dim | g.q_stride | g.k_stride | g.v_stride) % 4 == 0 &&
          std::all_of(tensors.begin(), tensors.end(), aligned);

@@ -7,7 +7,7 @@
 // over slabs, in a fixed order.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
-#include "kernels/context/quads.hpp"
+#include "kernels/context/row_share.hpp"
 #include "kernels/context/storage.hpp"
 #include "kernels/cross_entropy/cross_entropy.hpp"
 
@@ -56,20 +56,10 @@ struct Row {
   VESAL_DEVICE float focal_power(float gamma) const { return gamma == 0.0f ? 1.0f : powf(rest(), gamma); }
 };
 
-// Which classes a lane has: where they come in fours, four neighbours at a time, otherwise every lanes-th.
-struct Share {
-  int first, step, lanes;
-
-  VESAL_DEVICE Share(int classes, int lane, int lanes_)
-      : first(classes % 4 == 0 ? lane * 4 : lane), step(classes % 4 == 0 ? 1 : lanes_), lanes(lanes_) {}
-  // Of the lane's j-th value.
-  VESAL_DEVICE int of(int j) const { return first + j / 4 * 4 * lanes + j % 4 * step; }
-};
-
 // All lanes of a warp call it together; a row at `end` or beyond is inactive. e: the exponentials of the
 // lane's logits minus the largest.
 template <int kValues, class T>
-VESAL_DEVICE Row evaluate_row(const Rows<T>& rows, int64_t row, int64_t end, const Share& share,
+VESAL_DEVICE Row evaluate_row(const Rows<T>& rows, int64_t row, int64_t end, const RowShare& share,
                               float (&e)[kValues]) {
   Row v{};
   const int classes = static_cast<int>(rows.p.classes);
@@ -78,27 +68,7 @@ VESAL_DEVICE Row evaluate_row(const Rows<T>& rows, int64_t row, int64_t end, con
   const bool valid = v.label < classes;
   const auto x = rows.logits + row * classes;
   const int length = v.active ? classes : 0;
-  v.largest = -INFINITY;
-  VESAL_UNROLL
-  for (int q = 0; q < kValues; q += 4) {
-    if (rows.aligned && share.of(q) < length) {
-      const float4 four = load4(x + share.of(q));
-      e[q] = four.x;
-      e[q + 1] = four.y;
-      e[q + 2] = four.z;
-      e[q + 3] = four.w;
-    } else {
-      VESAL_UNROLL
-      for (int j = q; j < q + 4; ++j) {
-        e[j] = share.of(j) < length ? x[share.of(j)] : -INFINITY;
-      }
-    }
-    VESAL_UNROLL
-    for (int j = q; j < q + 4; ++j) {
-      v.largest = fmaxf(v.largest, e[j]);
-    }
-  }
-  v.largest = group_max(v.largest, share.lanes);
+  v.largest = load_row(x, share, length, rows.aligned, e);
   VESAL_UNROLL
   for (int j = 0; j < kValues; ++j) {
     const int c = share.of(j);
@@ -136,7 +106,7 @@ VESAL_KERNEL void cross_entropy_partials_kernel(Rows<T> rows, int lanes, float* 
   VESAL_SHARED(float, scratch, [kLoopThreads]);
   const int group = static_cast<int>(threadIdx.x) / lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
-  const Share share(static_cast<int>(rows.p.classes), lane, lanes);
+  const RowShare share(static_cast<int>(rows.p.classes), lane, lanes);
   const int step = kLoopThreads / lanes;
   const int64_t end = slab_begin(rows.p.rows, gridDim.x, static_cast<int64_t>(blockIdx.x) + 1);
   float cost = 0.0f;
@@ -177,7 +147,7 @@ VESAL_KERNEL void cross_entropy_backward_kernel(Rows<T> rows, int lanes,
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (kLoopThreads / lanes) + static_cast<int>(threadIdx.x) / lanes;
   const int classes = static_cast<int>(rows.p.classes);
-  const Share share(classes, static_cast<int>(threadIdx.x) & (lanes - 1), lanes);
+  const RowShare share(classes, static_cast<int>(threadIdx.x) & (lanes - 1), lanes);
   float e[kValues];
   const Row v = evaluate_row(rows, row, rows.p.rows, share, e);
   if (row >= rows.p.rows) {
@@ -210,16 +180,7 @@ VESAL_KERNEL void cross_entropy_backward_kernel(Rows<T> rows, int lanes,
         }
       }
     }
-    if (aligned && share.of(first) < classes) {
-      store4(d + share.of(first), make_float4(value[0], value[1], value[2], value[3]));
-    } else {
-      VESAL_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        if (share.of(first + i) < classes) {
-          d[share.of(first + i)] = value[i];
-        }
-      }
-    }
+    store_four(d, share, first, classes, aligned, value);
   }
 }
 

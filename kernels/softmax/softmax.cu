@@ -5,7 +5,7 @@
 // in one access. Beyond, forward reads the row three times, from L1 after the first, as backward does twice.
 #include "kernels/context/device_loops.hpp"
 #include "kernels/context/dispatch.hpp"
-#include "kernels/context/quads.hpp"
+#include "kernels/context/row_share.hpp"
 #include "kernels/context/storage.hpp"
 #include "kernels/softmax/softmax.hpp"
 
@@ -14,68 +14,31 @@ namespace {
 
 constexpr int kMostValues = 16;  // of a row, in a thread
 
-// Rows of up to lanes * kValues channels. Where channels come in fours, a lane has four neighbours at a time,
-// otherwise every lanes-th value: the same order of sums whether or not the rows are aligned.
+// Rows of up to lanes * kValues channels.
 template <int kValues, class T>
 VESAL_KERNEL void softmax_forward_kernel(int64_t rows, int channels, int lanes, bool aligned, Input<T> x,
                                          Output<T> y) {
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (kLoopThreads / lanes) + static_cast<int>(threadIdx.x) / lanes;
-  const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+  const RowShare share(channels, static_cast<int>(threadIdx.x) & (lanes - 1), lanes);
   const int length = row < rows ? channels : 0;
-  const bool fours = channels % 4 == 0;
-  const int step = fours ? 1 : lanes;
-  const int first = fours ? lane * 4 : lane;
   const int64_t begin = row * channels;
   float values[kValues];
-  float largest = -INFINITY;
-  VESAL_UNROLL
-  for (int q = 0; q < kValues; q += 4) {
-    const int c = first + q * lanes;
-    if (aligned && c < length) {
-      const float4 four = load4(x + (begin + c));
-      values[q] = four.x;
-      values[q + 1] = four.y;
-      values[q + 2] = four.z;
-      values[q + 3] = four.w;
-    } else {
-      VESAL_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        values[q + i] = c + i * step < length ? x[begin + c + i * step] : -INFINITY;
-      }
-    }
-    VESAL_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      largest = fmaxf(largest, values[q + i]);
-    }
-  }
-  largest = group_max(largest, lanes);
+  const float largest = load_row(x + begin, share, length, aligned, values);
   float total = 0.0f;
   VESAL_UNROLL
-  for (int q = 0; q < kValues; q += 4) {
-    VESAL_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      if (first + q * lanes + i * step < length) {
-        values[q + i] = expf(values[q + i] - largest);
-        total += values[q + i];
-      }
+  for (int j = 0; j < kValues; ++j) {
+    if (share.of(j) < length) {
+      values[j] = expf(values[j] - largest);
+      total += values[j];
     }
   }
   const float inverse = 1.0f / group_sum(total, lanes);
   VESAL_UNROLL
   for (int q = 0; q < kValues; q += 4) {
-    const int c = first + q * lanes;
-    if (aligned && c < length) {
-      store4(y + (begin + c), make_float4(values[q] * inverse, values[q + 1] * inverse,
-                                          values[q + 2] * inverse, values[q + 3] * inverse));
-    } else {
-      VESAL_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        if (c + i * step < length) {
-          y[begin + c + i * step] = values[q + i] * inverse;
-        }
-      }
-    }
+    const float four[4] = {values[q] * inverse, values[q + 1] * inverse, values[q + 2] * inverse,
+                           values[q + 3] * inverse};
+    store_four(y + begin, share, q, length, aligned, four);
   }
 }
 
