@@ -63,7 +63,7 @@ struct TileLayout {
   static constexpr int kGroups = 16 / kLanes;         // groups of them share out the other side's tokens
   static constexpr int kStride = kLanes + 1;          // float4s of a row: rows begin in different banks
   static constexpr int kScoreStride = kCols / 4 + 4;  // float4s; a warp's two rows write different banks
-  [[maybe_unused]] static constexpr int kOwnTiles = kChunks == 1 ? 2 : 1;  // of the backward kernels
+  static constexpr int own_tiles() { return kChunks == 1 ? 2 : 1; }  // of the backward kernels
   static_assert(kRows * kLanes % kThreads == 0 && kCols * kLanes % kThreads == 0);
   static_assert(kRows <= kThreads && kCols <= kThreads);
 
@@ -829,7 +829,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   VESAL_SHARED(float, row_lse, [V::kRows]);
   VESAL_SHARED(float, row_delta, [V::kRows]);
   VESAL_DYN_SHARED(float4, q_tile);
-  float4* dout_tile = q_tile + (V::kOwnTiles - 1) * V::kRows * V::kStride;
+  float4* dout_tile = q_tile + (V::own_tiles() - 1) * V::kRows * V::kStride;
   float4* other_tile = dout_tile + V::kRows * V::kStride;
   float4* score_tile = other_tile + V::kCols * V::kStride;
   float* lines = reinterpret_cast<float*>(score_tile + V::kRows * V::kScoreStride);
@@ -988,7 +988,7 @@ VESAL_KERNEL void VESAL_LAUNCH_BOUNDS(V::kThreads, V::kBlocks)
   VESAL_SHARED(float, column_lse, [V::kCols]);
   VESAL_SHARED(float, column_delta, [V::kCols]);
   VESAL_DYN_SHARED(float4, k_tile);
-  float4* v_tile = k_tile + (V::kOwnTiles - 1) * V::kRows * V::kStride;
+  float4* v_tile = k_tile + (V::own_tiles() - 1) * V::kRows * V::kStride;
   float4* other_tile = v_tile + V::kRows * V::kStride;
   float4* score_tile = other_tile + V::kCols * V::kStride;
   float* axial_tile = reinterpret_cast<float*>(score_tile + V::kRows * V::kScoreStride);
@@ -1277,7 +1277,7 @@ void attention_backward(Context& context, const AttentionParams& params, const A
           using Q = decltype(of_queries);
           const int64_t lines =
               g.axial > 0 ? int64_t{Q::kRows} * most_lines<Q>(g) * static_cast<int64_t>(sizeof(float)) : 0;
-          SharedBytes shared = with_axial(g, Q::bytes(Q::kOwnTiles) + lines, 2 * Q::kRows);
+          SharedBytes shared = with_axial(g, Q::bytes(Q::own_tiles()) + lines, 2 * Q::kRows);
           launch(context.stream(),
                  {.grid = {params.n * ceil_div(params.queries, Q::kRows), params.heads, plan.key_splits},
                   .block = Q::kThreads,
@@ -1294,7 +1294,7 @@ void attention_backward(Context& context, const AttentionParams& params, const A
             }
           }
           using K = decltype(of_keys);
-          shared = with_axial(g, K::bytes(K::kOwnTiles), K::kCols);
+          shared = with_axial(g, K::bytes(K::own_tiles()), K::kCols);
           launch(context.stream(),
                  {.grid = {params.n * ceil_div(params.keys, K::kRows), params.heads, plan.query_splits},
                   .block = K::kThreads,
