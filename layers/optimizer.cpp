@@ -50,7 +50,8 @@ Optimizer::Optimizer(DeviceContext& context, ParameterStore& store, float weight
     kernels::OptimizerTensor& tensor = tensors.emplace_back();
     tensor.parameter = parameter->value.data<float>();
     tensor.gradient = parameter->gradient.data<float>();
-    tensor.count = parameter->value.count();
+    // Frozen parameters keep their place, so that a state's tensors stand beside their parameters.
+    tensor.count = parameter->trainable ? parameter->value.count() : 0;
     tensor.weight_decay = parameter->decays ? weight_decay : 0.0f;
     for (size_t k = 0; k < fields.size(); ++k) {
       states_[k].tensors.push_back(Tensor::zeros(context, parameter->value.shape()));
@@ -173,7 +174,8 @@ Ema::Ema(DeviceContext& context, ParameterStore& store, EmaSettings settings)
     copy(context, averages_.back(), parameter->value);
     kernels::OptimizerTensor& tensor = tensors.emplace_back();
     tensor.parameter = parameter->value.data<float>();
-    tensor.count = parameter->value.count();
+    // Frozen parameters keep their place, so that a state's tensors stand beside their parameters.
+    tensor.count = parameter->trainable ? parameter->value.count() : 0;
     tensor.average = averages_.back().data<float>();
   }
   tables_ = upload_tables(context, tensors, tensor_table_, chunk_table_);

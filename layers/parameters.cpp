@@ -32,11 +32,12 @@ Parameter* ParameterStore::find(std::string_view name) const {
   return nullptr;
 }
 
-bool ParameterStore::has_name(std::string_view name) const {
-  const auto named = [&](const auto& entry) { return entry->name == name; };
-  return std::any_of(parameters_.begin(), parameters_.end(), named) ||
-         std::any_of(buffers_.begin(), buffers_.end(), named) ||
-         std::any_of(counters_.begin(), counters_.end(), named);
+template <class T>
+T* ParameterStore::add(std::vector<std::unique_ptr<T>>& kind, std::unique_ptr<T> entry) {
+  check<ShapeError>(names_.insert(entry->name).second, "parameter ", entry->name, " exists already");
+  kind.push_back(std::move(entry));
+  entries_.emplace_back(kind.back().get());
+  return kind.back().get();
 }
 
 int64_t ParameterStore::count() const {
@@ -67,72 +68,80 @@ ParameterBuilder ParameterBuilder::scope(std::string_view name) const {
 
 RandomStream ParameterBuilder::random() const {
   // Step 2^64 - 1 never occurs in training: initial values share no numbers with dropout or augmentation.
-  return RandomStream(seed_, ~uint64_t{0}, store_.parameters_.size());
+  return RandomStream(*seed_, ~uint64_t{0}, store_.parameters_.size());
 }
 
 Parameter* ParameterBuilder::uniform(std::string_view name, Shape shape, float bound, bool decays,
                                      ParameterLayout layout) const {
-  RandomStream stream = random();
-  std::vector<float> values(static_cast<size_t>(element_count(shape)));
-  for (float& value : values) {
-    value = stream.uniform(-bound, bound);
-  }
-  return add(name, std::move(shape), values, decays, layout);
+  return add(name, std::move(shape), decays, layout, [&](std::vector<float>& values) {
+    RandomStream stream = random();
+    for (float& value : values) {
+      value = stream.uniform(-bound, bound);
+    }
+  });
 }
 
 Parameter* ParameterBuilder::constant(std::string_view name, Shape shape, float value) const {
-  const std::vector<float> values(static_cast<size_t>(element_count(shape)), value);
-  return add(name, std::move(shape), values, false, ParameterLayout::plain);
+  return add(name, std::move(shape), false, ParameterLayout::plain,
+             [&](std::vector<float>& values) { std::fill(values.begin(), values.end(), value); });
+}
+
+Parameter* ParameterBuilder::truncated_normal(std::string_view name, Shape shape, float deviation) const {
+  return add(name, std::move(shape), false, ParameterLayout::plain, [&](std::vector<float>& values) {
+    RandomStream stream = random();
+    for (float& value : values) {
+      do {
+        value = stream.normal();
+      } while (std::abs(value) > 2.0f);
+      value *= deviation;
+    }
+  });
 }
 
 Buffer* ParameterBuilder::buffer(std::string_view name, Shape shape, float value) const {
   auto buffer = std::make_unique<Buffer>();
   buffer->name = prefix_ + std::string(name);
-  check<ShapeError>(!store_.has_name(buffer->name), "parameter ", buffer->name, " exists already");
-  const std::vector<float> values(static_cast<size_t>(element_count(shape)), value);
-  const AllocationTag tag("buffers");
-  buffer->value = Tensor::from_host(context_, values, std::move(shape));
-  store_.buffers_.push_back(std::move(buffer));
-  return store_.buffers_.back().get();
+  buffer->value = tensor("buffers", shape,
+                         [&](std::vector<float>& values) { std::fill(values.begin(), values.end(), value); });
+  return store_.add(store_.buffers_, std::move(buffer));
 }
 
 Counter* ParameterBuilder::counter(std::string_view name) const {
   auto counter = std::make_unique<Counter>();
   counter->name = prefix_ + std::string(name);
-  check<ShapeError>(!store_.has_name(counter->name), "parameter ", counter->name, " exists already");
-  store_.counters_.push_back(std::move(counter));
-  return store_.counters_.back().get();
+  return store_.add(store_.counters_, std::move(counter));
 }
 
-Parameter* ParameterBuilder::truncated_normal(std::string_view name, Shape shape, float deviation) const {
-  RandomStream stream = random();
-  std::vector<float> values(static_cast<size_t>(element_count(shape)));
-  for (float& value : values) {
-    do {
-      value = stream.normal();
-    } while (std::abs(value) > 2.0f);
-    value *= deviation;
+Constant* ParameterBuilder::fixed(std::string_view name, DType dtype, Shape shape,
+                                  std::function<std::vector<std::byte>()> bytes, bool compared) const {
+  auto constant = std::make_unique<Constant>();
+  *constant = {prefix_ + std::string(name), dtype, std::move(shape), std::move(bytes), compared};
+  return store_.add(store_.constants_, std::move(constant));
+}
+
+Tensor ParameterBuilder::tensor(const char* tag, const Shape& shape,
+                                const std::function<void(std::vector<float>&)>& fill) const {
+  const AllocationTag allocation(tag);
+  if (!seed_) {
+    return Tensor::empty(context_, shape);
   }
-  return add(name, std::move(shape), values, false, ParameterLayout::plain);
+  std::vector<float> values(static_cast<size_t>(element_count(shape)));
+  fill(values);
+  return Tensor::from_host(context_, values, shape);
 }
 
-Parameter* ParameterBuilder::add(std::string_view name, Shape shape, const std::vector<float>& values,
-                                 bool decays, ParameterLayout layout) const {
+Parameter* ParameterBuilder::add(std::string_view name, Shape shape, bool decays, ParameterLayout layout,
+                                 const std::function<void(std::vector<float>&)>& fill) const {
   auto parameter = std::make_unique<Parameter>();
   parameter->name = prefix_ + std::string(name);
-  check<ShapeError>(!store_.has_name(parameter->name), "parameter ", parameter->name, " exists already");
-  {
-    const AllocationTag tag("parameters");
-    parameter->value = Tensor::from_host(context_, values, shape);
-  }
+  parameter->value = tensor("parameters", shape, fill);
   {
     const AllocationTag tag("parameter gradients");
     parameter->gradient = Tensor::empty(context_, std::move(shape));
   }
   parameter->decays = decays;
   parameter->layout = layout;
-  store_.parameters_.push_back(std::move(parameter));
-  return store_.parameters_.back().get();
+  return store_.add(store_.parameters_, std::move(parameter));
 }
 
 }  // namespace vesal::layers

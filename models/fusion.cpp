@@ -150,7 +150,8 @@ struct Fusion::Modules {
   std::vector<layers::Linear> deep_heads;         // for strides 2, 4, 8
 };
 
-Fusion::Fusion(DeviceContext& context, const FusionConfig& config, uint64_t seed) : config_(config) {
+Fusion::Fusion(DeviceContext& context, const FusionConfig& config, std::optional<uint64_t> seed)
+    : config_(config) {
   check<UsageError>(config.embed >= 2 && config.embed % 2 == 0, "fusion: embed ", config.embed,
                     " must be even and at least 2");
   for (size_t level = 0; level < 4; ++level) {
@@ -346,7 +347,7 @@ constexpr std::array<std::string_view, 2> kEdgeWeightNames{"symmetric", "attenti
 
 class MetadataReader {
  public:
-  explicit MetadataReader(const std::map<std::string, std::string>& metadata) : metadata_(metadata) {}
+  explicit MetadataReader(const ModelMetadata& metadata) : metadata_(metadata) {}
 
   const std::string& text(const std::string& key) const {
     const auto found = metadata_.find(key);
@@ -387,7 +388,7 @@ class MetadataReader {
     return result;
   }
 
-  const std::map<std::string, std::string>& metadata_;
+  const ModelMetadata& metadata_;
 };
 
 }  // namespace
@@ -411,7 +412,7 @@ FusionConfig fusion_preset(std::string_view name) {
   throw UsageError(concat("model \"", name, "\" is unknown; known: ", known));
 }
 
-std::map<std::string, std::string> to_metadata(const FusionConfig& config) {
+ModelMetadata to_metadata(const FusionConfig& config) {
   return {{"model", "fusion"},
           {"preset", config.preset},
           {"embed", std::to_string(config.embed)},
@@ -427,7 +428,7 @@ std::map<std::string, std::string> to_metadata(const FusionConfig& config) {
           {"deep_supervision", config.deep_supervision ? "1" : "0"}};
 }
 
-FusionConfig fusion_config_from_metadata(const std::map<std::string, std::string>& metadata) {
+FusionConfig fusion_config_from_metadata(const ModelMetadata& metadata) {
   const MetadataReader read(metadata);
   check<FormatError>(read.text("model") == "fusion", "weights: they are of model \"", read.text("model"),
                      "\", expected fusion");

@@ -14,8 +14,8 @@
 
 #include <array>
 #include <cstdint>
-#include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -24,6 +24,7 @@
 #include "layers/edge_attention.hpp"
 #include "layers/graph_reasoning.hpp"
 #include "layers/swin.hpp"
+#include "models/model.hpp"
 
 namespace vesal::models {
 
@@ -51,8 +52,8 @@ FusionConfig fusion_preset(std::string_view name);
 std::vector<std::string> fusion_preset_names();
 
 // A configuration as the string map that weights carry, and back. FormatError names a missing or bad field.
-std::map<std::string, std::string> to_metadata(const FusionConfig& config);
-FusionConfig fusion_config_from_metadata(const std::map<std::string, std::string>& metadata);
+ModelMetadata to_metadata(const FusionConfig& config);
+FusionConfig fusion_config_from_metadata(const ModelMetadata& metadata);
 
 struct ForwardOptions {
   bool training = false;  // stochastic depth, deep supervision
@@ -71,16 +72,14 @@ struct FusionOutputs {
   std::vector<Variable> deep;  // logits at strides 2, 4, 8; empty unless training with deep supervision
 };
 
-class Fusion {
+class Fusion : public Model {
  public:
   // The largest stride: extents of an input are multiples of it.
   static constexpr int64_t kStride = 16;
 
-  // Parameters are created on the context's device and start from `seed`.
-  Fusion(DeviceContext& context, const FusionConfig& config, uint64_t seed);
-  Fusion(const Fusion&) = delete;
-  Fusion& operator=(const Fusion&) = delete;
-  ~Fusion();
+  // Parameters are created on the context's device and start from `seed`, or hold nothing yet.
+  Fusion(DeviceContext& context, const FusionConfig& config, std::optional<uint64_t> seed);
+  ~Fusion() override;
 
   // volume [N, D, H, W, 4], float32, in the order of ModalityMask; voxels of absent modalities have no
   // influence. spacing (D, H, W; relative) scales the Sobel gradients. Throws ShapeError for other extents or
@@ -88,14 +87,12 @@ class Fusion {
   FusionOutputs forward(DeviceContext& context, const Tensor& volume, std::span<const ModalityMask> masks,
                         const ForwardOptions& options, std::array<float, 3> spacing = {1, 1, 1}) const;
 
-  layers::ParameterStore& parameters() { return store_; }
-  const layers::ParameterStore& parameters() const { return store_; }
   const FusionConfig& config() const { return config_; }
+  ModelMetadata metadata() const override { return to_metadata(config_); }
 
  private:
   struct Modules;
   FusionConfig config_;
-  layers::ParameterStore store_;
   std::unique_ptr<Modules> modules_;
 };
 

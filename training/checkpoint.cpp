@@ -273,7 +273,7 @@ LoadedNetwork load_network(DeviceContext& context, const std::filesystem::path& 
   loaded.file = find_weights(run_or_file);
   const weights::SafetensorsFile file(loaded.file);
   loaded.info = weights_info_from(file.metadata(), loaded.file.string());
-  loaded.network = std::make_unique<models::Fusion>(context, loaded.info.network, 0);
+  loaded.network = std::make_unique<models::Fusion>(context, loaded.info.network, std::nullopt);
   const std::string_view ignored[] = {kOptimizerPrefix};
   weights::load_tensors(context, file, weights::named_parameters(loaded.network->parameters()), ignored);
   return loaded;

@@ -2,9 +2,11 @@
 #include "weights_tools/parameters.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <set>
+#include <variant>
 
 #include "base/error.hpp"
 
@@ -73,6 +75,15 @@ int64_t read_counter(const WeightsFile& file, const StoredTensor& stored) {
   return value;
 }
 
+void check_constant(const WeightsFile& file, const StoredTensor& stored, const layers::Constant& constant) {
+  const std::string_view dtype = stored_name(constant.dtype);
+  check<FormatError>(stored.dtype == dtype, file.path().string(), ": tensor ", stored.name, ": found ",
+                     stored.dtype, ", expected ", dtype);
+  check<FormatError>(!constant.compared || file.read_bytes(stored) == constant.bytes(), file.path().string(),
+                     ": tensor ", stored.name,
+                     ": found other numbers than those of the network, which computes them itself");
+}
+
 }  // namespace
 
 Shape file_shape(const Shape& memory_shape, layers::ParameterLayout layout) {
@@ -83,7 +94,25 @@ Shape file_shape(const Shape& memory_shape, layers::ParameterLayout layout) {
                     to_string(memory_shape));
   Shape shape = memory_shape;
   std::rotate(shape.begin() + 1, shape.end() - 1, shape.end());
+  if (layout == layers::ParameterLayout::convolution2d) {
+    check<ShapeError>(shape.size() == 5 && shape[2] == 1,
+                      "a 2D convolution's weight is [a, 1, kh, kw, b] in memory, found ",
+                      to_string(memory_shape));
+    shape.erase(shape.begin() + 2);
+  }
   return shape;
+}
+
+Shape file_shape(const NamedTensor& named) {
+  return named.counter != nullptr    ? Shape{}
+         : named.constant != nullptr ? named.constant->shape
+                                     : file_shape(named.tensor.shape(), named.layout);
+}
+
+DType file_dtype(const NamedTensor& named) {
+  return named.counter != nullptr    ? DType::i64
+         : named.constant != nullptr ? named.constant->dtype
+                                     : DType::f32;
 }
 
 std::vector<float> to_file_order(std::span<const float> memory, const Shape& shape,
@@ -107,15 +136,23 @@ std::vector<float> to_memory_order(std::span<const float> file, const Shape& sha
 }
 
 std::vector<NamedTensor> named_parameters(const layers::ParameterStore& store) {
+  struct Naming {
+    NamedTensor operator()(layers::Parameter* parameter) const {
+      return {.name = parameter->name, .tensor = parameter->value, .layout = parameter->layout};
+    }
+    NamedTensor operator()(layers::Buffer* buffer) const {
+      return {.name = buffer->name, .tensor = buffer->value};
+    }
+    NamedTensor operator()(layers::Counter* counter) const {
+      return {.name = counter->name, .tensor = {}, .counter = &counter->value};
+    }
+    NamedTensor operator()(layers::Constant* constant) const {
+      return {.name = constant->name, .tensor = {}, .constant = constant};
+    }
+  };
   std::vector<NamedTensor> tensors;
-  for (const auto& parameter : store.all()) {
-    tensors.push_back({parameter->name, parameter->value, parameter->layout});
-  }
-  for (const auto& buffer : store.buffers()) {
-    tensors.push_back({buffer->name, buffer->value});
-  }
-  for (const auto& counter : store.counters()) {
-    tensors.push_back({counter->name, Tensor(), layers::ParameterLayout::plain, &counter->value});
+  for (const layers::ParameterStore::Entry& entry : store.entries()) {
+    tensors.push_back(std::visit(Naming{}, entry));
   }
   return tensors;
 }
@@ -124,20 +161,20 @@ void write_tensors(DeviceContext& context, const std::filesystem::path& path,
                    const std::vector<NamedTensor>& tensors, const Metadata& metadata) {
   std::vector<TensorSource> sources;
   for (const NamedTensor& named : tensors) {
-    if (named.counter != nullptr) {
-      sources.push_back({named.name, DType::i64, {}, [value = *named.counter] {
-                           const auto bytes = std::as_bytes(std::span(&value, 1));
-                           return std::vector<std::byte>(bytes.begin(), bytes.end());
-                         }});
-      continue;
-    }
-    sources.push_back(
-        {named.name, DType::f32, file_shape(named.tensor.shape(), named.layout), [&context, &named] {
-           const std::vector<float> values =
-               to_file_order(named.tensor.to_host<float>(context), named.tensor.shape(), named.layout);
-           const auto bytes = std::as_bytes(std::span(values));
-           return std::vector<std::byte>(bytes.begin(), bytes.end());
-         }});
+    const auto bytes_of = [&context, &named]() -> std::vector<std::byte> {
+      const auto copied = [](const auto& values) {
+        const auto bytes = std::as_bytes(std::span(values));
+        return std::vector<std::byte>(bytes.begin(), bytes.end());
+      };
+      if (named.constant != nullptr) {
+        return named.constant->bytes();
+      }
+      if (named.counter != nullptr) {
+        return copied(std::array{*named.counter});
+      }
+      return copied(to_file_order(named.tensor.to_host<float>(context), named.tensor.shape(), named.layout));
+    };
+    sources.push_back({named.name, file_dtype(named), file_shape(named), bytes_of});
   }
   write_safetensors(path, std::move(sources), metadata);
 }
@@ -149,8 +186,7 @@ void load_tensors(DeviceContext& context, const WeightsFile& file, const std::ve
   for (const NamedTensor& named : tensors) {
     wanted.insert(named.name);
     const StoredTensor* stored = file.find(named.name);
-    const Shape expected =
-        named.counter != nullptr ? Shape{} : file_shape(named.tensor.shape(), named.layout);
+    const Shape expected = file_shape(named);
     if (stored == nullptr) {
       missing.add(named.name);
     } else if (stored->shape != expected) {
@@ -183,6 +219,10 @@ void load_tensors(DeviceContext& context, const WeightsFile& file, const std::ve
       counters.push_back(read_counter(file, *file.find(named.name)));
       continue;
     }
+    if (named.constant != nullptr) {
+      check_constant(file, *file.find(named.name), *named.constant);
+      continue;
+    }
     std::vector<float> stored = file.read_floats(*file.find(named.name));
     const auto bad = std::find_if_not(stored.begin(), stored.end(), [](float x) { return std::isfinite(x); });
     check<FormatError>(bad == stored.end(), file.path().string(), ": tensor ", named.name, ": found ",
@@ -195,7 +235,7 @@ void load_tensors(DeviceContext& context, const WeightsFile& file, const std::ve
   for (const NamedTensor& named : tensors) {
     if (named.counter != nullptr) {
       *named.counter = *next_counter++;
-    } else {
+    } else if (named.constant == nullptr) {
       named.tensor.copy_from_host(context, next_values->data(), next_values->size() * sizeof(float));
       ++next_values;
     }

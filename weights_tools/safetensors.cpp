@@ -21,26 +21,6 @@ static_assert(std::endian::native == std::endian::little,
 constexpr std::string_view kMetadataKey = "__metadata__";
 constexpr size_t kMaxRank = 32;
 
-std::string_view stored_name(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return "F32";
-    case DType::bf16:
-      return "BF16";
-    case DType::f16:
-      return "F16";
-    case DType::i32:
-      return "I32";
-    case DType::i64:
-      return "I64";
-    case DType::u8:
-      return "U8";
-    case DType::boolean:
-      return "BOOL";
-  }
-  return "?";
-}
-
 // Follows the parser through a header and accepts exactly
 //   {"name": {"dtype": "F32", "shape": [..], "data_offsets": [b, e]}, ..., "__metadata__": {"key": "value",
 //   ...}}.

@@ -62,6 +62,26 @@ Shape contiguous_strides(const Shape& shape) {
   return strides;
 }
 
+std::string_view stored_name(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return "F32";
+    case DType::bf16:
+      return "BF16";
+    case DType::f16:
+      return "F16";
+    case DType::i32:
+      return "I32";
+    case DType::i64:
+      return "I64";
+    case DType::u8:
+      return "U8";
+    case DType::boolean:
+      return "BOOL";
+  }
+  return "?";
+}
+
 uint64_t stored_bytes(std::string_view dtype) {
   for (const StoredType& type : kStoredTypes) {
     if (type.name == dtype) {

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/dtype.hpp"
 #include "runtime/tensor.hpp"
 #include "weights_tools/file_source.hpp"
 
@@ -30,6 +31,8 @@ struct StoredTensor {
 
 // The strides of a contiguous row-major tensor.
 Shape contiguous_strides(const Shape& shape);
+// "F32" and so on: a type as StoredTensor::dtype names it.
+std::string_view stored_name(DType dtype);
 // Bytes of one element of a type that StoredTensor::dtype names; 0 for an unknown one.
 uint64_t stored_bytes(std::string_view dtype);
 
