@@ -856,6 +856,25 @@ TEST_P(Layers, AdamWMovesAgainstTheGradientAndDecaysOnlyWeights) {
   EXPECT_EQ(untouched->value.to_host<float>(context), untouched0);
 }
 
+TEST_P(Layers, OptimisersLeaveFrozenParametersAlone) {
+  Parameter* frozen = builder.uniform("frozen", {50}, 1.0f, true);
+  Parameter* weight = builder.uniform("weight", {50}, 1.0f, true);
+  frozen->trainable = false;
+  const std::vector<float> before = frozen->value.to_host<float>(context);
+  const std::vector<float> moving = weight->value.to_host<float>(context);
+  AdamW optimizer(context, store, {.weight_decay = 0.1f, .max_norm = 0.0f});
+  for (Parameter* parameter : {frozen, weight}) {
+    kernels::fill(context.kernels(), 50, 2.0f, parameter->gradient);
+    parameter->gradient_written = true;
+  }
+  optimizer.step(context, 0.01f);
+  EXPECT_EQ(frozen->value.to_host<float>(context), before);
+  EXPECT_NE(weight->value.to_host<float>(context), moving);
+  // Nor do their gradients count for clipping.
+  EXPECT_NEAR(optimizer.last_gradient_norm(context), std::sqrt(50 * 4.0), 1e-4);
+  ASSERT_EQ(optimizer.states()[0].tensors.size(), 2u);
+}
+
 TEST_P(Layers, AdamFoldsTheDecayIntoTheGradient) {
   Parameter* weight = builder.constant("weight", {50}, 3.0f);
   weight->decays = true;

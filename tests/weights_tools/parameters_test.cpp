@@ -114,6 +114,73 @@ TEST_F(ParametersTest, BuffersAndCountersTravelUnderPyTorchsNames) {
   }
 }
 
+TEST_F(ParametersTest, EntriesKeepTheOrderInWhichModulesMakeThem) {
+  layers::ParameterStore store;
+  const layers::ParameterBuilder builder(context_, store, 1);
+  const layers::Linear first(builder.scope("first"), 2, 2);
+  const layers::BatchNorm norm(builder.scope("norm"), 2);
+  builder.fixed("index", DType::i64, {1}, [] { return std::vector<std::byte>(8); });
+  const layers::Linear last(builder.scope("last"), 2, 1, false);
+  std::vector<std::string> names;
+  for (const NamedTensor& named : named_parameters(store)) {
+    names.push_back(named.name);
+  }
+  EXPECT_EQ(names, (std::vector<std::string>{"first.weight", "first.bias", "norm.weight", "norm.bias",
+                                             "norm.running_mean", "norm.running_var",
+                                             "norm.num_batches_tracked", "index", "last.weight"}));
+  EXPECT_EQ(store.count(), 4 + 2 + 2 + 2 + 2);
+  EXPECT_THROW(builder.counter("index"), ShapeError);
+}
+
+TEST_F(ParametersTest, KernelsOf2dNetworksHaveNoDepthInFiles) {
+  const Shape memory_shape{2, 1, 3, 2, 4};
+  EXPECT_EQ(file_shape(memory_shape, ParameterLayout::convolution2d), (Shape{2, 4, 3, 2}));
+  std::vector<float> memory(48);
+  std::iota(memory.begin(), memory.end(), 0.0f);
+  const std::vector<float> file = to_file_order(memory, memory_shape, ParameterLayout::convolution2d);
+  for (size_t o = 0; o < 2; ++o) {
+    for (size_t tap = 0; tap < 6; ++tap) {
+      for (size_t i = 0; i < 4; ++i) {
+        EXPECT_EQ(file[(o * 4 + i) * 6 + tap], memory[(o * 6 + tap) * 4 + i]);
+      }
+    }
+  }
+  EXPECT_EQ(to_memory_order(file, memory_shape, ParameterLayout::convolution2d), memory);
+  EXPECT_THROW(file_shape({2, 3, 3, 2, 4}, ParameterLayout::convolution2d), ShapeError);
+  EXPECT_THROW(file_shape({2, 3, 4}, ParameterLayout::convolution2d), ShapeError);
+}
+
+TEST_F(ParametersTest, ConstantsAreWrittenAndComparedButNeverRead) {
+  const auto constant = [](int64_t value, bool compared) {
+    return layers::Constant{"index",
+                            DType::i64,
+                            {1},
+                            [value] {
+                              const auto bytes = std::as_bytes(std::span(&value, 1));
+                              return std::vector<std::byte>(bytes.begin(), bytes.end());
+                            },
+                            compared};
+  };
+  const auto named = [](const layers::Constant& c) {
+    return NamedTensor{.name = c.name, .tensor = {}, .constant = &c};
+  };
+  const layers::Constant written = constant(7, true), same = constant(7, true), other = constant(8, true),
+                         any = constant(8, false);
+  layers::Constant another_type = constant(7, true), another_shape = constant(7, true);
+  another_type.dtype = DType::f32;
+  another_shape.shape = {1, 1};
+  write_tensors(context_, file_, {named(written)}, {});
+  const SafetensorsFile file(file_);
+  EXPECT_EQ(file.find("index")->dtype, "I64");
+  EXPECT_EQ(refusal({named(same)}), "");
+  EXPECT_EQ(refusal({named(any)}), "");
+  EXPECT_NE(refusal({named(other)}).find("tensor index: found other numbers than those of the network"),
+            std::string::npos);
+  EXPECT_NE(refusal({named(another_type)}).find("found I64, expected F32"), std::string::npos);
+  EXPECT_NE(refusal({named(another_shape)}).find("index: found [1], expected [1, 1]"), std::string::npos);
+  EXPECT_NE(refusal({}).find("1 unexpected (\"index\")"), std::string::npos);
+}
+
 TEST_F(ParametersTest, CountersThatMakeNoSenseAreRefusedAndNothingChanges) {
   int64_t counter = 4;
   const NamedTensor wanted{"n", Tensor(), ParameterLayout::plain, &counter};
