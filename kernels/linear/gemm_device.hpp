@@ -4,11 +4,11 @@
 // between is float32, in the same order for every storage type.
 //
 // An operand has
-//   begin_block(piece)     called once by all threads of a block; `piece` numbers independent products in one
-//   launch rows, depth            its extent in this piece (for B: the columns of C) Line, line(row) what a
-//   thread keeps about a row, or about four of them load(line, k)          four consecutive k of the row, or
-//   depth k of four consecutive rows; zeros beyond the end Loader<rows, threads>  which of the two it is
-// and A also target_row(row), the row of C's memory.
+// - begin_block(piece): called once by all threads of a block; `piece` numbers independent products;
+// - rows, depth: its extent in this piece (for B: the columns of C);
+// - Line, line(row): what a thread keeps about a row, or about four of them;
+// - load(line, k): four consecutive k of the row, or depth k of four consecutive rows; zeros past the end;
+// - Loader<rows, threads>: which of the two it is; and A also target_row(row), the row of C's memory.
 //
 // A block computes a tile of 128 x 32 or 128 x 64 of C; each thread 8 x 4 of it in registers. Slices of 16 of
 // the depth k go through shared memory; the next slice is fetched to registers while the present one is used.
