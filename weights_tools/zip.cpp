@@ -36,6 +36,8 @@ constexpr uint64_t kKnownFlags = kHasDescriptor | kNameIsUtf8 | 1u << 1 | 1u << 
 constexpr uint64_t kStored = 0;
 constexpr uint64_t kDeflated = 8;
 constexpr uint64_t kZip64Field = 1;
+// Deflate's best: 258 bytes for two bits.
+constexpr uint64_t kMaxDeflateRatio = 1032;
 constexpr uint64_t kAllOnes16 = 0xffff;
 constexpr uint64_t kAllOnes32 = 0xffffffff;
 
@@ -51,7 +53,6 @@ struct CentralHeader {
   ZipEntry entry;
   uint64_t flags = 0;
   uint64_t method = 0;
-  uint64_t uncompressed = 0;
   uint64_t local_offset = 0;
 };
 
@@ -165,7 +166,7 @@ bool is_code(std::string_view entry) {
 }
 
 // The central header at the start of `bytes`; `bytes` is moved behind it.
-CentralHeader read_central(std::span<const std::byte>& bytes, const std::string& file) {
+CentralHeader read_central(std::span<const std::byte>& bytes, ZipMethods methods, const std::string& file) {
   check<FormatError>(bytes.size() >= kCentralBytes && little_endian<4>(bytes.data()) == kCentralSignature,
                      file, ": zip directory: ", bytes.size(),
                      " bytes before its end is no entry; fewer entries than the end record says?");
@@ -184,12 +185,14 @@ CentralHeader read_central(std::span<const std::byte>& bytes, const std::string&
   check<FormatError>((central.flags & ~kKnownFlags) == 0, where, ": found flags ", central.flags,
                      ", expected none but ", kKnownFlags);
   central.method = little_endian<2>(head + 10);
-  check<FormatError>(
-      central.method == kStored || (central.method == kDeflated && is_code(central.entry.name)), where,
-      ": found compression method ", central.method, ", expected 0 (stored): torch never compresses data");
+  const bool may_be_deflated = methods == ZipMethods::stored_or_deflated || is_code(central.entry.name);
+  check<FormatError>(central.method == kStored || (central.method == kDeflated && may_be_deflated), where,
+                     ": found compression method ", central.method, ", expected 0 (stored)",
+                     methods == ZipMethods::stored ? ": torch never compresses data" : " or 8 (deflated)");
+  central.entry.deflated = central.method == kDeflated;
   central.entry.crc = static_cast<uint32_t>(little_endian<4>(head + 16));
   central.entry.bytes = little_endian<4>(head + 20);
-  central.uncompressed = little_endian<4>(head + 24);
+  central.entry.size = little_endian<4>(head + 24);
   central.local_offset = little_endian<4>(head + 42);
   check<FormatError>(little_endian<2>(head + 32) == 0, where, ": has a comment, which torch never writes");
   check<FormatError>(little_endian<2>(head + 34) == 0, where, ": lies on another disk, expected one file");
@@ -197,7 +200,7 @@ CentralHeader read_central(std::span<const std::byte>& bytes, const std::string&
   const auto zip64 = find_extra(bytes.subspan(kCentralBytes + name_length, extra_length), kZip64Field, where);
   std::span<const std::byte> rest = zip64.value_or(std::span<const std::byte>());
   // In this order, and only those whose short form is all ones.
-  for (uint64_t* value : {&central.uncompressed, &central.entry.bytes, &central.local_offset}) {
+  for (uint64_t* value : {&central.entry.size, &central.entry.bytes, &central.local_offset}) {
     if (*value == kAllOnes32) {
       check<FormatError>(rest.size() >= 8, where, ": a ZIP64 size is missing");
       *value = little_endian<8>(rest.data());
@@ -205,8 +208,8 @@ CentralHeader read_central(std::span<const std::byte>& bytes, const std::string&
     }
   }
   check<FormatError>(rest.empty(), where, ": ZIP64 sizes that contradict the short ones");
-  check<FormatError>(central.method != kStored || central.entry.bytes == central.uncompressed, where,
-                     ": stored as ", central.entry.bytes, " bytes, but ", central.uncompressed,
+  check<FormatError>(central.method != kStored || central.entry.bytes == central.entry.size, where,
+                     ": stored as ", central.entry.bytes, " bytes, but ", central.entry.size,
                      " uncompressed");
   bytes = bytes.subspan(kCentralBytes + name_length + extra_length);
   return central;
@@ -253,7 +256,7 @@ void read_local(CentralHeader& central, const FileSource& file, uint64_t directo
     bytes = little_endian<8>(zip64->data() + 8);
   }
   check_same(bytes, central.entry.bytes, "compressed size");
-  check_same(uncompressed, central.uncompressed, "size");
+  check_same(uncompressed, central.entry.size, "size");
   check_same(little_endian<4>(head.data() + 14), central.entry.crc, "CRC-32");
   central.entry.offset = central.local_offset + kLocalBytes + name_length + extra_length;
 }
@@ -283,21 +286,21 @@ void check_gap(const CentralHeader& central, uint64_t gap, const FileSource& fil
   const uint64_t uncompressed = is_long ? little_endian<8>(next + 12) : little_endian<4>(next + 8);
   if ((is_signed && little_endian<4>(bytes.data()) != kDescriptorSignature) ||
       little_endian<4>(next) != central.entry.crc || compressed != central.entry.bytes ||
-      uncompressed != central.uncompressed) {
+      uncompressed != central.entry.size) {
     refuse("its data descriptor contradicts the directory");
   }
 }
 
 }  // namespace
 
-ZipArchive::ZipArchive(const FileSource& file) : file_(file) {
+ZipArchive::ZipArchive(const FileSource& file, ZipMethods methods) : file_(file) {
   const Directory directory = find_directory(file);
   std::vector<std::byte> bytes(directory.bytes);
   file.read(directory.offset, bytes);
   std::vector<CentralHeader> headers;
   std::span<const std::byte> rest = bytes;
   for (uint64_t i = 0; i < directory.entries; ++i) {
-    headers.push_back(read_central(rest, file.name()));
+    headers.push_back(read_central(rest, methods, file.name()));
   }
   check<FormatError>(rest.empty(), file.name(), ": zip directory: ", rest.size(), " bytes behind its ",
                      directory.entries, " entries");
@@ -354,6 +357,109 @@ void ZipArchive::check_data(const ZipEntry& entry) const {
   }
   check<FormatError>(crc == entry.crc, file_.name(), ": zip entry ", one_line(entry.name), ": CRC-32 ", crc,
                      ", expected ", entry.crc, "; damaged?");
+}
+
+struct ZipReader::Stream {
+  z_stream zlib{};
+  std::vector<std::byte> input = std::vector<std::byte>(1u << 16);
+  bool ended = false;
+};
+
+ZipReader::ZipReader(const FileSource& file, const ZipEntry& entry)
+    : file_(file), entry_(entry), crc_(::crc32(0, nullptr, 0)) {
+  if (!entry.deflated) {
+    return;
+  }
+  if (entry.size / kMaxDeflateRatio > entry.bytes) {
+    refuse(concat("claims ", entry.size, " bytes in ", entry.bytes, " deflated ones, which hold at most ",
+                  kMaxDeflateRatio, " times as many"));
+  }
+  stream_ = std::make_unique<Stream>();
+  // Negative: without zlib's own header and checksum.
+  check<FormatError>(inflateInit2(&stream_->zlib, -MAX_WBITS) == Z_OK, file.name(),
+                     ": zip: no memory to inflate");
+}
+
+ZipReader::~ZipReader() {
+  if (stream_) {
+    inflateEnd(&stream_->zlib);
+  }
+}
+
+void ZipReader::refuse(const std::string& what) const {
+  throw FormatError(concat(file_.name(), ": zip entry ", one_line(entry_.name), ": ", what));
+}
+
+void ZipReader::read(std::span<std::byte> target) {
+  if (target.size() > entry_.size - done_) {
+    refuse(concat("ends after ", entry_.size, " bytes, expected ", target.size(), " from byte ", done_));
+  }
+  done_ += target.size();
+  // zlib counts in 32 bits.
+  for (std::span<std::byte> rest = target; !rest.empty();) {
+    const std::span<std::byte> piece = rest.first(std::min<size_t>(rest.size(), 1u << 30));
+    rest = rest.subspan(piece.size());
+    if (stream_ == nullptr) {
+      file_.read(entry_.offset + consumed_, piece);
+      consumed_ += piece.size();
+    } else {
+      z_stream& zlib = stream_->zlib;
+      zlib.next_out = reinterpret_cast<Bytef*>(piece.data());
+      zlib.avail_out = static_cast<uInt>(piece.size());
+      while (zlib.avail_out > 0) {
+        if (stream_->ended) {
+          refuse(concat("its deflated bytes hold fewer than ", entry_.size, " bytes"));
+        }
+        take_in();
+        const int code = ::inflate(&zlib, Z_NO_FLUSH);
+        stream_->ended = code == Z_STREAM_END;
+        if (code != Z_OK && code != Z_STREAM_END) {
+          refuse(code == Z_BUF_ERROR ? "its deflated bytes end too early" : "its deflated bytes are damaged");
+        }
+      }
+    }
+    crc_ = ::crc32(crc_, reinterpret_cast<const Bytef*>(piece.data()), static_cast<uInt>(piece.size()));
+  }
+}
+
+void ZipReader::take_in() {
+  z_stream& zlib = stream_->zlib;
+  if (zlib.avail_in > 0) {
+    return;
+  }
+  const size_t count = std::min<uint64_t>(stream_->input.size(), entry_.bytes - consumed_);
+  file_.read(entry_.offset + consumed_, std::span(stream_->input).first(count));
+  consumed_ += count;
+  zlib.next_in = reinterpret_cast<Bytef*>(stream_->input.data());
+  zlib.avail_in = static_cast<uInt>(count);
+}
+
+void ZipReader::finish() {
+  check<ShapeError>(done_ == entry_.size, file_.name(), ": zip entry ", one_line(entry_.name), ": ", done_,
+                    " bytes read of ", entry_.size);
+  if (stream_) {
+    z_stream& zlib = stream_->zlib;
+    Bytef more = 0;
+    zlib.next_out = &more;
+    zlib.avail_out = 1;
+    while (!stream_->ended) {
+      take_in();
+      const int code = ::inflate(&zlib, Z_NO_FLUSH);
+      stream_->ended = code == Z_STREAM_END;
+      if (zlib.avail_out == 0) {
+        refuse(concat("its deflated bytes hold more than ", entry_.size, " bytes"));
+      }
+      if (code != Z_OK && code != Z_STREAM_END) {
+        refuse(code == Z_BUF_ERROR ? "its deflated bytes end too early" : "its deflated bytes are damaged");
+      }
+    }
+    if (zlib.avail_in > 0 || consumed_ != entry_.bytes) {
+      refuse(concat("bytes behind the end of its deflated ones"));
+    }
+  }
+  if (crc_ != entry_.crc) {
+    refuse(concat("CRC-32 ", crc_, ", expected ", entry_.crc, "; damaged?"));
+  }
 }
 
 }  // namespace vesal::weights
