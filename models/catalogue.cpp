@@ -5,6 +5,7 @@
 
 #include "base/error.hpp"
 #include "models/fusion.hpp"
+#include "models/meshnet.hpp"
 
 namespace vesal::models {
 namespace {
@@ -26,6 +27,15 @@ const std::array kKinds{
          [](DeviceContext& context, const ModelMetadata& metadata,
             std::optional<uint64_t> seed) -> std::unique_ptr<Model> {
            return std::make_unique<Fusion>(context, fusion_config_from_metadata(metadata), seed);
+         }},
+    Kind{"meshnet", meshnet_preset_names,
+         [](DeviceContext& context, std::string_view name,
+            std::optional<uint64_t> seed) -> std::unique_ptr<Model> {
+           return std::make_unique<MeshNet>(context, meshnet_preset(name), seed);
+         },
+         [](DeviceContext& context, const ModelMetadata& metadata,
+            std::optional<uint64_t> seed) -> std::unique_ptr<Model> {
+           return std::make_unique<MeshNet>(context, meshnet_config_from_metadata(metadata), seed);
          }},
 };
 

@@ -1,0 +1,225 @@
+#include "models/meshnet.hpp"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+
+#include "base/profiler.hpp"
+
+namespace vesal::models {
+namespace {
+
+using kernels::Activation;
+
+constexpr std::array kActivations{Activation::relu, Activation::elu, Activation::gelu};
+// The names that files use; their order is that of the enumerators and of kActivations.
+constexpr std::array<std::string_view, 3> kActivationNames{"relu", "elu", "gelu"};
+constexpr std::array<std::string_view, 2> kNormNames{"none", "channel"};
+constexpr std::array<std::string_view, 2> kNamingNames{"flat", "blocks"};
+
+// Beyond these no file is believed. Labels have 8 bits.
+constexpr int64_t kMostChannels = 4096;
+constexpr int64_t kMostClasses = 256;
+constexpr size_t kMostLayers = 1024;
+constexpr int kLargestDilation = 4096;
+
+const std::vector<MeshNetConfig>& presets() {
+  static const std::vector<MeshNetConfig> table = [] {
+    const MeshNetConfig grey_white{.preset = "meshnet-gw"};
+    MeshNetConfig eighteen{.preset = "meshnet-18", .channels = 21, .classes = 18};
+    eighteen.activation = Activation::elu;
+    MeshNetConfig mindgrab{.preset = "mindgrab", .channels = 15, .classes = 2};
+    mindgrab.dilations.clear();
+    for (int time = 0; time < 5; ++time) {
+      mindgrab.dilations.insert(mindgrab.dilations.end(), {16, 8, 4, 2, 1});
+    }
+    mindgrab.activation = Activation::gelu;
+    mindgrab.bias = false;
+    mindgrab.norm = MeshNetConfig::Norm::channel;
+    mindgrab.naming = MeshNetConfig::Naming::blocks;
+    return std::vector<MeshNetConfig>{grey_white, eighteen, mindgrab};
+  }();
+  return table;
+}
+
+class MetadataReader {
+ public:
+  explicit MetadataReader(const ModelMetadata& metadata) : metadata_(metadata) {}
+
+  const std::string& text(const std::string& key) const {
+    const auto found = metadata_.find(key);
+    check<FormatError>(found != metadata_.end(), "weights: metadata field ", key, " is missing");
+    return found->second;
+  }
+  int64_t number(const std::string& key, int64_t least, int64_t most) const {
+    return parse(key, text(key), least, most);
+  }
+  std::vector<int> list(const std::string& key, int64_t least, int64_t most) const {
+    std::vector<int> values;
+    for (std::string_view rest = text(key);;) {
+      const size_t comma = rest.find(',');
+      values.push_back(static_cast<int>(parse(key, rest.substr(0, comma), least, most)));
+      check<FormatError>(values.size() <= kMostLayers, "weights: metadata field ", key, " holds more than ",
+                         kMostLayers, " numbers");
+      if (comma == std::string_view::npos) {
+        return values;
+      }
+      rest = rest.substr(comma + 1);
+    }
+  }
+  template <size_t count>
+  size_t choice(const std::string& key, const std::array<std::string_view, count>& names) const {
+    const auto found = std::find(names.begin(), names.end(), text(key));
+    std::string known;
+    for (const std::string_view name : names) {
+      known += (known.empty() ? "" : ", ") + std::string(name);
+    }
+    check<FormatError>(found != names.end(), "weights: metadata field ", key, " is \"", text(key),
+                       "\", expected one of ", known);
+    return static_cast<size_t>(found - names.begin());
+  }
+
+ private:
+  int64_t parse(const std::string& key, std::string_view value, int64_t least, int64_t most) const {
+    int64_t result = 0;
+    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), result);
+    check<FormatError>(
+        error == std::errc() && end == value.data() + value.size() && result >= least && result <= most,
+        "weights: metadata field ", key, " is \"", text(key), "\", expected numbers from ", least, " to ",
+        most);
+    return result;
+  }
+
+  const ModelMetadata& metadata_;
+};
+
+size_t index_of(Activation activation) {
+  const auto* found = std::find(kActivations.begin(), kActivations.end(), activation);
+  check<UsageError>(found != kActivations.end(), "meshnet: activation: expected relu, elu or gelu");
+  return static_cast<size_t>(found - kActivations.begin());
+}
+
+}  // namespace
+
+MeshNet::Convolution MeshNet::make_convolution(const layers::ParameterBuilder& builder, int64_t in,
+                                               int64_t out, int kernel, int dilation, bool with_bias) {
+  // PyTorch's default: uniform within 1 / sqrt(fan_in).
+  const float bound = 1.0f / std::sqrt(static_cast<float>(in * kernel * kernel * kernel));
+  const int padding = kernel / 2 * dilation;
+  Convolution convolution;
+  convolution.weight = builder.uniform("weight", {out, kernel, kernel, kernel, in}, bound, true,
+                                       layers::ParameterLayout::convolution);
+  convolution.bias = with_bias ? builder.uniform("bias", {out}, bound, false) : nullptr;
+  convolution.geometry = {.kernel = {kernel, kernel, kernel},
+                          .stride = {1, 1, 1},
+                          .padding = {padding, padding, padding},
+                          .dilation = {dilation, dilation, dilation}};
+  return convolution;
+}
+
+MeshNet::MeshNet(DeviceContext& context, const MeshNetConfig& config, std::optional<uint64_t> seed)
+    : config_(config) {
+  check<UsageError>(config.in_channels >= 1 && config.channels >= 1 && config.classes >= 1,
+                    "meshnet: ", config.in_channels, " input channels, ", config.channels, " channels, ",
+                    config.classes, " classes: expected at least 1 of each");
+  check<UsageError>(!config.dilations.empty() && std::all_of(config.dilations.begin(), config.dilations.end(),
+                                                             [](int dilation) { return dilation >= 1; }),
+                    "meshnet: dilations: expected one or more, each at least 1");
+  index_of(config.activation);
+  const layers::ParameterBuilder root = layers::ParameterBuilder(context, store_, seed).scope("model");
+  const bool flat = config.naming == MeshNetConfig::Naming::flat;
+  // In a flat sequence a norm and an activation follow each convolution.
+  const size_t step = !flat ? 1 : config.norm == MeshNetConfig::Norm::none ? 2 : 3;
+  int64_t in = config.in_channels;
+  for (size_t layer = 0; layer < config.dilations.size(); ++layer) {
+    const layers::ParameterBuilder place = root.scope(std::to_string(layer * step));
+    convolutions_.push_back(make_convolution(flat ? place : place.scope("0"), in, config.channels, 3,
+                                             config.dilations[layer], config.bias));
+    in = config.channels;
+  }
+  convolutions_.push_back(make_convolution(root.scope(std::to_string(config.dilations.size() * step)), in,
+                                           config.classes, 1, 1, true));
+}
+
+Variable MeshNet::forward(DeviceContext& context, const Tensor& volume, const Options& options) const {
+  VESAL_RANGE("MeshNet::forward");
+  const AllocationTag tag("activations");
+  check<ShapeError>(volume.rank() == 5 && volume.size(4) == config_.in_channels,
+                    "meshnet: expected a volume [N, D, H, W, ", config_.in_channels, "], found ",
+                    to_string(volume.shape()));
+  const auto total = static_cast<int64_t>(convolutions_.size());
+  Variable x = layers::convert(context, volume, options.precision);
+  for (int64_t i = 0; i < total; ++i) {
+    const Convolution& convolution = convolutions_[static_cast<size_t>(i)];
+    // Assigned at once, so that an activation goes as soon as the next one is there.
+    x = layers::conv3d(context, x, convolution.weight, convolution.bias, convolution.geometry);
+    if (i + 1 < total) {
+      x = config_.norm == MeshNetConfig::Norm::channel
+              ? layers::group_norm(context, x, nullptr, nullptr, config_.channels, config_.activation)
+              : layers::activate(context, x, config_.activation);
+    }
+    if (options.progress) {
+      options.progress(i + 1, total);
+    }
+  }
+  return layers::convert(context, x, DType::f32);
+}
+
+// ---- configuration
+// ----------------------------------------------------------------------------------------------------
+
+std::vector<std::string> meshnet_preset_names() {
+  std::vector<std::string> names;
+  for (const MeshNetConfig& preset : presets()) {
+    names.push_back(preset.preset);
+  }
+  return names;
+}
+
+MeshNetConfig meshnet_preset(std::string_view name) {
+  std::string known;
+  for (const MeshNetConfig& preset : presets()) {
+    if (preset.preset == name) {
+      return preset;
+    }
+    known += (known.empty() ? "" : ", ") + preset.preset;
+  }
+  throw UsageError(concat("model \"", name, "\" is unknown; known: ", known));
+}
+
+ModelMetadata to_metadata(const MeshNetConfig& config) {
+  std::string dilations;
+  for (const int dilation : config.dilations) {
+    dilations += concat(dilations.empty() ? "" : ",", dilation);
+  }
+  return {{"model", "meshnet"},
+          {"preset", config.preset},
+          {"in_channels", std::to_string(config.in_channels)},
+          {"channels", std::to_string(config.channels)},
+          {"classes", std::to_string(config.classes)},
+          {"dilations", dilations},
+          {"activation", std::string(kActivationNames[index_of(config.activation)])},
+          {"bias", config.bias ? "1" : "0"},
+          {"norm", std::string(kNormNames[static_cast<size_t>(config.norm)])},
+          {"naming", std::string(kNamingNames[static_cast<size_t>(config.naming)])}};
+}
+
+MeshNetConfig meshnet_config_from_metadata(const ModelMetadata& metadata) {
+  const MetadataReader read(metadata);
+  check<FormatError>(read.text("model") == "meshnet", "weights: they are of model \"", read.text("model"),
+                     "\", expected meshnet");
+  MeshNetConfig config;
+  config.preset = read.text("preset");
+  config.in_channels = read.number("in_channels", 1, kMostChannels);
+  config.channels = read.number("channels", 1, kMostChannels);
+  config.classes = read.number("classes", 1, kMostClasses);
+  config.dilations = read.list("dilations", 1, kLargestDilation);
+  config.activation = kActivations[read.choice("activation", kActivationNames)];
+  config.bias = read.number("bias", 0, 1) != 0;
+  config.norm = static_cast<MeshNetConfig::Norm>(read.choice("norm", kNormNames));
+  config.naming = static_cast<MeshNetConfig::Naming>(read.choice("naming", kNamingNames));
+  return config;
+}
+
+}  // namespace vesal::models
