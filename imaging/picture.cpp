@@ -139,6 +139,23 @@ InPlane in_plane(const Plane& plane, Size3 n, int64_t slice, double across, doub
   return result;
 }
 
+// The label with most of the weight, the least one on a tie.
+uint8_t heaviest(const std::array<uint8_t, 4>& label, const std::array<float, 4>& weight) {
+  uint8_t best = 0;
+  float most = -1;
+  for (size_t i = 0; i < 4; ++i) {
+    float sum = 0;
+    for (size_t j = 0; j < 4; ++j) {
+      sum += label[j] == label[i] ? weight[j] : 0.0f;
+    }
+    if (sum > most || (sum == most && label[i] < best)) {
+      most = sum;
+      best = label[i];
+    }
+  }
+  return best;
+}
+
 void draw_panel(Canvas& canvas, int left, int top, int width, int height, const Plane& plane, int64_t slice,
                 const Box3& box, const Window& window, const Image& image, const LabelMap* labels,
                 float alpha) {
@@ -153,7 +170,7 @@ void draw_panel(Canvas& canvas, int left, int top, int width, int height, const 
                           (1.0 - (v + 0.5) / height) * static_cast<double>(box.size[plane.down]);
       const InPlane around = in_plane(plane, n, slice, across, down);
       float grey = 0;
-      std::array<float, 4> share{};
+      std::array<uint8_t, 4> label{};
       for (size_t i = 0; i < 4; ++i) {
         const Size3 p = around.voxel[i];
         // Outside the head is black also where intensities may be negative.
@@ -162,13 +179,13 @@ void draw_panel(Canvas& canvas, int left, int top, int width, int height, const 
             around.weight[i] *
             (value == 0 ? 0.0f : std::clamp((value - window.low) / (window.high - window.low), 0.0f, 1.0f));
         if (labels != nullptr) {
-          share[std::min<size_t>(labels->at(p.x, p.y, p.z), 3)] += around.weight[i];
+          label[i] = labels->at(p.x, p.y, p.z);
         }
       }
       const uint8_t level = static_cast<uint8_t>(std::lround(255.0f * std::clamp(grey, 0.0f, 1.0f)));
       canvas.set(left + u, top + v, {level, level, level});
       shown[static_cast<size_t>(v) * static_cast<size_t>(width) + static_cast<size_t>(u)] =
-          static_cast<uint8_t>(std::max_element(share.begin(), share.end()) - share.begin());
+          heaviest(label, around.weight);
     }
   }
   if (labels == nullptr) {
@@ -352,8 +369,22 @@ Color label_color(uint8_t label) {
     case 3:
       return {255, 210, 40};
     default:
-      return {200, 80, 220};
+      break;
   }
+  // Multiples of the golden angle, 137.5 degrees, in saturated colours of two brightnesses.
+  const double hue = std::fmod(137.508 * (label - 4) + 290.0, 360.0) / 60.0;
+  const double bright = label % 2 == 0 ? 220 : 150;
+  const double part = 1 - std::abs(std::fmod(hue, 2.0) - 1);
+  const std::array<double, 3> rgb = hue < 1   ? std::array{1.0, part, 0.0}
+                                    : hue < 2 ? std::array{part, 1.0, 0.0}
+                                    : hue < 3 ? std::array{0.0, 1.0, part}
+                                    : hue < 4 ? std::array{0.0, part, 1.0}
+                                    : hue < 5 ? std::array{part, 0.0, 1.0}
+                                              : std::array{1.0, 0.0, part};
+  const auto level = [&](double share) {
+    return static_cast<uint8_t>(std::lround(bright * (0.3 + 0.7 * share)));
+  };
+  return {level(rgb[0]), level(rgb[1]), level(rgb[2])};
 }
 
 Canvas::Canvas(int width, int height, Color background) : width_(width), height_(height) {
@@ -526,10 +557,47 @@ Canvas case_montage(const Image& image, const LabelMap* reference, const LabelMa
   }
   const int needed =
       std::max(Canvas::text_width(options.title, 3), Canvas::text_width(options.subtitle, 2)) + 2 * margin;
-  const int row_height = row_header + panel_height + row_footer;
   const int panels_width = width;
   width = std::max({width, std::min(needed, 2 * width), 640});
   const int shift = (width - panels_width) / 2;
+  // Names and volumes of the labels beside the row's name, on as many lines as they take.
+  struct Entry {
+    int x = 0;
+    int line = 0;
+    uint8_t label = 0;
+    std::string text;
+  };
+  std::vector<std::vector<Entry>> legends;
+  int lines = 1;
+  for (const Row& row : rows) {
+    std::vector<Entry>& legend = legends.emplace_back();
+    if (row.labels == nullptr) {
+      continue;
+    }
+    const size_t known = std::min<size_t>(options.label_names.size(), 256);
+    std::vector<int64_t> voxels(256, 0);
+    for (const uint8_t label : row.labels->data) {
+      ++voxels[label];
+    }
+    int x = margin + (row.name.empty() ? 0 : Canvas::text_width(row.name, 2) + 28);
+    int line = 0;
+    for (size_t label = 1; label < known; ++label) {
+      const std::string text =
+          concat(options.label_names[label],
+                 format(" %.1f mL", static_cast<double>(voxels[label]) * image.geometry.voxel_ml()));
+      const int needs = 20 + Canvas::text_width(text, 2);
+      if (x + needs > width - margin && x > margin) {
+        x = margin;
+        ++line;
+      }
+      legend.push_back({x, line, static_cast<uint8_t>(label), text});
+      x += needs + 22;
+    }
+    lines = std::max(lines, line + 1);
+  }
+  constexpr int line_height = 22;
+  const int row_top = row_header + (lines - 1) * line_height;
+  const int row_height = row_top + panel_height + row_footer;
   Canvas canvas(width, header + static_cast<int>(rows.size()) * row_height + margin / 2, kBackground);
   int y = margin;
   if (!options.title.empty()) {
@@ -540,26 +608,16 @@ Canvas case_montage(const Image& image, const LabelMap* reference, const LabelMa
     canvas.text(margin, y, options.subtitle, kDimText, 2);
     y += 24;
   }
-  for (const Row& row : rows) {
-    int x = margin;
-    canvas.text(x, y + 4, row.name, kText, 2);
-    if (row.labels != nullptr) {
-      x += row.name.empty() ? 0 : Canvas::text_width(row.name, 2) + 28;
-      std::array<int64_t, 4> voxels{};
-      for (const uint8_t label : row.labels->data) {
-        ++voxels[std::min<size_t>(label, 3)];
-      }
-      constexpr std::array<const char*, 4> names{"", "NCR", "ED", "ET"};
-      for (uint8_t label = 1; label <= 3; ++label) {
-        canvas.fill(x, y + 4, 14, 14, label_color(label));
-        const std::string text = concat(
-            names[label], format(" %.1f mL", static_cast<double>(voxels[label]) * image.geometry.voxel_ml()));
-        canvas.text(x + 20, y + 4, text, kDimText, 2);
-        x += 20 + Canvas::text_width(text, 2) + 22;
-      }
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const Row& row = rows[r];
+    canvas.text(margin, y + 4, row.name, kText, 2);
+    for (const Entry& entry : legends[r]) {
+      const int top = y + 4 + entry.line * line_height;
+      canvas.fill(entry.x, top, 14, 14, label_color(entry.label));
+      canvas.text(entry.x + 20, top, entry.text, kDimText, 2);
     }
-    x = margin + shift;
-    const int top = y + row_header;
+    int x = margin + shift;
+    const int top = y + row_top;
     for (const Plane& plane : kPlanes) {
       const int w = pixels(plane.across);
       const int h = pixels(plane.down);

@@ -18,7 +18,8 @@ struct Color {
   friend bool operator==(const Color&, const Color&) = default;
 };
 
-// Colours of the labels 1 NCR (red), 2 ED (green), 3 ET (yellow).
+// Colours of the labels 1 NCR (red), 2 ED (green), 3 ET (yellow); further labels have hues far from their
+// neighbours'.
 Color label_color(uint8_t label);
 
 // Pixels from the top left. Drawing outside is clipped.
@@ -58,12 +59,13 @@ struct MontageOptions {
   std::string subtitle;  // second line, smaller: modality, scores, ...
   std::string reference_name = "reference";
   std::string prediction_name = "prediction";
-  int panel_pixels = 300;    // height of the tallest panel
-  float fill_alpha = 0.35f;  // labels are outlined as well
+  std::vector<std::string> label_names{"", "NCR", "ED", "ET"};  // index: label; 0 is not shown
+  int panel_pixels = 300;                                       // height of the tallest panel
+  float fill_alpha = 0.35f;                                     // labels are outlined as well
 };
 
 // Axial, coronal and sagittal slices of `image` (any modality, canonical axes), each through the largest
-// cross-section of the tumour, with labels in colour. One row for each label map that is given (null or
+// cross-section of the labels, with labels in colour. One row for each label map that is given (null or
 // empty: none; without any, the plain image): reference, then prediction, at the same slices. Radiological
 // convention: the patient's left is on the right of the picture; letters at the edges say so. Grey levels
 // span the 1st to 99.5th percentile of the head.

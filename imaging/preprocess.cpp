@@ -1,7 +1,8 @@
-// Crop, resample, z-score, and the way back: see preprocess.hpp.
+// Crop, resample, scale, and the way back: see preprocess.hpp.
 #include "imaging/preprocess.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 
@@ -16,7 +17,7 @@ constexpr int64_t kRestoreSlices = 8;  // full-size slices that exist at a time 
 
 // Mean 0 and standard deviation 1 inside the mask, 0 outside. Sums are in double and per slice, added in
 // slice order, so that they do not depend on the number of threads.
-void normalise(Image& image, const LabelMap& mask) {
+void normalise_in_mask(Image& image, const LabelMap& mask) {
   const Size3 n = image.size();
   const int64_t plane = n.x * n.y;
   const auto total_of = [&](const auto& value) {
@@ -57,6 +58,32 @@ void normalise(Image& image, const LabelMap& mask) {
                   : 0.0f;
     }
   });
+}
+
+// `low` becomes 0 and `high` 1, clipped to that range.
+void normalise_range(Image& image, double low, double high) {
+  const double factor = high > low ? 1.0 / (high - low) : 0.0;
+  parallel_for(static_cast<int64_t>(image.data.size()), 1 << 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float& value = image.data[static_cast<size_t>(i)];
+      value = static_cast<float>(std::clamp((static_cast<double>(value) - low) * factor, 0.0, 1.0));
+    }
+  });
+}
+
+void normalise(Image& image, const LabelMap& mask, const IntensityScaling& scaling) {
+  switch (scaling.kind) {
+    case IntensityScaling::Kind::zscore:
+      return normalise_in_mask(image, mask);
+    case IntensityScaling::Kind::minmax: {
+      const auto [low, high] = std::minmax_element(image.data.begin(), image.data.end());
+      return normalise_range(image, static_cast<double>(*low), static_cast<double>(*high));
+    }
+    case IntensityScaling::Kind::quantiles: {
+      const auto [low, high] = quantiles(image.data, scaling.low, scaling.high);
+      return normalise_range(image, low, high);
+    }
+  }
 }
 
 // Walks over the slices of the cropped grid: decide(z, values [H, W, channels]) for each, in order.
@@ -106,7 +133,65 @@ Volume<T> restore(const PreparedCase& prepared, std::span<const float> values, i
   return result;
 }
 
+constexpr std::string_view kQuantiles = "quantiles ";
+
 }  // namespace
+
+IntensityScaling parse_intensity_scaling(std::string_view text) {
+  if (text == "zscore") {
+    return {};
+  }
+  if (text == "minmax") {
+    return {.kind = IntensityScaling::Kind::minmax};
+  }
+  IntensityScaling scaling{.kind = IntensityScaling::Kind::quantiles};
+  bool good = text.starts_with(kQuantiles);
+  if (good) {
+    const char* next = text.data() + kQuantiles.size();
+    const char* end = text.data() + text.size();
+    const auto low = std::from_chars(next, end, scaling.low);
+    good = low.ec == std::errc() && low.ptr != end && *low.ptr == ' ';
+    if (good) {
+      const auto high = std::from_chars(low.ptr + 1, end, scaling.high);
+      good = high.ec == std::errc() && high.ptr == end && scaling.low >= 0 && scaling.low < scaling.high &&
+             scaling.high <= 1;
+    }
+  }
+  check<UsageError>(good, "intensity: found ", text, ", expected zscore, minmax, or quantiles like ",
+                    kQuantiles, "0.02 0.98");
+  return scaling;
+}
+
+std::string to_string(const IntensityScaling& scaling) {
+  switch (scaling.kind) {
+    case IntensityScaling::Kind::zscore:
+      return "zscore";
+    case IntensityScaling::Kind::minmax:
+      return "minmax";
+    case IntensityScaling::Kind::quantiles:
+      return concat(kQuantiles, scaling.low, " ", scaling.high);
+  }
+  return {};
+}
+
+std::pair<double, double> quantiles(std::span<const float> values, double low, double high) {
+  check<ShapeError>(!values.empty(), "quantiles: no values");
+  std::vector<float> sorted(values.begin(), values.end());
+  const auto at = [&](double q) {
+    const double place = q * static_cast<double>(sorted.size() - 1);
+    const auto index = static_cast<std::ptrdiff_t>(place);
+    const auto middle = sorted.begin() + index;
+    std::nth_element(sorted.begin(), middle, sorted.end());
+    const double below = static_cast<double>(*middle);
+    const double rest = place - static_cast<double>(index);
+    // The next order statistic is the least of those behind.
+    return rest == 0
+               ? below
+               : below + rest * (static_cast<double>(*std::min_element(middle + 1, sorted.end())) - below);
+  };
+  const double first = at(low);
+  return {first, at(high)};
+}
 
 PreparedCase prepare_case(const Case& source, const PreprocessOptions& options) {
   check<UsageError>(count(source.present) > 0, "case ", source.name, ": no modality is present");
@@ -130,8 +215,12 @@ PreparedCase prepare_case(const Case& source, const PreprocessOptions& options) 
       }
     });
   }
-  const auto box = bounding_box(head);
+  auto box = bounding_box(head);
   check<FormatError>(box.has_value(), "case ", source.name, ": all voxels of all modalities are 0");
+  if (!options.crop_to_head) {
+    box = Box3{{0, 0, 0}, source.geometry.size};
+    std::fill(head.data.begin(), head.data.end(), uint8_t{1});
+  }
   prepared.box = *box;
   prepared.cropped = cropped_geometry(source.geometry, *box);
 
@@ -144,7 +233,7 @@ PreparedCase prepare_case(const Case& source, const PreprocessOptions& options) 
   for (size_t m = 0; m < prepared.images.size(); ++m) {
     if (source.present[m]) {
       prepared.images[m] = resample_to_grid(crop(source.images[m], *box), prepared.geometry);
-      normalise(prepared.images[m], prepared.mask);
+      normalise(prepared.images[m], prepared.mask, options.intensity);
     }
   }
   if (!source.labels.empty()) {
@@ -154,15 +243,20 @@ PreparedCase prepare_case(const Case& source, const PreprocessOptions& options) 
 }
 
 void extract_tile(const PreparedCase& prepared, Size3 start, Size3 tile, std::span<float> out) {
-  check<ShapeError>(static_cast<int64_t>(out.size()) == tile.voxels() * kModalityCount,
-                    "extract_tile: ", out.size(), " floats for a tile of ", to_string(tile), " voxels with ",
-                    kModalityCount, " modalities");
+  extract_tile(prepared, start, tile, kModalities, out);
+}
+
+void extract_tile(const PreparedCase& prepared, Size3 start, Size3 tile, std::span<const Modality> channels,
+                  std::span<float> out) {
+  const auto count = static_cast<int64_t>(channels.size());
+  check<ShapeError>(static_cast<int64_t>(out.size()) == tile.voxels() * count, "extract_tile: ", out.size(),
+                    " floats for a tile of ", to_string(tile), " voxels with ", count, " modalities");
   const Size3 n = prepared.geometry.size;
   parallel_for(tile.z, 1, [&](int64_t begin, int64_t end) {
     for (int64_t z = begin; z < end; ++z) {
       for (int64_t y = 0; y < tile.y; ++y) {
-        float* row = out.data() + (z * tile.y + y) * tile.x * kModalityCount;
-        std::fill_n(row, tile.x * kModalityCount, 0.0f);
+        float* row = out.data() + (z * tile.y + y) * tile.x * count;
+        std::fill_n(row, tile.x * count, 0.0f);
         const int64_t from_z = start.z + z;
         const int64_t from_y = start.y + y;
         if (from_z < 0 || from_z >= n.z || from_y < 0 || from_y >= n.y) {
@@ -170,13 +264,14 @@ void extract_tile(const PreparedCase& prepared, Size3 start, Size3 tile, std::sp
         }
         const int64_t first = std::max<int64_t>(0, -start.x);
         const int64_t last = std::min<int64_t>(tile.x, n.x - start.x);
-        for (size_t m = 0; m < prepared.images.size(); ++m) {
+        for (int64_t c = 0; c < count; ++c) {
+          const auto m = static_cast<size_t>(channels[static_cast<size_t>(c)]);
           if (!prepared.present[m]) {
             continue;
           }
           const float* from = prepared.images[m].data.data() + prepared.images[m].index(0, from_y, from_z);
           for (int64_t x = first; x < last; ++x) {
-            row[x * kModalityCount + static_cast<int64_t>(m)] = from[start.x + x];
+            row[x * count + c] = from[start.x + x];
           }
         }
       }

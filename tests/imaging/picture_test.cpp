@@ -193,5 +193,43 @@ TEST(Charts, CurvesLieWhereTheirValuesAre) {
   EXPECT_NEAR(row_of({214, 39, 40}), 344 - 0.8 * 280, 1.5);
 }
 
+TEST(Montage, ShowsAnyNumberOfLabelsByName) {
+  for (uint8_t a = 1; a < 40; ++a) {
+    for (uint8_t b = 1; b < a; ++b) {
+      EXPECT_NE(label_color(a), label_color(b)) << int{a} << " and " << int{b};
+    }
+  }
+  Image image(make_geometry({20, 20, 20}, {1, 1, 1}), 1.0f);
+  LabelMap labels(image.geometry);
+  for (int64_t z = 0; z < 20; ++z) {
+    for (int64_t y = 0; y < 20; ++y) {
+      for (int64_t x = 4; x < 16; ++x) {
+        labels.at(x, y, z) = x < 10 ? 7 : 12;
+      }
+    }
+  }
+  MontageOptions options;
+  const int height = case_montage(image, nullptr, &labels, options).height();
+  options.label_names = {"", "one"};
+  const Canvas few = case_montage(image, nullptr, &labels, options);
+  EXPECT_EQ(few.height(), height);
+  options.label_names.assign(18, "a rather long name");
+  const Canvas many = case_montage(image, nullptr, &labels, options);
+  EXPECT_GT(many.height(), height + 100) << "the legend takes more lines";
+  // Labels keep their own colours whether they have names or not: the middle of the left half of a panel.
+  const auto count = [](const Canvas& canvas, Color color) {
+    int found = 0;
+    for (int y = 0; y < canvas.height(); ++y) {
+      for (int x = 0; x < canvas.width(); ++x) {
+        found += canvas.get(x, y) == color ? 1 : 0;
+      }
+    }
+    return found;
+  };
+  EXPECT_GE(count(many, label_color(7)), 14 * 14);
+  EXPECT_GE(count(many, label_color(12)), 14 * 14);
+  EXPECT_EQ(count(few, label_color(7)), 0);
+}
+
 }  // namespace
 }  // namespace vesal::imaging

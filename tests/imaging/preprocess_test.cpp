@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "imaging/metrics.hpp"
 #include "imaging/phantom.hpp"
@@ -51,6 +52,83 @@ TEST(Prepare, ZScoresInsideTheHeadAndZeroOutside) {
       EXPECT_NEAR(squares / count, 1, 1e-4);
     }
   }
+}
+
+TEST(Intensity, IsReadAndWrittenAsText) {
+  using Kind = IntensityScaling::Kind;
+  EXPECT_EQ(parse_intensity_scaling("zscore"), IntensityScaling{});
+  EXPECT_EQ(parse_intensity_scaling("minmax"), (IntensityScaling{.kind = Kind::minmax}));
+  const IntensityScaling scaling = parse_intensity_scaling("quantiles 0.02 0.98");
+  EXPECT_EQ(scaling, (IntensityScaling{.kind = Kind::quantiles, .low = 0.02, .high = 0.98}));
+  for (const char* text : {"zscore", "minmax", "quantiles 0.02 0.98", "quantiles 0 1"}) {
+    EXPECT_EQ(to_string(parse_intensity_scaling(text)), text);
+  }
+  for (const char* text :
+       {"", "z-score", "quantiles", "quantiles ", "quantiles 0.02", "quantiles 0.02 ", "quantiles 0.02  0.98",
+        "quantiles 0.98 0.02", "quantiles 0.5 0.5", "quantiles -0.1 1", "quantiles 0 1.5", "quantiles nan 1",
+        "quantiles 0 1 2", "minmax "}) {
+    expect_error<UsageError>([&] { parse_intensity_scaling(text); }, {"intensity: found", "minmax"});
+  }
+}
+
+TEST(Intensity, QuantilesLieBetweenOrderStatistics) {
+  const std::vector<float> values{5, 1, 4, 2, 10};
+  EXPECT_EQ(quantiles(values, 0, 1), std::pair(1.0, 10.0));
+  EXPECT_EQ(quantiles(values, 0.25, 0.75), std::pair(2.0, 5.0));
+  // numpy.quantile([5, 1, 4, 2, 10], [0.1, 0.9]) = 1.4, 8.0
+  EXPECT_NEAR(quantiles(values, 0.1, 0.9).first, 1.4, 1e-12);
+  EXPECT_NEAR(quantiles(values, 0.1, 0.9).second, 8.0, 1e-12);
+  EXPECT_EQ(quantiles(std::vector<float>{3}, 0.1, 0.9), std::pair(3.0, 3.0));
+  EXPECT_THROW(quantiles({}, 0.1, 0.9), ShapeError);
+  const Image image = random_image(make_geometry({9, 8, 7}, {1, 1, 1}), 2);
+  std::vector<float> sorted = image.data;
+  std::sort(sorted.begin(), sorted.end());
+  const double place = 0.02 * 503;
+  const auto below = static_cast<size_t>(place);
+  EXPECT_NEAR(quantiles(image.data, 0.02, 0.98).first,
+              static_cast<double>(sorted[below]) + (place - static_cast<double>(below)) *
+                                                       static_cast<double>(sorted[below + 1] - sorted[below]),
+              1e-9);
+}
+
+TEST(Prepare, ScalesTheWholeVolume) {
+  Case source;
+  source.name = "c";
+  source.geometry = make_geometry({4, 5, 5}, {1, 1, 1});
+  source.present = {true, true, false, false};
+  source.images[0] = Image(source.geometry);
+  source.images[1] = Image(source.geometry, 7.0f);
+  for (size_t i = 0; i < 100; ++i) {
+    source.images[0].data[i] = static_cast<float>(i) - 20;
+  }
+  const PreparedCase whole =
+      prepare_case(source, {.intensity = parse_intensity_scaling("minmax"), .crop_to_head = false});
+  EXPECT_EQ(whole.box, (Box3{{0, 0, 0}, {4, 5, 5}}));
+  EXPECT_EQ(whole.mask.data, std::vector<uint8_t>(100, 1));
+  const PreparedCase clipped = prepare_case(
+      source, {.intensity = parse_intensity_scaling("quantiles 0.1 0.9"), .crop_to_head = false});
+  for (size_t i = 0; i < 100; ++i) {
+    EXPECT_NEAR(whole.images[0].data[i], static_cast<double>(i) / 99, 1e-6);
+    // The quantiles are those of 0 .. 99: 9.9 and 89.1.
+    EXPECT_NEAR(clipped.images[0].data[i], std::clamp((static_cast<double>(i) - 9.9) / 79.2, 0.0, 1.0), 1e-6);
+  }
+  EXPECT_EQ(whole.images[1].data, std::vector<float>(100, 0.0f)) << "a constant becomes 0";
+  EXPECT_EQ(clipped.images[1].data, std::vector<float>(100, 0.0f));
+  EXPECT_TRUE(whole.images[2].empty());
+}
+
+TEST(ExtractTile, ChoosesModalities) {
+  const PreparedCase prepared = prepare_case(small_phantom());
+  const Size3 tile{8, 8, 8};
+  std::vector<float> all(4 * 512), some(2 * 512);
+  extract_tile(prepared, {3, 4, 5}, tile, all);
+  extract_tile(prepared, {3, 4, 5}, tile, std::array{Modality::t2f, Modality::t1n}, some);
+  for (size_t i = 0; i < 512; ++i) {
+    ASSERT_EQ(some[2 * i], all[4 * i + 3]);
+    ASSERT_EQ(some[2 * i + 1], all[4 * i]);
+  }
+  expect_error<ShapeError>([&] { extract_tile(prepared, {}, tile, std::array{Modality::t1n}, some); },
+                           {"1024 floats", "1 modalities"});
 }
 
 TEST(Prepare, BoxIsTheUnionOfThePresentModalities) {
