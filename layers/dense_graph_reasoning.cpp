@@ -187,7 +187,9 @@ DenseGraphReasoning::DenseGraphReasoning(const ParameterBuilder& builder,
   message_weight_ = gcn.scope("conv2").uniform("weight", {features, features, 1}, bound(features), true);
   const auto convolution = [&](const char* name, int64_t in, int64_t out, Parameter*& weight,
                                Parameter*& bias) {
-    weight = builder.scope(name).uniform("weight", {out, in, 1, 1, 1}, bound(in), true);
+    Shape shape{out, in};
+    shape.insert(shape.end(), static_cast<size_t>(settings.axes), 1);
+    weight = builder.scope(name).uniform("weight", shape, bound(in), true);
     bias = builder.scope(name).uniform("bias", {out}, bound(in), false);
   };
   convolution("conv_v", channels, nodes, v_weight_, v_bias_);

@@ -20,13 +20,15 @@ enum class MfibLayout { original, fixed };
 struct DenseGraphReasoningSettings {
   int64_t channels = 128;  // C, a multiple of 4
   MfibLayout layout = MfibLayout::fixed;
+  int axes = 3;  // of the 1x1 convolutions' kernels in files: 2 for weights of the 2D network
 };
 
 class DenseGraphReasoning {
  public:
   // Parameters as in the published state_dict: BGCN.gcn.conv1.weight [N, N, 1], .bias [N];
-  // BGCN.gcn.conv2.weight [F, F, 1]; conv_v.weight [N, C, 1, 1, 1], .bias; conv_w.weight [F, C, 1, 1, 1],
-  // .bias; conv.weight [C, F, 1, 1, 1], .bias. Throws ShapeError unless channels is a positive multiple of 4.
+  // BGCN.gcn.conv2.weight [F, F, 1]; conv_v.weight [N, C, 1, 1, 1] (with `axes` 1s), .bias; conv_w.weight [F,
+  // C, 1, 1, 1], .bias; conv.weight [C, F, 1, 1, 1], .bias. Throws ShapeError unless channels is a positive
+  // multiple of 4.
   DenseGraphReasoning(const ParameterBuilder& builder, const DenseGraphReasoningSettings& settings);
   // x = semantic and y = edges [N, D, H, W, C], L = D H W voxels, every weight shared by both:
   //   V = conv_v(x), W = conv_w(x), G = softmax over features of (scale V^T W), likewise for y;

@@ -13,20 +13,25 @@ ConvGeometry same_geometry(int kernel, int stride) {
   return {{kernel, kernel, kernel}, {stride, stride, stride}, {padding, padding, padding}};
 }
 
-constexpr ConvGeometry kDoubling{{4, 4, 4}, {2, 2, 2}, {1, 1, 1}};
-
 }  // namespace
 
-Conv3d::Conv3d(const ParameterBuilder& builder, int64_t in, int64_t out, const ConvGeometry& geometry)
-    : geometry_(geometry) {
+ConvGeometry planar_geometry(int kernel) {
+  return {{1, kernel, kernel}, {1, 1, 1}, {0, kernel / 2, kernel / 2}};
+}
+
+Conv3d::Conv3d(const ParameterBuilder& builder, int64_t in, int64_t out, const ConvGeometry& geometry,
+               ParameterLayout layout, bool with_bias)
+    : geometry_(geometry), bias_(nullptr) {
   const auto [kd, kh, kw] = geometry.kernel;
   check<ShapeError>(geometry.groups >= 1 && in % geometry.groups == 0 && out % geometry.groups == 0,
                     "Conv3d: groups ", geometry.groups, ", expected a divisor of ", in, " and ", out,
                     " channels");
   const int64_t group_in = in / geometry.groups;
   const float bound = default_bound(group_in * kd * kh * kw);
-  weight_ = builder.uniform("weight", {out, kd, kh, kw, group_in}, bound, true, ParameterLayout::convolution);
-  bias_ = builder.uniform("bias", {out}, bound, false);
+  weight_ = builder.uniform("weight", {out, kd, kh, kw, group_in}, bound, true, layout);
+  if (with_bias) {
+    bias_ = builder.uniform("bias", {out}, bound, false);
+  }
 }
 
 Conv3d::Conv3d(const ParameterBuilder& builder, int64_t in, int64_t out, int kernel, int stride)
@@ -36,15 +41,18 @@ Variable Conv3d::operator()(DeviceContext& context, const Variable& x) const {
   return conv3d(context, x, weight_, bias_, geometry_);
 }
 
-UpConv3d::UpConv3d(const ParameterBuilder& builder, int64_t in, int64_t out) {
+UpConv3d::UpConv3d(const ParameterBuilder& builder, int64_t in, int64_t out, const ConvGeometry& geometry,
+                   ParameterLayout layout)
+    : geometry_(geometry) {
+  const auto [kd, kh, kw] = geometry.kernel;
   // PyTorch counts the second weight axis times the kernel as fan_in, which is the output channels here.
-  const float bound = default_bound(out * 64);
-  weight_ = builder.uniform("weight", {in, 4, 4, 4, out}, bound, true, ParameterLayout::convolution);
+  const float bound = default_bound(out * kd * kh * kw);
+  weight_ = builder.uniform("weight", {in, kd, kh, kw, out}, bound, true, layout);
   bias_ = builder.uniform("bias", {out}, bound, false);
 }
 
 Variable UpConv3d::operator()(DeviceContext& context, const Variable& x) const {
-  return conv_transpose3d(context, x, weight_, bias_, kDoubling);
+  return conv_transpose3d(context, x, weight_, bias_, geometry_);
 }
 
 Linear::Linear(const ParameterBuilder& builder, int64_t in, int64_t out, bool with_bias) {
@@ -123,7 +131,7 @@ Variable GroupNorm::operator()(DeviceContext& context, const Variable& x) const 
 
 ShiftedPatch::ShiftedPatch(const ParameterBuilder& builder, int64_t groups, int64_t channels, int64_t out,
                            kernels::ShiftSet shifts, bool masked, std::array<int, 3> patch,
-                           std::array<int, 3> shift)
+                           std::array<int, 3> shift, const ShiftedPatchNames& names)
     : groups_(groups), shifts_(shifts), patch_(patch), shift_(shift) {
   kernels::ShiftedPatchParams shape;
   shape.channels = channels;
@@ -131,10 +139,19 @@ ShiftedPatch::ShiftedPatch(const ParameterBuilder& builder, int64_t groups, int6
   shape.patch = patch;
   const int64_t features = shape.features();
   const float bound = default_bound(features);
-  parameters_.gamma = builder.constant("norm.weight", {groups, features}, 1.0f);
-  parameters_.beta = builder.constant("norm.bias", {groups, features}, 0.0f);
-  parameters_.weight = builder.uniform("projection.weight", {groups, out, features}, bound, true);
-  parameters_.bias = builder.uniform("projection.bias", {groups, out}, bound, false);
+  check<ShapeError>(names.group_axis || (groups == 1 && !masked), "ShiftedPatch: ", groups,
+                    " groups need an axis of their own");
+  const auto grouped = [&](Shape one) {
+    if (names.group_axis) {
+      one.insert(one.begin(), groups);
+    }
+    return one;
+  };
+  const ParameterBuilder norm = builder.scope(names.norm), projection = builder.scope(names.projection);
+  parameters_.gamma = norm.constant("weight", grouped({features}), 1.0f);
+  parameters_.beta = norm.constant("bias", grouped({features}), 0.0f);
+  parameters_.weight = projection.uniform("weight", grouped({out, features}), bound, true);
+  parameters_.bias = projection.uniform("bias", grouped({out}), bound, false);
   if (masked) {
     parameters_.missing = builder.constant("missing", {groups, out}, 0.0f);
   }

@@ -5,9 +5,15 @@
 
 namespace vesal::layers {
 
+// The geometry of a 2D convolution on volumes of depth 1, with the padding that keeps the extent.
+ConvGeometry planar_geometry(int kernel);
+// Doubles H and W of volumes of depth 1: kernel 4, stride 2, padding 1.
+inline constexpr ConvGeometry kPlanarDoubling{{1, 4, 4}, {1, 2, 2}, {0, 1, 1}};
+
 class Conv3d {
  public:
-  Conv3d(const ParameterBuilder& builder, int64_t in, int64_t out, const ConvGeometry& geometry);
+  Conv3d(const ParameterBuilder& builder, int64_t in, int64_t out, const ConvGeometry& geometry,
+         ParameterLayout layout = ParameterLayout::convolution, bool with_bias = true);
   // A cube kernel with the padding that keeps the extent at stride 1.
   Conv3d(const ParameterBuilder& builder, int64_t in, int64_t out, int kernel = 3, int stride = 1);
   Variable operator()(DeviceContext& context, const Variable& x) const;
@@ -18,13 +24,16 @@ class Conv3d {
   Parameter* bias_;
 };
 
-// Doubles the extent: kernel 4, stride 2, padding 1.
+// Doubles the extent unless another geometry is given: kernel 4, stride 2, padding 1.
 class UpConv3d {
  public:
-  UpConv3d(const ParameterBuilder& builder, int64_t in, int64_t out);
+  UpConv3d(const ParameterBuilder& builder, int64_t in, int64_t out,
+           const ConvGeometry& geometry = {{4, 4, 4}, {2, 2, 2}, {1, 1, 1}},
+           ParameterLayout layout = ParameterLayout::convolution);
   Variable operator()(DeviceContext& context, const Variable& x) const;
 
  private:
+  ConvGeometry geometry_;
   Parameter* weight_;
   Parameter* bias_;
 };
@@ -85,8 +94,8 @@ class InstanceNorm {
   Parameter* beta_;
 };
 
-// With an affine map, then the activation. Running statistics start at mean 0 and variance 1 and are buffers under
-// PyTorch's names: running_mean, running_var, num_batches_tracked.
+// With an affine map, then the activation. Running statistics start at mean 0 and variance 1 and are buffers
+// under PyTorch's names: running_mean, running_var, num_batches_tracked.
 class BatchNorm {
  public:
   BatchNorm(const ParameterBuilder& builder, int64_t channels,
@@ -115,12 +124,19 @@ class GroupNorm {
   Parameter* beta_;
 };
 
+// What shifted patch tokenization calls its parameters.
+struct ShiftedPatchNames {
+  const char* norm = "norm";
+  const char* projection = "projection";
+  bool group_axis = true;  // false: the plain form's shapes are those of a LayerNorm and a Linear
+};
+
 // Shifted patch tokenization; `groups` > 1 gives the masked per-modality form. Triples are D, H, W.
 class ShiftedPatch {
  public:
   ShiftedPatch(const ParameterBuilder& builder, int64_t groups, int64_t channels, int64_t out,
                kernels::ShiftSet shifts, bool masked, std::array<int, 3> patch = {2, 2, 2},
-               std::array<int, 3> shift = {1, 1, 1});
+               std::array<int, 3> shift = {1, 1, 1}, const ShiftedPatchNames& names = {});
   // mask [N, groups] u8 on the device, undefined for the plain form.
   Variable operator()(DeviceContext& context, const Variable& x, const Tensor& mask = {}) const;
 
@@ -134,8 +150,8 @@ class ShiftedPatch {
 // Convolution, instance norm, ReLU.
 class ConvNormRelu {
  public:
-  ConvNormRelu(const ParameterBuilder& builder, std::string_view conv_name, std::string_view norm_name, int64_t in,
-               int64_t out, int kernel = 3, int stride = 1);
+  ConvNormRelu(const ParameterBuilder& builder, std::string_view conv_name, std::string_view norm_name,
+               int64_t in, int64_t out, int kernel = 3, int stride = 1);
   Variable operator()(DeviceContext& context, const Variable& x) const;
 
  private:

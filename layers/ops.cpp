@@ -120,9 +120,11 @@ Variable conv3d(DeviceContext& context, const Variable& x, Parameter* weight, Pa
       "conv3d", y, {x.value()},
       [params, weight, bias, slot = x.slot()](DeviceContext& ctx, const Tensor& dy, Saved saved) {
         kernels::Context& kc = ctx.kernels();
-        kernels::conv3d_backward_weight(
-            kc, params, saved[0], dy, weight->gradient, gradient_of(bias), shared_mode(ctx, {weight, bias}),
-            ctx.scratch(kernels::conv3d_workspace_bytes(kc, params, kernels::ConvPass::backward_weight)));
+        if (weight->trainable || bias != nullptr) {
+          kernels::conv3d_backward_weight(
+              kc, params, saved[0], dy, weight->gradient, gradient_of(bias), shared_mode(ctx, {weight, bias}),
+              ctx.scratch(kernels::conv3d_workspace_bytes(kc, params, kernels::ConvPass::backward_weight)));
+        }
         if (slot) {
           Tensor dx = saved[0].empty_like(ctx);
           kernels::conv3d_backward_data(
@@ -626,14 +628,18 @@ Variable shifted_patch(DeviceContext& context, const Variable& x, const Tensor& 
   const Extent5 e = extent5(x, "shifted_patch");
   kernels::ShiftedPatchParams params{.n = e.n, .d = e.d, .h = e.h, .w = e.w, .groups = groups};
   params.channels = e.c / groups;
-  params.out = parameters.weight->value.size(1);
+  params.out = parameters.weight->value.size(-2);
   params.shifts = shifts;
   params.patch = patch;
   params.shift = shift;
   params.storage = x.value().dtype();
   check<ShapeError>(params.channels * groups == e.c, "shifted_patch: ", e.c, " channels in ", groups,
                     " groups");
-  require_shape(parameters.weight->value, {groups, params.out, params.features()}, "shifted_patch: weight");
+  Shape weight_shape{groups, params.out, params.features()};
+  if (groups == 1 && parameters.weight->value.rank() == 2) {
+    weight_shape.erase(weight_shape.begin());
+  }
+  require_shape(parameters.weight->value, weight_shape, "shifted_patch: weight");
   Tensor y = empty_stored_like(context, x.value(),
                                {e.n, params.out_d(), params.out_h(), params.out_w(), params.out});
   const bool recording = records(context, {&x}, true);
@@ -1134,6 +1140,32 @@ Variable take_samples(DeviceContext& context, const Variable& x, int64_t begin, 
       });
 }
 
+Variable gate_by_gradient(DeviceContext& context, const Variable& gradient, const Variable& x, float eps) {
+  VESAL_RANGE("gate_by_gradient");
+  const Extent5 e = extent5(x, "gate_by_gradient");
+  require_like(gradient.value(), {e.n, e.d, e.h, e.w, 3}, x.value().dtype(), "gate_by_gradient: gradient");
+  const kernels::EdgeGateParams params{.voxels = e.n * e.d * e.h * e.w, .channels = e.c, .eps = eps};
+  Tensor y = x.value().empty_like(context);
+  kernels::edge_gate_forward(context.kernels(), params, gradient.value(), x.value(), y);
+  if (!records(context, {&gradient, &x})) {
+    return y;
+  }
+  return context.tape()->record("gate_by_gradient", y, {gradient.value(), x.value()},
+                                [params, gradient_slot = gradient.slot(), slot = x.slot()](
+                                    DeviceContext& ctx, const Tensor& dy, Saved saved) {
+                                  Tensor dgradient = saved[0].empty_like(ctx);
+                                  Tensor dx = saved[1].empty_like(ctx);
+                                  kernels::edge_gate_backward(ctx.kernels(), params, saved[0], saved[1], dy,
+                                                              dgradient, dx);
+                                  if (gradient_slot) {
+                                    gradient_slot->add(ctx, std::move(dgradient));
+                                  }
+                                  if (slot) {
+                                    slot->add(ctx, std::move(dx));
+                                  }
+                                });
+}
+
 Variable edge_gate(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,
                    std::array<float, 3> spacing) {
   VESAL_RANGE("edge_gate");
@@ -1163,25 +1195,7 @@ Variable edge_gate(DeviceContext& context, const Variable& x, Parameter* gamma, 
           }
         });
   }
-  const Variable normed = instance_norm(context, gradient, gamma, beta);
-  const kernels::EdgeGateParams params{.voxels = voxels, .channels = e.c};
-  Tensor y = x.value().empty_like(context);
-  kernels::edge_gate_forward(k, params, normed.value(), x.value(), y);
-  if (!recording) {
-    return y;
-  }
-  return context.tape()->record("edge_gate", y, {normed.value(), x.value()},
-                                [params, gradient_slot = normed.slot(), slot = x.slot()](
-                                    DeviceContext& ctx, const Tensor& dy, Saved saved) {
-                                  Tensor dgradient = saved[0].empty_like(ctx);
-                                  Tensor dx = saved[1].empty_like(ctx);
-                                  kernels::edge_gate_backward(ctx.kernels(), params, saved[0], saved[1], dy,
-                                                              dgradient, dx);
-                                  gradient_slot->add(ctx, std::move(dgradient));
-                                  if (slot) {
-                                    slot->add(ctx, std::move(dx));
-                                  }
-                                });
+  return gate_by_gradient(context, instance_norm(context, gradient, gamma, beta), x);
 }
 
 Regions build_regions(DeviceContext& context, const Tensor& labels, int64_t regions) {

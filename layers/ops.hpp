@@ -33,7 +33,8 @@ struct ConvGeometry {
   int64_t groups = 1;
 };
 
-// weight [O, kd, kh, kw, I / groups], bias [O] or null; see kernels/conv3d/conv3d.hpp.
+// weight [O, kd, kh, kw, I / groups], bias [O] or null; see kernels/conv3d/conv3d.hpp. A frozen weight
+// without a bias gets no gradient.
 Variable conv3d(DeviceContext& context, const Variable& x, Parameter* weight, Parameter* bias,
                 const ConvGeometry& geometry);
 // weight [I, kd, kh, kw, O / groups], bias [O] or null.
@@ -110,7 +111,8 @@ struct RotarySettings {
 // Axial rotary embedding of x [N, tokens, C]; see kernels/rotary/rotary.hpp.
 Variable rotary(DeviceContext& context, const Variable& x, const RotarySettings& settings);
 
-// Parameters of shifted patch tokenization; shapes in kernels/shifted_patch/shifted_patch.hpp.
+// Parameters of shifted patch tokenization; shapes in kernels/shifted_patch/shifted_patch.hpp. Those of the
+// plain form may lack the axis of groups.
 struct ShiftedPatchParameters {
   Parameter* gamma = nullptr;
   Parameter* beta = nullptr;
@@ -188,6 +190,10 @@ Variable concat_samples(DeviceContext& context, const Variable& a, const Variabl
 // Samples [begin, end).
 Variable take_samples(DeviceContext& context, const Variable& x, int64_t begin, int64_t end);
 
+// sigmoid(sqrt(|gradient|^2 + eps)) * x, one gate per voxel: gradient [N, D, H, W, 3], x [N, D, H, W, C].
+// Where the root is 0, its gradient is taken for 0.
+Variable gate_by_gradient(DeviceContext& context, const Variable& gradient, const Variable& x,
+                          float eps = 1e-12f);
 // The edge gate of ESAB: sum over channels, Sobel gradients, their instance norm (gamma, beta [3]), and
 // sigmoid(|gradient|) * x. `spacing` is relative, in D, H, W.
 Variable edge_gate(DeviceContext& context, const Variable& x, Parameter* gamma, Parameter* beta,

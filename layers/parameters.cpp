@@ -66,6 +66,12 @@ ParameterBuilder ParameterBuilder::scope(std::string_view name) const {
   return inner;
 }
 
+ParameterBuilder ParameterBuilder::frozen() const {
+  ParameterBuilder inner = *this;
+  inner.trainable_ = false;
+  return inner;
+}
+
 RandomStream ParameterBuilder::random() const {
   // Step 2^64 - 1 never occurs in training: initial values share no numbers with dropout or augmentation.
   return RandomStream(*seed_, ~uint64_t{0}, store_.parameters_.size());
@@ -84,6 +90,14 @@ Parameter* ParameterBuilder::uniform(std::string_view name, Shape shape, float b
 Parameter* ParameterBuilder::constant(std::string_view name, Shape shape, float value) const {
   return add(name, std::move(shape), false, ParameterLayout::plain,
              [&](std::vector<float>& values) { std::fill(values.begin(), values.end(), value); });
+}
+
+Parameter* ParameterBuilder::given(std::string_view name, Shape shape, std::span<const float> values,
+                                   bool decays, ParameterLayout layout) const {
+  check<ShapeError>(static_cast<int64_t>(values.size()) == element_count(shape), "parameter ", prefix_, name,
+                    ": ", values.size(), " values for the shape ", to_string(shape));
+  return add(name, std::move(shape), decays, layout,
+             [&](std::vector<float>& target) { target.assign(values.begin(), values.end()); });
 }
 
 Parameter* ParameterBuilder::truncated_normal(std::string_view name, Shape shape, float deviation) const {
@@ -140,6 +154,7 @@ Parameter* ParameterBuilder::add(std::string_view name, Shape shape, bool decays
     parameter->gradient = Tensor::empty(context_, std::move(shape));
   }
   parameter->decays = decays;
+  parameter->trainable = trainable_;
   parameter->layout = layout;
   return store_.add(store_.parameters_, std::move(parameter));
 }

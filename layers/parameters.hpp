@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -124,11 +125,16 @@ class ParameterBuilder {
 
   // The same builder one name deeper: builder.scope("conv1") names "….conv1.weight".
   ParameterBuilder scope(std::string_view name) const;
+  // The same builder for parameters that no optimiser moves (Parameter::trainable).
+  ParameterBuilder frozen() const;
 
   // Uniform in [-bound, bound].
   Parameter* uniform(std::string_view name, Shape shape, float bound, bool decays,
                      ParameterLayout layout = ParameterLayout::plain) const;
   Parameter* constant(std::string_view name, Shape shape, float value) const;
+  // Starts as `values`, row-major in memory.
+  Parameter* given(std::string_view name, Shape shape, std::span<const float> values, bool decays,
+                   ParameterLayout layout = ParameterLayout::plain) const;
   // Full of `value`.
   Buffer* buffer(std::string_view name, Shape shape, float value) const;
   Counter* counter(std::string_view name) const;
@@ -149,6 +155,7 @@ class ParameterBuilder {
   ParameterStore& store_;
   std::optional<uint64_t> seed_;
   std::string prefix_;
+  bool trainable_ = true;
 };
 
 }  // namespace vesal::layers

@@ -5,6 +5,7 @@
 
 #include "base/error.hpp"
 #include "models/fusion.hpp"
+#include "models/fusion_2d.hpp"
 #include "models/meshnet.hpp"
 
 namespace vesal::models {
@@ -18,26 +19,21 @@ struct Kind {
   std::unique_ptr<Model> (*by_metadata)(DeviceContext&, const ModelMetadata&, std::optional<uint64_t>);
 };
 
-const std::array kKinds{
-    Kind{"fusion", fusion_preset_names,
-         [](DeviceContext& context, std::string_view name,
-            std::optional<uint64_t> seed) -> std::unique_ptr<Model> {
-           return std::make_unique<Fusion>(context, fusion_preset(name), seed);
-         },
-         [](DeviceContext& context, const ModelMetadata& metadata,
-            std::optional<uint64_t> seed) -> std::unique_ptr<Model> {
-           return std::make_unique<Fusion>(context, fusion_config_from_metadata(metadata), seed);
-         }},
-    Kind{"meshnet", meshnet_preset_names,
-         [](DeviceContext& context, std::string_view name,
-            std::optional<uint64_t> seed) -> std::unique_ptr<Model> {
-           return std::make_unique<MeshNet>(context, meshnet_preset(name), seed);
-         },
-         [](DeviceContext& context, const ModelMetadata& metadata,
-            std::optional<uint64_t> seed) -> std::unique_ptr<Model> {
-           return std::make_unique<MeshNet>(context, meshnet_config_from_metadata(metadata), seed);
-         }},
-};
+template <class Network, auto preset, auto from_metadata>
+constexpr Kind kind(std::string_view model, std::vector<std::string> (*presets)()) {
+  return {model, presets,
+          [](DeviceContext& context, std::string_view name, std::optional<uint64_t> seed)
+              -> std::unique_ptr<Model> { return std::make_unique<Network>(context, preset(name), seed); },
+          [](DeviceContext& context, const ModelMetadata& metadata,
+             std::optional<uint64_t> seed) -> std::unique_ptr<Model> {
+            return std::make_unique<Network>(context, from_metadata(metadata), seed);
+          }};
+}
+
+constexpr std::array kKinds{
+    kind<Fusion, fusion_preset, fusion_config_from_metadata>("fusion", fusion_preset_names),
+    kind<Fusion2d, fusion_2d_preset, fusion_2d_config_from_metadata>("fusion-2d", fusion_2d_preset_names),
+    kind<MeshNet, meshnet_preset, meshnet_config_from_metadata>("meshnet", meshnet_preset_names)};
 
 template <class Names>
 std::string joined(const Names& names) {

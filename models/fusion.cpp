@@ -1,11 +1,11 @@
 #include "models/fusion.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <numeric>
 
 #include "base/profiler.hpp"
 #include "layers/losses.hpp"
+#include "models/metadata_reader.hpp"
 #include "runtime/checkpoint.hpp"
 
 namespace vesal::models {
@@ -61,7 +61,7 @@ struct FusionLevel {
 layers::SwinSettings swin_settings(const FusionConfig& config, size_t level) {
   return {.channels = config.embed << level,
           .heads = config.heads[level],
-          .window = config.window,
+          .window = {config.window, config.window, config.window},
           .padding = config.padding};
 }
 
@@ -344,52 +344,6 @@ constexpr std::array<std::string_view, 6> kShiftNames{"corner8",   "face6",     
                                                       "diagonal4", "cardinal4", "cardinal8"};
 constexpr std::array<std::string_view, 2> kPaddingNames{"attend", "masked"};
 constexpr std::array<std::string_view, 2> kEdgeWeightNames{"symmetric", "attention"};
-
-class MetadataReader {
- public:
-  explicit MetadataReader(const ModelMetadata& metadata) : metadata_(metadata) {}
-
-  const std::string& text(const std::string& key) const {
-    const auto found = metadata_.find(key);
-    check<FormatError>(found != metadata_.end(), "weights: metadata field ", key, " is missing");
-    return found->second;
-  }
-  template <class T>
-  T number(const std::string& key) const {
-    return parse<T>(key, text(key));
-  }
-  std::array<int, 4> four(const std::string& key) const {
-    std::array<int, 4> values{};
-    std::string_view rest = text(key);
-    for (size_t i = 0; i < 4; ++i) {
-      const size_t comma = rest.find(',');
-      check<FormatError>((comma == std::string_view::npos) == (i == 3), "weights: metadata field ", key,
-                         " is \"", text(key), "\", expected four numbers");
-      values[i] = parse<int>(key, rest.substr(0, comma));
-      rest = i == 3 ? std::string_view() : rest.substr(comma + 1);
-    }
-    return values;
-  }
-  template <class Enum, size_t count>
-  Enum choice(const std::string& key, const std::array<std::string_view, count>& names) const {
-    const auto found = std::find(names.begin(), names.end(), text(key));
-    check<FormatError>(found != names.end(), "weights: metadata field ", key, " is \"", text(key),
-                       "\", unknown here");
-    return static_cast<Enum>(found - names.begin());
-  }
-
- private:
-  template <class T>
-  T parse(const std::string& key, std::string_view value) const {
-    T result{};
-    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), result);
-    check<FormatError>(error == std::errc() && end == value.data() + value.size(), "weights: metadata field ",
-                       key, " is \"", text(key), "\", expected a number");
-    return result;
-  }
-
-  const ModelMetadata& metadata_;
-};
 
 }  // namespace
 

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
 
 #include "base/profiler.hpp"
+#include "models/metadata_reader.hpp"
 
 namespace vesal::models {
 namespace {
@@ -42,57 +42,6 @@ const std::vector<MeshNetConfig>& presets() {
   }();
   return table;
 }
-
-class MetadataReader {
- public:
-  explicit MetadataReader(const ModelMetadata& metadata) : metadata_(metadata) {}
-
-  const std::string& text(const std::string& key) const {
-    const auto found = metadata_.find(key);
-    check<FormatError>(found != metadata_.end(), "weights: metadata field ", key, " is missing");
-    return found->second;
-  }
-  int64_t number(const std::string& key, int64_t least, int64_t most) const {
-    return parse(key, text(key), least, most);
-  }
-  std::vector<int> list(const std::string& key, int64_t least, int64_t most) const {
-    std::vector<int> values;
-    for (std::string_view rest = text(key);;) {
-      const size_t comma = rest.find(',');
-      values.push_back(static_cast<int>(parse(key, rest.substr(0, comma), least, most)));
-      check<FormatError>(values.size() <= kMostLayers, "weights: metadata field ", key, " holds more than ",
-                         kMostLayers, " numbers");
-      if (comma == std::string_view::npos) {
-        return values;
-      }
-      rest = rest.substr(comma + 1);
-    }
-  }
-  template <size_t count>
-  size_t choice(const std::string& key, const std::array<std::string_view, count>& names) const {
-    const auto found = std::find(names.begin(), names.end(), text(key));
-    std::string known;
-    for (const std::string_view name : names) {
-      known += (known.empty() ? "" : ", ") + std::string(name);
-    }
-    check<FormatError>(found != names.end(), "weights: metadata field ", key, " is \"", text(key),
-                       "\", expected one of ", known);
-    return static_cast<size_t>(found - names.begin());
-  }
-
- private:
-  int64_t parse(const std::string& key, std::string_view value, int64_t least, int64_t most) const {
-    int64_t result = 0;
-    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), result);
-    check<FormatError>(
-        error == std::errc() && end == value.data() + value.size() && result >= least && result <= most,
-        "weights: metadata field ", key, " is \"", text(key), "\", expected numbers from ", least, " to ",
-        most);
-    return result;
-  }
-
-  const ModelMetadata& metadata_;
-};
 
 size_t index_of(Activation activation) {
   const auto* found = std::find(kActivations.begin(), kActivations.end(), activation);
@@ -166,9 +115,6 @@ Variable MeshNet::forward(DeviceContext& context, const Tensor& volume, const Op
   return layers::convert(context, x, DType::f32);
 }
 
-// ---- configuration
-// ----------------------------------------------------------------------------------------------------
-
 std::vector<std::string> meshnet_preset_names() {
   std::vector<std::string> names;
   for (const MeshNetConfig& preset : presets()) {
@@ -211,14 +157,14 @@ MeshNetConfig meshnet_config_from_metadata(const ModelMetadata& metadata) {
                      "\", expected meshnet");
   MeshNetConfig config;
   config.preset = read.text("preset");
-  config.in_channels = read.number("in_channels", 1, kMostChannels);
-  config.channels = read.number("channels", 1, kMostChannels);
-  config.classes = read.number("classes", 1, kMostClasses);
-  config.dilations = read.list("dilations", 1, kLargestDilation);
-  config.activation = kActivations[read.choice("activation", kActivationNames)];
-  config.bias = read.number("bias", 0, 1) != 0;
-  config.norm = static_cast<MeshNetConfig::Norm>(read.choice("norm", kNormNames));
-  config.naming = static_cast<MeshNetConfig::Naming>(read.choice("naming", kNamingNames));
+  config.in_channels = read.number<int64_t>("in_channels", 1, kMostChannels);
+  config.channels = read.number<int64_t>("channels", 1, kMostChannels);
+  config.classes = read.number<int64_t>("classes", 1, kMostClasses);
+  config.dilations = read.list("dilations", kMostLayers, 1, kLargestDilation);
+  config.activation = kActivations[read.choice<size_t>("activation", kActivationNames)];
+  config.bias = read.number<int>("bias", 0, 1) != 0;
+  config.norm = read.choice<MeshNetConfig::Norm>("norm", kNormNames);
+  config.naming = read.choice<MeshNetConfig::Naming>("naming", kNamingNames);
   return config;
 }
 

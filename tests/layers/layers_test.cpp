@@ -384,7 +384,7 @@ TEST_P(Layers, WindowAttentionWithTheTableOfTheUnclippedWindow) {
 
 TEST_P(Layers, SwinStageShiftedPaddedAndSharedBias) {
   const SwinSettings settings{
-      .channels = 8, .heads = 2, .window = 2, .padding = kernels::PaddingMode::attend};
+      .channels = 8, .heads = 2, .window = {2, 2, 2}, .padding = kernels::PaddingMode::attend};
   const SwinStage stage(builder, settings, {0.0f, 0.0f});
   check_gradients([&](const auto& x) { return stage(context, x[0], false); },
                   {random_tensor({2, 3, 4, 5, 8}, 1)});
