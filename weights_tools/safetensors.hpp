@@ -12,7 +12,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,8 +23,6 @@
 
 namespace vesal::weights {
 
-using Metadata = std::map<std::string, std::string>;
-
 class SafetensorsFile : public WeightsFile {
  public:
   // Headers beyond this are refused, as by the format's own library.
@@ -36,10 +33,6 @@ class SafetensorsFile : public WeightsFile {
   explicit SafetensorsFile(std::filesystem::path path);
 
   std::string_view format() const override { return "safetensors"; }
-  const Metadata& metadata() const { return metadata_; }
-
- private:
-  Metadata metadata_;
 };
 
 // A tensor to be written; `bytes` is called once, when its turn comes, so that not all tensors need to be on

@@ -58,14 +58,6 @@ class TorchCheckpoint : public WeightsFile {
   static bool recognises(std::string_view start);
 
   std::string_view format() const override;
-  // The dictionary that was taken.
-  const std::string& dictionary() const { return dictionary_; }
-  // All dictionaries that hold tensors.
-  const std::vector<std::string>& dictionaries() const { return dictionaries_; }
-  // What was stripped from the front of every name: "", "module.", "module._orig_mod.", ...
-  const std::string& prefix() const { return prefix_; }
-  // Names within the dictionary that hold no tensor.
-  const std::vector<std::string>& skipped() const { return skipped_; }
 
  private:
   enum class Layout { zip, script, legacy };
@@ -74,10 +66,6 @@ class TorchCheckpoint : public WeightsFile {
 
   Layout layout_ = Layout::zip;
   std::unique_ptr<ZipArchive> zip_;
-  std::string dictionary_;
-  std::vector<std::string> dictionaries_;
-  std::string prefix_;
-  std::vector<std::string> skipped_;
   std::map<uint64_t, const ZipEntry*> entries_;  // storages in a zip, by offset
   mutable std::mutex mutex_;
   mutable std::set<const ZipEntry*> checked_;

@@ -36,6 +36,9 @@ std::string_view stored_name(DType dtype);
 // Bytes of one element of a type that StoredTensor::dtype names; 0 for an unknown one.
 uint64_t stored_bytes(std::string_view dtype);
 
+// What a file says about its tensors.
+using Metadata = std::map<std::string, std::string>;
+
 class WeightsFile {
  public:
   virtual ~WeightsFile() = default;
@@ -48,6 +51,18 @@ class WeightsFile {
   const std::vector<StoredTensor>& tensors() const { return tensors_; }
   // Null when there is none of that name.
   const StoredTensor* find(std::string_view name) const;
+
+  // What came with the tensors; each is empty where the format or the file has nothing of the kind.
+  // The nested dictionary that the tensors were taken from: the keys that lead to it, joined by dots; "." is
+  // the object itself.
+  const std::string& dictionary() const { return dictionary_; }
+  // All dictionaries that hold tensors.
+  const std::vector<std::string>& dictionaries() const { return dictionaries_; }
+  // What was stripped from the front of every name: "module.", "module._orig_mod.", ...
+  const std::string& prefix() const { return prefix_; }
+  // Names within the dictionary that hold no tensor.
+  const std::vector<std::string>& skipped() const { return skipped_; }
+  const Metadata& metadata() const { return metadata_; }
 
   // Fills `target`, which has tensor.bytes bytes, with one of tensors(), row-major and without gaps. Throws
   // FormatError for a boolean that is neither 0 nor 1, for data that fails the format's own check, and where
@@ -66,6 +81,11 @@ class WeightsFile {
   virtual void check_data(const StoredTensor&) const {}
 
   FileSource file_;
+  std::string dictionary_;
+  std::vector<std::string> dictionaries_;
+  std::string prefix_;
+  std::vector<std::string> skipped_;
+  Metadata metadata_;
 
  private:
   std::vector<StoredTensor> tensors_;

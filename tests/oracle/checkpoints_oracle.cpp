@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "weights_tools/safetensors.hpp"
-#include "weights_tools/torch_checkpoint.hpp"
 
 namespace {
 
@@ -26,17 +25,13 @@ void compare(const std::filesystem::path& path) {
   const std::string name = path.filename().string();
   const SafetensorsFile expected(std::filesystem::path(path).replace_extension("safetensors"));
   const std::unique_ptr<WeightsFile> file = open_weights(path);
-  const auto* checkpoint = dynamic_cast<const TorchCheckpoint*>(file.get());
-  if (checkpoint == nullptr) {
-    return expect(false, name + ": was not taken for a checkpoint");
-  }
   std::string skipped;
-  for (const std::string& one : checkpoint->skipped()) {
+  for (const std::string& one : file->skipped()) {
     skipped += (skipped.empty() ? "" : ",") + one;
   }
-  for (const auto& [key, found] : {std::pair<const char*, std::string>("format", checkpoint->format()),
-                                   {"dictionary", checkpoint->dictionary()},
-                                   {"prefix", checkpoint->prefix()},
+  for (const auto& [key, found] : {std::pair<const char*, std::string>("format", file->format()),
+                                   {"dictionary", file->dictionary()},
+                                   {"prefix", file->prefix()},
                                    {"skipped", skipped}}) {
     expect(expected.metadata().at(key) == found,
            name + ": " + key + ": found " + found + ", expected " + expected.metadata().at(key));

@@ -148,6 +148,16 @@ TEST_F(SafetensorsTest, SameInputSameBytesAndReplacesAnExistingFile) {
   EXPECT_EQ(files_in_folder(), 2u);
 }
 
+TEST_F(SafetensorsTest, SaysWhatItHoldsWithoutItsFormatBeingKnown) {
+  write_safetensors(path(), {source<float>("x", {1}, {1.0f})}, {{"key", "value"}});
+  const std::unique_ptr<WeightsFile> file = open_weights(path());
+  EXPECT_EQ(file->metadata(), (Metadata{{"key", "value"}}));
+  EXPECT_EQ(file->dictionary(), "");
+  EXPECT_TRUE(file->dictionaries().empty());
+  EXPECT_EQ(file->prefix(), "");
+  EXPECT_TRUE(file->skipped().empty());
+}
+
 TEST_F(SafetensorsTest, AFileWithoutTensorsIsFine) {
   write_safetensors(path(), {}, {});
   const SafetensorsFile file(path());
