@@ -1,11 +1,10 @@
 // Metadata, trainer state, and the files that hold them: see checkpoint.hpp.
 #include "training/checkpoint.hpp"
 
-#include <charconv>
-#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/error.hpp"
+#include "training/metadata_reader.hpp"
 #include "weights_tools/parameters.hpp"
 
 namespace vesal::training {
@@ -23,49 +22,6 @@ template <class T>
 std::string triple_text(T x, T y, T z) {
   return concat(number_text(x), " ", number_text(y), " ", number_text(z));
 }
-
-class MetadataReader {
- public:
-  MetadataReader(const weights::Metadata& metadata, const std::string& file)
-      : metadata_(metadata), file_(file) {}
-
-  const std::string& text(const char* key) const {
-    const auto found = metadata_.find(key);
-    check<FormatError>(found != metadata_.end(), file_, ": metadata: ", key,
-                       " is missing, expected weights written by vesal train");
-    return found->second;
-  }
-
-  // Exactly `count` numbers separated by single spaces.
-  template <class T>
-  std::vector<T> numbers(const char* key, size_t count) const {
-    const std::string& source = text(key);
-    const char* next = source.data();
-    const char* end = next + source.size();
-    std::vector<T> values;
-    for (size_t i = 0; i < count; ++i) {
-      T value{};
-      const auto [rest, error] = std::from_chars(next, end, value);
-      const bool last = i + 1 == count;
-      require(error == std::errc() && (last ? rest == end : rest != end && *rest == ' '), key);
-      if constexpr (std::is_floating_point_v<T>) {
-        require(std::isfinite(value), key);
-      }
-      values.push_back(value);
-      next = last ? rest : rest + 1;
-    }
-    return values;
-  }
-
-  void require(bool good, const char* key) const {
-    check<FormatError>(good, file_, ": metadata: ", key, ": found ", weights::one_line(text(key)),
-                       ", which makes no sense");
-  }
-
- private:
-  const weights::Metadata& metadata_;
-  const std::string& file_;
-};
 
 std::vector<weights::NamedTensor> all_tensors(const models::Fusion& network,
                                               const layers::Optimizer& optimizer) {
@@ -98,7 +54,7 @@ weights::Metadata to_metadata(const WeightsInfo& info) {
 }
 
 WeightsInfo weights_info_from(const weights::Metadata& metadata, const std::string& file) {
-  const MetadataReader reader(metadata, file);
+  const MetadataReader reader(metadata, file, "weights written by vesal train");
   check<FormatError>(metadata.contains("vesal.version"), file,
                      ": metadata: vesal.version is missing, expected weights written by vesal train");
   WeightsInfo info;
