@@ -15,6 +15,8 @@ Command make_train(CLI::App& program);
 Command make_predict(CLI::App& program);
 Command make_evaluate(CLI::App& program);
 Command make_phantom(CLI::App& program);
+Command make_inspect(CLI::App& program);
+Command make_convert(CLI::App& program);
 Command make_doctor(CLI::App& program);
 
 }  // namespace vesal::apps

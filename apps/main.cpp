@@ -150,8 +150,9 @@ int run(int argc, char** argv) {
       "  vesal evaluate --predictions predictions --labels data/test\n\n"
       "vesal COMMAND --help tells all about a command.\n"
       "Exit codes: 0 done, 1 failure, 2 wrong usage, 3 some cases failed, 130 interrupted.");
-  const std::vector<Command> commands{make_train(program), make_predict(program), make_evaluate(program),
-                                      make_phantom(program), make_doctor(program)};
+  const std::vector<Command> commands{make_train(program),   make_predict(program), make_evaluate(program),
+                                      make_phantom(program), make_inspect(program), make_convert(program),
+                                      make_doctor(program)};
   for (const Command& command : commands) {
     command.app->set_help_flag("-h,--help", "Print this help and exit")->group("General");
   }

@@ -46,6 +46,12 @@ void check_count(std::span<const float> values, const Shape& shape) {
                     " values do not fill the shape ", to_string(shape));
 }
 
+template <class Values>
+std::vector<std::byte> copied_bytes(const Values& values) {
+  const auto bytes = std::as_bytes(std::span(values));
+  return {bytes.begin(), bytes.end()};
+}
+
 // Names for one line: "3 missing (a, b, ...)"; the first few, and how many there are.
 class Differences {
  public:
@@ -63,6 +69,15 @@ class Differences {
   size_t count_ = 0;
   std::string names_;
 };
+
+std::vector<float> read_finite(const WeightsFile& file, const StoredTensor& stored) {
+  std::vector<float> values = file.read_floats(stored);
+  const auto bad = std::find_if_not(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+  check<FormatError>(bad == values.end(), file.path().string(), ": tensor ", stored.name, ": found ",
+                     bad == values.end() ? 0.0f : *bad, " at position ", bad - values.begin(),
+                     ", expected finite numbers");
+  return values;
+}
 
 int64_t read_counter(const WeightsFile& file, const StoredTensor& stored) {
   check<FormatError>(stored.dtype == "I64", file.path().string(), ": tensor ", stored.name, ": found ",
@@ -157,23 +172,34 @@ std::vector<NamedTensor> named_parameters(const layers::ParameterStore& store) {
   return tensors;
 }
 
+std::vector<std::byte> read_entry(const WeightsFile& file, const StoredTensor& stored,
+                                  const NamedTensor& named) {
+  if (named.constant != nullptr) {
+    check_constant(file, stored, *named.constant);
+    return named.constant->bytes();
+  }
+  if (named.counter != nullptr) {
+    return copied_bytes(std::array{read_counter(file, stored)});
+  }
+  return copied_bytes(read_finite(file, stored));
+}
+
+std::vector<std::byte> entry_bytes(DeviceContext& context, const NamedTensor& named) {
+  if (named.constant != nullptr) {
+    return named.constant->bytes();
+  }
+  if (named.counter != nullptr) {
+    return copied_bytes(std::array{*named.counter});
+  }
+  return copied_bytes(
+      to_file_order(named.tensor.to_host<float>(context), named.tensor.shape(), named.layout));
+}
+
 void write_tensors(DeviceContext& context, const std::filesystem::path& path,
                    const std::vector<NamedTensor>& tensors, const Metadata& metadata) {
   std::vector<TensorSource> sources;
   for (const NamedTensor& named : tensors) {
-    const auto bytes_of = [&context, &named]() -> std::vector<std::byte> {
-      const auto copied = [](const auto& values) {
-        const auto bytes = std::as_bytes(std::span(values));
-        return std::vector<std::byte>(bytes.begin(), bytes.end());
-      };
-      if (named.constant != nullptr) {
-        return named.constant->bytes();
-      }
-      if (named.counter != nullptr) {
-        return copied(std::array{*named.counter});
-      }
-      return copied(to_file_order(named.tensor.to_host<float>(context), named.tensor.shape(), named.layout));
-    };
+    const auto bytes_of = [&context, &named] { return entry_bytes(context, named); };
     sources.push_back({named.name, file_dtype(named), file_shape(named), bytes_of});
   }
   write_safetensors(path, std::move(sources), metadata);
@@ -223,12 +249,8 @@ void load_tensors(DeviceContext& context, const WeightsFile& file, const std::ve
       check_constant(file, *file.find(named.name), *named.constant);
       continue;
     }
-    std::vector<float> stored = file.read_floats(*file.find(named.name));
-    const auto bad = std::find_if_not(stored.begin(), stored.end(), [](float x) { return std::isfinite(x); });
-    check<FormatError>(bad == stored.end(), file.path().string(), ": tensor ", named.name, ": found ",
-                       bad == stored.end() ? 0.0f : *bad, " at position ", bad - stored.begin(),
-                       ", expected finite numbers");
-    values.push_back(to_memory_order(stored, named.tensor.shape(), named.layout));
+    values.push_back(
+        to_memory_order(read_finite(file, *file.find(named.name)), named.tensor.shape(), named.layout));
   }
   auto next_values = values.begin();
   auto next_counter = counters.begin();

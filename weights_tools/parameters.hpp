@@ -40,6 +40,15 @@ DType file_dtype(const NamedTensor& named);
 // The entries of a model under their own names, in order of creation.
 std::vector<NamedTensor> named_parameters(const layers::ParameterStore& store);
 
+// The bytes of the entry `named` as files of Vesal hold it, from a tensor of a file with as many elements:
+// F32 from F64, F32, F16 or BF16, a counter's I64, a constant's own. Refused are the numbers that
+// load_tensors refuses, with the same FormatErrors.
+std::vector<std::byte> read_entry(const WeightsFile& file, const StoredTensor& stored,
+                                  const NamedTensor& named);
+
+// The same bytes from the entry's own numbers.
+std::vector<std::byte> entry_bytes(DeviceContext& context, const NamedTensor& named);
+
 // Writes tensors as F32, counters as I64, and constants, in the order given.
 void write_tensors(DeviceContext& context, const std::filesystem::path& path,
                    const std::vector<NamedTensor>& tensors, const Metadata& metadata);

@@ -48,6 +48,8 @@ class WeightsFile {
   // "safetensors", "PyTorch (zip)", "PyTorch (legacy)", "TorchScript".
   virtual std::string_view format() const = 0;
   const std::filesystem::path& path() const { return file_.path(); }
+  // Bytes of the whole file.
+  uint64_t file_bytes() const { return file_.size(); }
   const std::vector<StoredTensor>& tensors() const { return tensors_; }
   // Null when there is none of that name.
   const StoredTensor* find(std::string_view name) const;
