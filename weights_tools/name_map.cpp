@@ -194,12 +194,16 @@ const std::vector<NameMap>& name_maps() {
 }
 
 const NameMap& name_map_of(std::string_view model) {
+  std::string known;
   for (const NameMap& map : name_maps()) {
-    if (std::find(map.models().begin(), map.models().end(), model) != map.models().end()) {
-      return map;
+    for (const std::string& name : map.models()) {
+      if (name == model) {
+        return map;
+      }
+      known += (known.empty() ? "" : ", ") + name;
     }
   }
-  throw UsageError(concat("model: ", model, ": has no name map, expected it in weights_tools/networks"));
+  throw UsageError(concat("model: found ", model, ", expected one of ", known));
 }
 
 }  // namespace vesal::weights

@@ -79,7 +79,7 @@ class NameMap {
 
 // The maps that the program carries, in the order of their files' names.
 const std::vector<NameMap>& name_maps();
-// The one for a model of the catalogue; UsageError where there is none.
+// The one for a model of the catalogue; UsageError lists the models where there is none.
 const NameMap& name_map_of(std::string_view model);
 
 }  // namespace vesal::weights

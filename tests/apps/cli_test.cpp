@@ -215,14 +215,16 @@ TEST_F(CliTest, HelpIsWorthReading) {
     const Outcome all = vesal({flag});
     EXPECT_EQ(all.code, 0);
     EXPECT_EQ(all.err, "");
-    for (const std::string command : {"train", "predict", "evaluate", "phantom", "doctor"}) {
+    for (const std::string command :
+         {"train", "predict", "evaluate", "phantom", "inspect", "convert", "doctor"}) {
       EXPECT_NE(all.out.find("\n  " + command), std::string::npos) << all.out;
       const Outcome one = vesal({command, flag});
       EXPECT_EQ(one.code, 0);
       EXPECT_EQ(one.err, "");
       EXPECT_NE(one.out.find("Usage: vesal " + command), std::string::npos) << one.out;
       EXPECT_NE(one.out.find("Example"), std::string::npos) << one.out;
-      EXPECT_NE(one.out.find("--threads"), std::string::npos) << one.out;
+      const bool computes = command != "inspect" && command != "convert";
+      EXPECT_EQ(one.out.find("--threads") != std::string::npos, computes) << one.out;
     }
   }
   // Help wins over what is missing or wrong beside it.
@@ -498,6 +500,136 @@ TEST_F(CliTest, WeightsOfAnotherModel) {
                     "predict", {file.string()});
     EXPECT_FALSE(fs::exists(work_ / "out"));
   }
+}
+
+TEST_F(CliTest, InspectShowsWeightsAndCheckpoints) {
+  const Outcome best = vesal({"inspect", run_ / "best.safetensors", "--tensors", "2"});
+  ASSERT_EQ(best.code, 0) << best.err;
+  EXPECT_EQ(best.err, "");
+  for (const char* const part :
+       {"format      safetensors", "looks like  fusion-micro: all ", "preset: \"fusion-micro\"",
+        "warnings    none; all values were read", "more (--tensors all)"}) {
+    EXPECT_NE(best.out.find(part), std::string::npos) << part << " is not in: " << best.out;
+  }
+  const Outcome last = vesal({"inspect", run_ / "last.safetensors", "--tensors", "all", "--no-values"});
+  ASSERT_EQ(last.code, 0) << last.err;
+  for (const char* const part :
+       {"optimizer: ", "vesal.trainer: ", "optimizer adamw", "step 2", "optimizer.second_moment.",
+        "looks like  fusion-micro: all ", "values were not read"}) {
+    EXPECT_NE(last.out.find(part), std::string::npos) << part << " is not in: " << last.out;
+  }
+  EXPECT_EQ(last.out.find("more (--tensors all)"), std::string::npos);
+  const Outcome json = vesal({"inspect", run_ / "last.safetensors", "--json"});
+  const auto parsed = nlohmann::json::parse(json.out);
+  EXPECT_EQ(parsed.at("looks_like").at(0).at("model"), "fusion-micro");
+  EXPECT_EQ(parsed.at("values_read"), true);
+  EXPECT_EQ(parsed.at("tensors").size(), parsed.at("total").at("tensors").get<size_t>());
+  expect_one_line(vesal({"inspect", run_ / "best.safetensors", "--tensors", "some"}), 2, "inspect",
+                  {"--tensors: found some, expected a number or all"});
+  expect_one_line(vesal({"inspect", run_ / "best.safetensors", "--dictionary", "ema"}), 1, "inspect",
+                  {"best.safetensors", "\"ema\"", "a safetensors file has none"});
+}
+
+TEST_F(CliTest, ConvertMakesWeightsThatPredictRuns) {
+  // As another program would hand them on: the tensors alone, under a misleading name.
+  const fs::path source = work_ / "model.pth";
+  const weights::SafetensorsFile trained(run_ / "best.safetensors");
+  std::vector<weights::TensorSource> tensors;
+  for (const weights::StoredTensor& stored : trained.tensors()) {
+    tensors.push_back({stored.name, stored.dtype == "I64" ? DType::i64 : DType::f32, stored.shape,
+                       [&] { return trained.read_bytes(stored); }});
+  }
+  weights::write_safetensors(source, std::move(tensors), {});
+  const fs::path out = work_ / "own.safetensors";
+  const Arguments arguments{"convert", "--from",       source,
+                            "--model", "fusion-micro", "--out",
+                            out,       "--report",     work_ / "report.json"};
+  const Outcome outcome = vesal(arguments);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(outcome.err, "");
+  EXPECT_NE(outcome.out.find("missing     none"), std::string::npos) << outcome.out;
+  EXPECT_EQ(nlohmann::json::parse(slurp(work_ / "report.json")).at("result"), "converted");
+  EXPECT_EQ(weights::SafetensorsFile(out).metadata().at("vesal.source_file"), "model.pth");
+  const Outcome prediction = vesal({"predict", "--weights", out, "--input", copy_case(), "--out",
+                                    work_ / "maps", "--patch", "16", "16", "16", "--device", "cpu"});
+  EXPECT_EQ(prediction.code, 0) << prediction.err;
+  const Outcome expected = predict(work_ / "case", work_ / "expected", {"--patch", "16", "16", "16"});
+  EXPECT_EQ(expected.code, 0) << expected.err;
+  EXPECT_EQ(slurp(work_ / "maps" / "case.nii.gz"), slurp(work_ / "expected" / "case.nii.gz"));
+
+  // Of a checkpoint the weights remain, with what they say of themselves.
+  const fs::path weights_only = work_ / "weights.safetensors";
+  const Outcome checkpoint = vesal(
+      {"convert", "--from", run_ / "last.safetensors", "--model", "fusion-micro", "--out", weights_only});
+  ASSERT_EQ(checkpoint.code, 0) << checkpoint.err;
+  const weights::SafetensorsFile converted(weights_only);
+  EXPECT_EQ(converted.tensors().size(), trained.tensors().size());
+  EXPECT_EQ(converted.metadata().at("vesal.patch"), "16 16 16");
+  EXPECT_FALSE(converted.metadata().contains("vesal.trainer"));
+}
+
+TEST_F(CliTest, ConvertRefusesInOneLineAndLeavesNothing) {
+  const fs::path good = run_ / "best.safetensors";
+  const fs::path out = work_ / "out.safetensors";
+  const auto convert = [&](const fs::path& from, const Arguments& more = {},
+                           const std::string& model = "fusion-micro") {
+    Arguments arguments{"convert", "--from", from, "--model", model, "--out", out};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return vesal(arguments);
+  };
+  const auto refused = [&](const Outcome& outcome, const std::vector<std::string>& parts, int code = 1) {
+    expect_one_line(outcome, code, "convert", parts);
+    EXPECT_FALSE(fs::exists(out));
+  };
+  const auto file = [&](const std::string& name, const std::string& bytes) {
+    spit(work_ / name, bytes);
+    return work_ / name;
+  };
+  refused(convert(work_ / "absent"), {"absent", "No such file"});
+  refused(convert(file("empty", "")), {"empty: is empty, expected weights"});
+  refused(convert(file("text", "weights, honestly")),
+          {"text: starts with", "expected safetensors or a PyTorch checkpoint"});
+  refused(convert(file("page.pth", "<!DOCTYPE html>")), {"page.pth: is HTML or XML"});
+  const std::string bytes = slurp(good);
+  refused(convert(file("half.safetensors", bytes.substr(0, bytes.size() / 2))),
+          {"half.safetensors: tensor", "truncated?"});
+  const std::string entry = R"("a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]})";
+  const std::string header = "{" + entry + "," + entry + "}";
+  uint64_t length = header.size();
+  refused(convert(file("twice.safetensors",
+                       std::string(reinterpret_cast<const char*>(&length), 8) + header + "1234")),
+          {"twice.safetensors: header: the name \"a\" occurs twice"});
+  refused(convert(good, {"--dictionary", "ema"}), {"holds no dictionary \"ema\""});
+  refused(convert(good, {}, "fusion-huge"), {"model: found fusion-huge, expected one of", "fusion-tiny"}, 2);
+  refused(convert(good, {}, "fusion-tiny"), {"--model: found fusion-tiny, expected \"fusion-micro\""}, 2);
+  refused(convert(good, {"--strict", "--allow-missing"}), {"--allow-missing: found together with --strict"},
+          2);
+
+  // Another network's tensors, and one that lacks some: named, and listed in the report.
+  const fs::path other = work_ / "other";
+  weights::write_safetensors(
+      other, {{"conv.weight", DType::f32, {2}, [] { return std::vector<std::byte>(8); }}}, {});
+  refused(convert(other, {"--allow-missing"}),
+          {"other: does not fit fusion-micro, of which 0 of", "missing (", "unexpected (\"conv.weight\")"});
+  const weights::SafetensorsFile trained(good);
+  std::vector<weights::TensorSource> tensors;
+  for (const weights::StoredTensor& stored : trained.tensors()) {
+    tensors.push_back({stored.name, stored.dtype == "I64" ? DType::i64 : DType::f32, stored.shape,
+                       [&] { return trained.read_bytes(stored); }});
+  }
+  const std::string lost = tensors.back().name;
+  tensors.pop_back();
+  weights::write_safetensors(work_ / "lacking", std::move(tensors), {});
+  refused(convert(work_ / "lacking", {"--report", work_ / "report.json"}), {"1 missing (\"" + lost + "\")"});
+  EXPECT_EQ(nlohmann::json::parse(slurp(work_ / "report.json")).at("missing").at(0).at("name"), lost);
+  refused(convert(work_ / "lacking", {"--allow-missing", "--report", work_ / "report.json"}),
+          {"report.json: found an existing file"});
+
+  spit(out, "old");
+  expect_one_line(convert(good), 1, "convert", {"out.safetensors: found an existing file", "--overwrite"});
+  EXPECT_EQ(slurp(out), "old");
+  EXPECT_EQ(convert(good, {"--overwrite"}).code, 0);
+  EXPECT_NE(slurp(out), "old");
 }
 
 TEST_F(CliTest, UnknownModality) {
