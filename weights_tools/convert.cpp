@@ -155,7 +155,8 @@ std::string ConversionReport::problem(bool allow_missing, bool allow_unexpected)
   const auto add = [&](const std::string& part) { text += (text.empty() ? "" : "; ") + part; };
   const auto name = [](const LoneTensor& lone) { return one_line(lone.name); };
   if (!conflicts.empty()) {
-    add(counted(conflicts, "that cannot be", [](const std::string& conflict) { return conflict; }));
+    add(counted(conflicts, conflicts.size() == 1 ? "conflict" : "conflicts",
+                [](const std::string& conflict) { return conflict; }));
   }
   if (!missing.empty() && (!allow_missing || matched.empty())) {
     add(counted(missing, "missing", name));
@@ -165,6 +166,11 @@ std::string ConversionReport::problem(bool allow_missing, bool allow_unexpected)
   }
   if (text.empty()) {
     return matched.empty() ? concat("holds nothing for ", model) : "";
+  }
+  if (score() < kLeastLikeness) {
+    text += "; vesal inspect says which network it looks like";
+  } else if (conflicts.empty() && (unexpected.empty() || allow_unexpected)) {
+    text += "; --allow-missing lets them start anew";
   }
   return concat("does not fit ", model, ", of which ", matched.size(), " of ", model_entries,
                 " entries match: ", text);
@@ -208,7 +214,6 @@ ConversionReport match(const WeightsFile& file, const NameMap& map, std::string_
       continue;
     }
     const StoredTensor& stored = *found.front().stored;
-    const std::string here = described(stored.name, stored.dtype, stored.shape) + " in the file";
     const std::string there = described(entry.name, dtype, shape) + " in " + report.model;
     if (entry.constant != nullptr && !entry.constant->compared && found.size() == 1 &&
         (stored.shape != shape || stored.dtype != dtype)) {
@@ -217,10 +222,11 @@ ConversionReport match(const WeightsFile& file, const NameMap& map, std::string_
     } else if (found.size() > 1) {
       report.conflicts.push_back(concat(one_line(stored.name), " and ", one_line(found[1].stored->name),
                                         " in the file are both ", there));
-    } else if (stored.shape != shape && !(found.front().reshape && same_but_for_ones(stored.shape, shape))) {
-      report.conflicts.push_back(concat(here, " is ", there));
-    } else if (!convertible(stored.dtype, entry)) {
-      report.conflicts.push_back(concat(here, " is ", there));
+    } else if ((stored.shape != shape &&
+                !(found.front().reshape && same_but_for_ones(stored.shape, shape))) ||
+               !convertible(stored.dtype, entry)) {
+      report.conflicts.push_back(
+          concat(described(stored.name, stored.dtype, stored.shape), " in the file, ", there));
     } else {
       report.matched.push_back({stored.name, entry.name, stored.dtype, dtype, stored.shape, shape});
     }
@@ -280,7 +286,7 @@ std::string to_text(const Conversion& conversion, const ConversionRequest& reque
   };
   const auto name = [](const LoneTensor& lone) { return one_line(lone.name); };
   std::string from = concat(request.from.string(), ": ", conversion.format);
-  if (!conversion.dictionary.empty()) {
+  if (!conversion.dictionary.empty() && conversion.dictionary != ".") {
     from += ", dictionary " + one_line(conversion.dictionary);
   }
   if (!conversion.prefix.empty()) {

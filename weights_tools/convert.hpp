@@ -43,6 +43,9 @@ struct LoneTensor {
   std::string why;  // it is ignored
 };
 
+// A file with a lower score does not look like the network.
+constexpr double kLeastLikeness = 0.5;
+
 struct ConversionReport {
   std::string model;
   std::vector<MatchedTensor> matched;  // in the model's order, as missing and computed

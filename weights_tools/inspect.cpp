@@ -22,9 +22,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr size_t kMostGroups = 12;    // that are shown
-constexpr size_t kMostWarnings = 20;  // that are shown
-constexpr size_t kMostDictionaries = 12;
+constexpr size_t kMostGroups = 6;         // that are shown
+constexpr size_t kMostWarnings = 20;      // that are shown
+constexpr size_t kMostDictionaries = 12;  // that are shown, and names without a tensor
 
 // A name as it is, or quoted where that would not be safe or clear.
 std::string shown(const std::string& name) {
@@ -200,8 +200,9 @@ std::string to_text(const Inspection& inspection, const WeightsFile& file, size_
         others += (others.empty() ? "" : ", ") + one_line(other);
       }
     }
-    line("dictionary", concat(one_line(file.dictionary()), count == 0 ? "" : "; others: ", others,
-                              count > kMostDictionaries ? ", ..." : ""));
+    line("dictionary",
+         concat(file.dictionary() == "." ? "the object itself, \".\"" : one_line(file.dictionary()),
+                count == 0 ? "" : "; others: ", others, count > kMostDictionaries ? ", ..." : ""));
   }
   if (!file.prefix().empty()) {
     line("prefix", one_line(file.prefix()) + ", stripped from every name");
@@ -220,10 +221,17 @@ std::string to_text(const Inspection& inspection, const WeightsFile& file, size_
   line("tensors", concat(grouped(inspection.total.tensors), types, types.empty() ? "" : ")", ", ",
                          grouped(static_cast<uint64_t>(inspection.total.numbers)), " numbers, ",
                          size_text(inspection.total.bytes)));
-  if (inspection.groups.size() > 1 && inspection.groups.size() <= kMostGroups) {
-    for (const TensorGroup& group : inspection.groups) {
-      line("", concat(shown(group.name), ": ", group.tensors, " tensors, ",
+  if (inspection.groups.size() > 1) {
+    std::vector<TensorGroup> groups = inspection.groups;
+    std::stable_sort(groups.begin(), groups.end(),
+                     [](const TensorGroup& a, const TensorGroup& b) { return a.bytes > b.bytes; });
+    for (size_t i = 0; i < std::min(groups.size(), kMostGroups); ++i) {
+      const TensorGroup& group = groups[i];
+      line("", concat(shown(group.name), ": ", grouped(group.tensors), " tensors, ",
                       grouped(static_cast<uint64_t>(group.numbers)), " numbers, ", size_text(group.bytes)));
+    }
+    if (groups.size() > kMostGroups) {
+      line("", concat("and ", grouped(groups.size() - kMostGroups), " smaller groups"));
     }
   }
   if (inspection.likenesses.empty()) {

@@ -38,9 +38,6 @@ struct Inspection {
   bool values_read = false;
 };
 
-// What looks less like a network than this does not look like it.
-constexpr double kLeastLikeness = 0.5;
-
 // Values are read only if `read_values`, one tensor at a time: they are what NaN, damage (CRC-32) and
 // booleans that are neither 0 nor 1 are found by. The context's device is where the catalogue's networks are
 // made, without values.

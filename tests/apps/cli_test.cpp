@@ -602,7 +602,7 @@ TEST_F(CliTest, ConvertRefusesInOneLineAndLeavesNothing) {
   refused(convert(good, {"--dictionary", "ema"}), {"holds no dictionary \"ema\""});
   refused(convert(good, {}, "fusion-huge"), {"model: found fusion-huge, expected one of", "fusion-tiny"}, 2);
   refused(convert(good, {}, "fusion-tiny"), {"--model: found fusion-tiny, expected \"fusion-micro\""}, 2);
-  refused(convert(good, {"--strict", "--allow-missing"}), {"--allow-missing: found together with --strict"},
+  refused(convert(good, {"--strict", "--allow-missing"}), {"--strict: found together with --allow-missing"},
           2);
 
   // Another network's tensors, and one that lacks some: named, and listed in the report.
