@@ -16,49 +16,7 @@
 namespace vesal::weights {
 namespace {
 
-using Records = std::vector<std::pair<std::string, std::string>>;
-
-const std::string kThree = raw<float>({1.0f, 2.0f, 3.0f});
-
-// The archive of a pickle and storages.
-std::string zip_of(const std::string& pickle, const Records& storages = {{"0", kThree}},
-                   const Records& more = {}) {
-  ZipBuilder zip;
-  zip.add("archive/data.pkl", pickle);
-  for (const auto& [key, data] : storages) {
-    zip.add("archive/data/" + key, data);
-  }
-  for (const auto& [name, data] : more) {
-    zip.add(std::string("archive/") + name, data);
-  }
-  return zip.add("archive/version", "3\n").finish();
-}
-
-// {"w": the value that the opcodes push}
-PickleBuilder one(const PickleBuilder& value) {
-  return PickleBuilder().op("}").text("w").op(value.stop().substr(2, value.stop().size() - 3)).op("s");
-}
 PickleBuilder opcodes() { return PickleBuilder(); }
-
-// A legacy file: pickles, then storages as they are given.
-std::string legacy_of(const std::string& object, const std::vector<std::string>& keys,
-                      const std::string& storages) {
-  PickleBuilder list;
-  list.op("](");
-  for (const std::string& key : keys) {
-    list.text(key);
-  }
-  return PickleBuilder().op("\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19").stop() +
-         PickleBuilder().op("M\xe9\x03").stop() +
-         PickleBuilder()
-             .op("}")
-             .text("protocol_version")
-             .op("M\xe9\x03s")
-             .text("little_endian")
-             .op("\x88s")
-             .stop() +
-         object + list.op("e").stop() + storages;
-}
 
 class TorchCheckpointTest : public FileTest {
  protected:
