@@ -27,7 +27,11 @@ static_assert(sizeof(nifti_1_header) == 348 && sizeof(nifti_2_header) == 540);
 constexpr int64_t kExtenderBytes = 4;
 // Deflate's best ratio is 1032 to 1: a stream of n bytes never holds more than this times n.
 constexpr int64_t kMaxGzipRatio = 1040;
-constexpr int64_t kMaxExtensionBytes = int64_t{1} << 28;
+// Of a header and its extensions together: where the voxels start at the latest.
+constexpr int64_t kMaxOffset = int64_t{1} << 28;
+constexpr int64_t kMaxVoxels = int64_t{1} << 32;
+// What may follow the voxels in a gzip stream beyond the size of the file itself.
+constexpr int64_t kMaxTrailingBytes = int64_t{1} << 20;
 
 // A plain or gzip file as one stream. zlib reads both, and checks the checksum at the stream's end.
 class Input {
@@ -43,7 +47,7 @@ class Input {
     check<IoError>(!error, path.string(), ": size cannot be read: ", error.message());
     file_ = gzopen(path.c_str(), "rb");
     check<IoError>(file_ != nullptr, path.string(), ": cannot be opened: ", std::strerror(errno));
-    gzbuffer(file_, 1 << 18);
+    gzbuffer(file_, static_cast<unsigned>(std::clamp<int64_t>(file_bytes_, 1 << 12, 1 << 18)));
   }
   ~Input() { gzclose_r(file_); }
   Input(const Input&) = delete;
@@ -72,15 +76,21 @@ class Input {
     return done;
   }
 
-  // Reads to the end, so that a checksum there is verified.
+  // Reads to the end, so that a checksum there is verified; but not what a gzip bomb unpacks to.
   void drain() {
-    std::vector<char> scratch(1 << 16);
-    while (read(scratch.data(), static_cast<int64_t>(scratch.size())) > 0) {
+    std::vector<char> scratch(1 << 14);
+    const int64_t most = file_bytes_ + kMaxTrailingBytes;
+    for (int64_t done = 0; const int64_t got = read(scratch.data(), static_cast<int64_t>(scratch.size()));) {
+      done += got;
+      check<FormatError>(done <= most, path_.string(), ": more than ", most,
+                         " bytes follow the voxels that dim declares, expected the end of the file");
     }
   }
 
   bool compressed() { return gzdirect(file_) == 0; }
   int64_t file_bytes() const { return file_bytes_; }
+  // What the file can hold at most, unpacked.
+  int64_t most_bytes() { return checked_mul(file_bytes_, compressed() ? kMaxGzipRatio : 1); }
   int64_t position() const { return position_; }
   const std::filesystem::path& path() const { return path_; }
 
@@ -185,6 +195,10 @@ void check_dims(const Fields& f, const std::string& name) {
   }
   check<FormatError>(volumes == 1, name, ": dim is ", dims_text(f), ", ", volumes,
                      " volumes; expected one 3D volume (split the file, or pick one volume of it)");
+  const double voxels =
+      static_cast<double>(f.dim[1]) * static_cast<double>(f.dim[2]) * static_cast<double>(f.dim[3]);
+  check<FormatError>(voxels <= static_cast<double>(kMaxVoxels), name, ": dim is ", dims_text(f), ", ", voxels,
+                     " voxels; expected at most ", kMaxVoxels);
 }
 
 double millimetres_per_unit(int units) {
@@ -365,6 +379,8 @@ Parsed parse_header(Input& input) {
   const Affine stored = stored_affine(f, name);
   match_axes(stored, header);
 
+  check<FormatError>(f.offset <= kMaxOffset, name, ": vox_offset is ", f.offset, ", expected at most ",
+                     kMaxOffset);
   const int64_t header_end = static_cast<int64_t>(header.bytes.size()) + kExtenderBytes;
   if (f.pair) {
     check<FormatError>(f.offset >= 0, name, ": vox_offset is ", f.offset, ", expected at least 0");
@@ -374,6 +390,9 @@ Parsed parse_header(Input& input) {
   f.offset = f.offset == 0 ? header_end : f.offset;
   check<FormatError>(f.offset >= header_end, name, ": vox_offset is ", f.offset, ", expected at least ",
                      header_end);
+  // Before there is room made for extensions.
+  check<FormatError>(f.offset <= input.most_bytes(), name, ": vox_offset is ", f.offset,
+                     ", more than this file of ", input.file_bytes(), " bytes can hold");
   std::array<char, 4> extender{};
   if (input.read(extender.data(), kExtenderBytes) == kExtenderBytes && extender[0] != 0) {
     while (input.position() + 16 <= f.offset) {
@@ -383,10 +402,10 @@ Parsed parse_header(Input& input) {
         nifti_swap_4bytes(2, sizes);
       }
       const int64_t size = sizes[0];
-      check<FormatError>(size >= 16 && size % 16 == 0 && size <= kMaxExtensionBytes &&
-                             input.position() - 8 + size <= f.offset,
-                         name, ": esize of an extension is ", size,
-                         ", expected a multiple of 16 that ends before byte ", f.offset);
+      check<FormatError>(
+          size >= 16 && size % 16 == 0 && size <= kMaxOffset && input.position() - 8 + size <= f.offset, name,
+          ": esize of an extension is ", size, ", expected a multiple of 16 that ends before byte ",
+          f.offset);
       NiftiHeader::Extension extension{sizes[1], std::vector<std::byte>(static_cast<size_t>(size - 8))};
       check<FormatError>(input.read(extension.bytes.data(), size - 8) == size - 8, name,
                          ": extension is truncated");
@@ -486,11 +505,9 @@ void read_voxels(Input& input, const Parsed& parsed, Image& volume) {
   const double wanted = static_cast<double>(header.stored_size.x) *
                         static_cast<double>(header.stored_size.y) *
                         static_cast<double>(header.stored_size.z) * width;
-  const int64_t ratio = input.compressed() ? kMaxGzipRatio : 1;
-  check<FormatError>(wanted + static_cast<double>(f.offset) <=
-                         static_cast<double>(input.file_bytes()) * static_cast<double>(ratio),
-                     name, ": dim is ", dims_text(f), " of ", nifti_datatype_to_string(f.datatype), ", ",
-                     wanted, " bytes, more than this file of ", input.file_bytes(),
+  check<FormatError>(wanted + static_cast<double>(f.offset) <= static_cast<double>(input.most_bytes()), name,
+                     ": dim is ", dims_text(f), " of ", nifti_datatype_to_string(f.datatype), ", ", wanted,
+                     " bytes, more than this file of ", input.file_bytes(),
                      " bytes can hold: truncated or a wrong header");
   const int64_t count = header.stored_size.voxels();
   const int64_t bytes = checked_mul(count, width);

@@ -281,17 +281,18 @@ NpyArray read_npy(const ReadNext& read, uint64_t size, const std::string& source
   if (header.big_endian) {
     swap_bytes(array.data, element);
   }
-  if (header.fortran_order && array.shape.size() > 1) {
+  // Extents beside a 0 may overflow strides.
+  if (header.fortran_order && array.shape.size() > 1 && bytes > 0) {
     array.data = element == 1   ? row_major<uint8_t>(array.data, array.shape)
                  : element == 2 ? row_major<uint16_t>(array.data, array.shape)
                  : element == 4 ? row_major<uint32_t>(array.data, array.shape)
                                 : row_major<uint64_t>(array.data, array.shape);
   }
   if (array.type == NpyType::boolean) {
-    const auto* bad = std::find_if(array.data.data(), array.data.data() + array.data.size(),
-                                   [](std::byte b) { return b > std::byte{1}; });
-    check<FormatError>(bad == array.data.data() + array.data.size(), source, ": found a boolean of ",
-                       bytes == 0 ? 0 : std::to_integer<int>(*bad), ", expected 0 or 1");
+    const auto bad =
+        std::find_if(array.data.begin(), array.data.end(), [](std::byte b) { return b > std::byte{1}; });
+    check<FormatError>(bad == array.data.end(), source, ": found a boolean of ",
+                       bad == array.data.end() ? 0 : std::to_integer<int>(*bad), ", expected 0 or 1");
   }
   return array;
 }

@@ -67,7 +67,8 @@ constexpr size_t kObjectFields = 3;  // callable, arguments, state; what was set
 // Bytes [begin, end) of a file, one after the other.
 class ByteReader {
  public:
-  ByteReader(const FileSource& file, uint64_t begin, uint64_t end) : file_(file), next_(begin), end_(end) {}
+  ByteReader(const FileSource& file, uint64_t begin, uint64_t end)
+      : file_(file), next_(begin), end_(end), buffer_(std::min<uint64_t>(64u << 10, end - begin)) {}
 
   uint64_t position() const { return next_ - (filled_ - used_); }
   uint64_t remaining() const { return end_ - position(); }
@@ -93,7 +94,7 @@ class ByteReader {
   const FileSource& file_;
   uint64_t next_;  // the first byte of the file that is not in the buffer yet
   uint64_t end_;
-  std::vector<std::byte> buffer_ = std::vector<std::byte>(64u << 10);
+  std::vector<std::byte> buffer_;
   size_t used_ = 0;
   size_t filled_ = 0;
 };

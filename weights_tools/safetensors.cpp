@@ -11,6 +11,7 @@
 
 #include "base/atomic_file.hpp"
 #include "base/error.hpp"
+#include "weights_tools/strided_read.hpp"
 
 namespace vesal::weights {
 namespace {
@@ -19,7 +20,8 @@ static_assert(std::endian::native == std::endian::little,
               "safetensors are little-endian; no byte swap is built in");
 
 constexpr std::string_view kMetadataKey = "__metadata__";
-constexpr size_t kMaxRank = 32;
+// Tensors and lines of metadata. A header of the largest size could name ten million.
+constexpr size_t kMaxNames = 1'000'000;
 
 // Follows the parser through a header and accepts exactly
 //   {"name": {"dtype": "F32", "shape": [..], "data_offsets": [b, e]}, ..., "__metadata__": {"key": "value",
@@ -49,7 +51,7 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
       return refuse("a number");
     }
     std::vector<uint64_t>& list = field_ == "shape" ? entries.back().shape : entries.back().range;
-    check<FormatError>(list.size() < kMaxRank, where(), ": more than ", kMaxRank, " numbers");
+    check<FormatError>(list.size() < kMaxStoredRank, where(), ": more than ", kMaxStoredRank, " numbers");
     list.push_back(value);
     return true;
   }
@@ -83,6 +85,9 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool key(string_t& text) override {
+    if (depth_ == 1 || in_metadata_) {
+      check<FormatError>(++name_count_ <= kMaxNames, file_, ": header: more than ", kMaxNames, " names");
+    }
     if (depth_ == 1) {
       check<FormatError>(names_.insert(text).second, file_, ": header: the name ", one_line(text),
                          " occurs twice");
@@ -143,6 +148,7 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
   const std::string& file_;
   std::set<std::string> names_;
   std::set<std::string> fields_;
+  size_t name_count_ = 0;
   std::string name_;
   std::string field_;
   int depth_ = 0;

@@ -324,6 +324,8 @@ void TorchObjects::add_own_entries(const Module& module, std::vector<TorchNamed>
         check<FormatError>(name.size() <= kMaxTensorNameBytes, file_, ": a tensor's name passes ",
                            kMaxTensorNameBytes, " bytes: ", one_line(name));
         spend(name.size());
+        check<FormatError>(entries.size() + children.size() < kMaxTensors, file_,
+                           ": its modules hold more than ", kMaxTensors, " names");
         if (tensor) {
           entries.push_back({std::move(name), value});
         } else {
@@ -362,6 +364,8 @@ std::vector<TorchNamed> TorchObjects::module_entries(PickleValue root) const {
                        kMaxPickleNesting, " deep; does one contain itself?");
     std::vector<Module> children;
     add_own_entries(module, entries, children);
+    check<FormatError>(waiting.size() + children.size() <= kMaxTensors, file_, ": holds more than ",
+                       kMaxTensors, " modules");
     // The first child is the next to be looked at.
     std::move(children.rbegin(), children.rend(), std::back_inserter(waiting));
   }

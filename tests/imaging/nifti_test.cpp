@@ -321,7 +321,8 @@ TEST(Nifti, BadFiles) {
     parts.push_back(name);
     expect_error<FormatError>([&] { read_nifti(folder / name); }, parts);
   };
-  expect_error<IoError>([&] { read_nifti(folder / "missing.nii.gz"); }, {"missing.nii.gz", "no such file", "expected a NIfTI file"});
+  expect_error<IoError>([&] { read_nifti(folder / "missing.nii.gz"); },
+                        {"missing.nii.gz", "no such file", "expected a NIfTI file"});
   expect_error<IoError>([&] { read_nifti(folder.path()); }, {"is a folder"});
   reject("empty.nii", {}, {"is empty"});
   reject("short.nii", std::vector<char>(100, 'a'), {"not a NIfTI file", "100 bytes"});
@@ -348,10 +349,13 @@ TEST(Nifti, BadFiles) {
   raw.put<int16_t>(40, 9);
   reject("rank.nii", raw.bytes, {"dim[0] is 9"});
   raw = small_file();
-  raw.dims({32767, 32767, 32767});
+  raw.dims({32767, 32767, 3});
   reject("absurd.nii", raw.bytes, {"more than this file", "can hold"});
   write_gzip(folder / "absurd.nii.gz", raw.bytes);
   expect_error<FormatError>([&] { read_nifti(folder / "absurd.nii.gz"); }, {"can hold"});
+  raw.dims({32767, 32767, 32767});
+  reject("more_absurd.nii", raw.bytes, {"dim is 32767 x 32767 x 32767", "expected at most 4294967296"});
+  expect_error<FormatError>([&] { read_nifti_header(folder / "more_absurd.nii"); }, {"expected at most"});
   raw = small_file();
   raw.type(128, 24);
   reject("rgb.nii", raw.bytes, {"datatype is 128", "RGB24", "expected"});
@@ -378,6 +382,29 @@ TEST(Nifti, BadFiles) {
   raw.put<int32_t>(352, 1 << 20);
   raw.bytes.resize(512);
   reject("extension.nii", raw.bytes, {"esize"});
+}
+
+// A small file that unpacks to much: behind the voxels, in front of them, or as extensions.
+TEST(Nifti, GzipBombs) {
+  const TemporaryFolder folder;
+  RawNifti raw = small_file();
+  const auto packed = [&](const char* name, size_t bytes) {
+    std::vector<char> large = raw.bytes;
+    large.resize(large.size() + bytes, 0);
+    write_gzip(folder / name, large);
+    return folder / name;
+  };
+  EXPECT_EQ(read_nifti(packed("padded.nii.gz", 1000)).volume.data[23], 23.0f);
+  expect_error<FormatError>([&] { read_nifti(packed("behind.nii.gz", 64 << 20)); },
+                            {"behind.nii.gz", "follow the voxels that dim declares"});
+  raw.put<float>(108, 0x1p28f + 32);
+  expect_error<FormatError>([&] { read_nifti(packed("offset.nii.gz", 1 << 20)); },
+                            {"vox_offset is 268435488", "expected at most 268435456"});
+  raw.put<float>(108, 0x1p28f);
+  raw.bytes[348] = 1;
+  raw.put<int32_t>(352, 1 << 27);
+  expect_error<FormatError>([&] { read_nifti(packed("extension.nii.gz", 1 << 20)); },
+                            {"vox_offset is 268435456", "can hold"});
 }
 
 TEST(Nifti, TrailingExtentsOfOneAreFine) {

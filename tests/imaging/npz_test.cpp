@@ -120,6 +120,9 @@ TEST_F(NpzTest, ReadsEveryShapeOrderAndVersion) {
             (std::vector<float>{1, 3, 2, 4}));
   EXPECT_EQ(parse(npy(dictionary("<f4", "()"), raw<float>({7}))).to_floats(), std::vector<float>{7});
   EXPECT_EQ(parse(npy(dictionary("<f4", "(3, 0)", true), "")).count(), 0);
+  // Extents beside a 0 whose strides pass 2^63.
+  EXPECT_EQ(parse(npy(dictionary("|u1", "(9223372036854775807, 2, 0)", true), "")).count(), 0);
+  EXPECT_EQ(parse(npy(dictionary("|b1", "(2,)"), "\1\1")).to_labels(), (std::vector<uint8_t>{1, 1}));
   EXPECT_EQ(parse(npy("{\"shape\":(1,),\"fortran_order\":False,\"descr\":\"|u1\"}", "\5")).to_labels(),
             std::vector<uint8_t>{5})
       << "any order of keys, either quote, no spaces";

@@ -497,6 +497,45 @@ TEST_F(TorchCheckpointTest, ObjectsThatAreReachedOverAndOver) {
       zip_of(PickleBuilder().op("}(").text("all").op("(" + inner + "t").text("m").op("h\1u").stop()));
   EXPECT_NE(line.find("refer to each other"), std::string::npos) << line;
 
+  // Many modules share a dictionary of many tensors, and a module holds another one many times.
+  const auto repeated = [](std::string_view bytes, int times) {
+    std::string names;
+    for (int i = 0; i < times; ++i) {
+      names += concat("X", le(6, 4), 100'000 + i, bytes);
+    }
+    return names;
+  };
+  PickleBuilder shared;
+  shared.op("}(").text("w").vector("0", 3).op("q\1").op(repeated("h\1", 100'000)).op("uq\2");
+  shared.global("my", "Net").op(")\x81}(").text("_parameters").op("h\2").text("_modules").op("}ubq\3");
+  const std::string leaf = shared.stop().substr(2, shared.stop().size() - 3);
+  const auto tree = [&](int modules) {
+    PickleBuilder b;
+    b.op("}(")
+        .text("all")
+        .op("(" + leaf + "t")
+        .text("m")
+        .global("my", "Net")
+        .op(")\x81}(")
+        .text("_parameters")
+        .op("}");
+    b.text("_modules").op("}(" + repeated("h\3", modules) + "uubu");
+    return zip_of(b.stop());
+  };
+  EXPECT_EQ(refusal_of(tree(5)), "");
+  expect_refused(tree(20), "its modules hold more than 1000000 names");
+  PickleBuilder wide;
+  wide.global("my", "Net").op(")\x81}(").text("_parameters").op("}").text("_modules").op("}ubq\1");
+  for (int level = 2; level < 6; ++level) {
+    const std::string below_it = concat('h', static_cast<char>(level - 1));
+    wide.global("my", "Net").op(")\x81}(").text("_parameters").op("}").text("_modules").op("}(");
+    wide.op(repeated(below_it, 300'000) + "uub").op(concat('q', static_cast<char>(level)));
+  }
+  const std::string levels = wide.stop().substr(2, wide.stop().size() - 3);
+  expect_refused(
+      zip_of(PickleBuilder().op("}(").text("all").op("(" + levels + "t").text("m").op("h\5u").stop()),
+      "holds more than 1000000 modules");
+
   // A module that contains itself, a dictionary that does.
   PickleBuilder itself;
   itself.global("my", "Net")
