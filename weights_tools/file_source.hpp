@@ -31,10 +31,12 @@ class FileSource {
 
   // Fills `target` with the bytes that start at `offset`. Throws FormatError for bytes past the end, also
   // where the file has become shorter since it was opened, and IoError where the system cannot read. May be
-  // called from several threads at a time.
+  // called from several threads at a time; large reads use several threads themselves.
   void read(uint64_t offset, std::span<std::byte> target) const;
 
  private:
+  void read_serially(uint64_t offset, std::span<std::byte> target) const;
+
   std::filesystem::path path_;
   std::string name_;
   int descriptor_ = -1;

@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <set>
 #include <variant>
 
 #include "base/error.hpp"
+#include "base/parallel.hpp"
 
 namespace vesal::weights {
 namespace {
@@ -27,17 +29,24 @@ ConvolutionExtents extents_of(const Shape& shape) {
 }
 
 // Exchanges the last two axes of [outer, rows, columns].
-std::vector<float> transposed(std::span<const float> source, int64_t outer, int64_t rows, int64_t columns) {
-  std::vector<float> result(source.size());
-  const float* next = source.data();
-  for (int64_t o = 0; o < outer; ++o) {
-    float* block = result.data() + o * rows * columns;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < columns; ++c) {
-        block[c * rows + r] = *next++;
+void transpose(std::span<const float> source, int64_t outer, int64_t rows, int64_t columns,
+               std::span<float> target) {
+  parallel_for(outer, 1 + (1 << 14) / std::max<int64_t>(1, rows * columns), [&](int64_t begin, int64_t end) {
+    const float* next = source.data() + begin * rows * columns;
+    for (int64_t o = begin; o < end; ++o) {
+      float* block = target.data() + o * rows * columns;
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < columns; ++c) {
+          block[c * rows + r] = *next++;
+        }
       }
     }
-  }
+  });
+}
+
+std::vector<float> transposed(std::span<const float> source, int64_t outer, int64_t rows, int64_t columns) {
+  std::vector<float> result(source.size());
+  transpose(source, outer, rows, columns, result);
   return result;
 }
 
@@ -70,15 +79,6 @@ class Differences {
   std::string names_;
 };
 
-std::vector<float> read_finite(const WeightsFile& file, const StoredTensor& stored) {
-  std::vector<float> values = file.read_floats(stored);
-  const auto bad = std::find_if_not(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
-  check<FormatError>(bad == values.end(), file.path().string(), ": tensor ", stored.name, ": found ",
-                     bad == values.end() ? 0.0f : *bad, " at position ", bad - values.begin(),
-                     ", expected finite numbers");
-  return values;
-}
-
 int64_t read_counter(const WeightsFile& file, const StoredTensor& stored) {
   check<FormatError>(stored.dtype == "I64", file.path().string(), ": tensor ", stored.name, ": found ",
                      stored.dtype, ", expected I64");
@@ -97,6 +97,49 @@ void check_constant(const WeightsFile& file, const StoredTensor& stored, const l
   check<FormatError>(!constant.compared || file.read_bytes(stored) == constant.bytes(), file.path().string(),
                      ": tensor ", stored.name,
                      ": found other numbers than those of the network, which computes them itself");
+}
+
+void check_finite(const WeightsFile& file, const StoredTensor& stored, std::span<const float> values) {
+  const auto is_finite = [](float x) { return std::isfinite(x); };
+  std::atomic<bool> all = true;
+  parallel_for(static_cast<int64_t>(values.size()), 1 << 16, [&](int64_t begin, int64_t end) {
+    bool good = true;
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+      good &= is_finite(values[i]);
+    }
+    if (!good) {
+      all = false;
+    }
+  });
+  if (!all) {
+    const auto bad = std::find_if_not(values.begin(), values.end(), is_finite);
+    throw FormatError(concat(file.path().string(), ": tensor ", stored.name, ": found ", *bad,
+                             " at position ", bad - values.begin(), ", expected finite numbers"));
+  }
+}
+
+// `scratch` has room for the values.
+void read_values(DeviceContext& context, const WeightsFile& file, const StoredTensor& stored,
+                 const NamedTensor& named, std::span<float> scratch) {
+  const Tensor& tensor = named.tensor;
+  const bool plain = named.layout == layers::ParameterLayout::plain;
+  const bool on_host = tensor.device().type == DeviceType::cpu;
+  std::span<float> target(on_host ? tensor.data<float>() : scratch.data(), scratch.size());
+  std::vector<float> turned;
+  if (plain) {
+    file.read_floats(stored, target);
+  } else {
+    file.read_floats(stored, scratch);
+    const ConvolutionExtents extents = extents_of(tensor.shape());
+    if (!on_host) {
+      turned.resize(scratch.size());
+      target = turned;
+    }
+    transpose(scratch, extents.outer, extents.inner, extents.taps, target);
+  }
+  if (!on_host) {
+    tensor.copy_from_host(context, target.data(), target.size_bytes());
+  }
 }
 
 }  // namespace
@@ -181,7 +224,9 @@ std::vector<std::byte> read_entry(const WeightsFile& file, const StoredTensor& s
   if (named.counter != nullptr) {
     return copied_bytes(std::array{read_counter(file, stored)});
   }
-  return copied_bytes(read_finite(file, stored));
+  const std::vector<float> values = file.read_floats(stored);
+  check_finite(file, stored, values);
+  return copied_bytes(values);
 }
 
 std::vector<std::byte> entry_bytes(DeviceContext& context, const NamedTensor& named) {
@@ -238,28 +283,33 @@ void load_tensors(DeviceContext& context, const WeightsFile& file, const std::ve
   }
   check<FormatError>(differences.empty(), file.path().string(), ": weights of another model: ", differences);
 
-  std::vector<std::vector<float>> values;
+  // Twice over the file, so that nothing is changed before all is checked and no second copy of the model is
+  // held.
   std::vector<int64_t> counters;
+  std::vector<float> scratch;
+  const auto scratch_for = [&](const StoredTensor& stored) {
+    scratch.resize(std::max(scratch.size(), static_cast<size_t>(stored.count)));
+    return std::span(scratch).first(static_cast<size_t>(stored.count));
+  };
   for (const NamedTensor& named : tensors) {
+    const StoredTensor& stored = *file.find(named.name);
     if (named.counter != nullptr) {
-      counters.push_back(read_counter(file, *file.find(named.name)));
-      continue;
+      counters.push_back(read_counter(file, stored));
+    } else if (named.constant != nullptr) {
+      check_constant(file, stored, *named.constant);
+    } else {
+      const std::span<float> values = scratch_for(stored);
+      file.read_floats(stored, values);
+      check_finite(file, stored, values);
     }
-    if (named.constant != nullptr) {
-      check_constant(file, *file.find(named.name), *named.constant);
-      continue;
-    }
-    values.push_back(
-        to_memory_order(read_finite(file, *file.find(named.name)), named.tensor.shape(), named.layout));
   }
-  auto next_values = values.begin();
   auto next_counter = counters.begin();
   for (const NamedTensor& named : tensors) {
     if (named.counter != nullptr) {
       *named.counter = *next_counter++;
     } else if (named.constant == nullptr) {
-      named.tensor.copy_from_host(context, next_values->data(), next_values->size() * sizeof(float));
-      ++next_values;
+      const StoredTensor& stored = *file.find(named.name);
+      read_values(context, file, stored, named, scratch_for(stored));
     }
   }
 }

@@ -63,6 +63,7 @@ class TorchCheckpoint : public WeightsFile {
   enum class Layout { zip, script, legacy };
 
   void check_data(const StoredTensor& tensor) const override;
+  bool read_checked(const StoredTensor& tensor, std::span<std::byte> target) const override;
 
   Layout layout_ = Layout::zip;
   std::unique_ptr<ZipArchive> zip_;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/error.hpp"
+#include "base/parallel.hpp"
 #include "weights_tools/safetensors.hpp"
 #include "weights_tools/strided_read.hpp"
 #include "weights_tools/text.hpp"
@@ -24,14 +25,14 @@ constexpr StoredType kStoredTypes[] = {{"C128", 16},   {"C64", 8}, {"F64", 8}, {
                                        {"F8_E5M2", 1}, {"BOOL", 1}};
 
 template <class Stored>
-std::vector<float> widen(const std::vector<std::byte>& bytes) {
-  std::vector<float> values(bytes.size() / sizeof(Stored));
-  for (size_t i = 0; i < values.size(); ++i) {
-    Stored value;
-    std::memcpy(&value, bytes.data() + i * sizeof(Stored), sizeof(Stored));
-    values[i] = static_cast<float>(value);
-  }
-  return values;
+void widen(const std::vector<std::byte>& bytes, std::span<float> target) {
+  parallel_for(static_cast<int64_t>(target.size()), 1 << 16, [&](int64_t begin, int64_t end) {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+      Stored value;
+      std::memcpy(&value, bytes.data() + i * sizeof(Stored), sizeof(Stored));
+      target[i] = static_cast<float>(value);
+    }
+  });
 }
 
 // The beginnings of files that people take for weights.
@@ -106,8 +107,10 @@ void WeightsFile::set_tensors(std::vector<StoredTensor> tensors) {
 void WeightsFile::read(const StoredTensor& tensor, std::span<std::byte> target) const {
   check<ShapeError>(target.size() == tensor.bytes, file_.name(), ": tensor ", one_line(tensor.name), ": ",
                     target.size(), " bytes were offered for its ", tensor.bytes);
-  check_data(tensor);
-  read_strided(file_, tensor.offset, stored_bytes(tensor.dtype), tensor.shape, tensor.strides, target);
+  if (!read_checked(tensor, target)) {
+    check_data(tensor);
+    read_strided(file_, tensor.offset, stored_bytes(tensor.dtype), tensor.shape, tensor.strides, target);
+  }
   if (tensor.dtype == "BOOL") {
     const auto bad = std::find_if(target.begin(), target.end(), [](std::byte b) { return b > std::byte{1}; });
     check<FormatError>(bad == target.end(), file_.name(), ": tensor ", one_line(tensor.name), ": found ",
@@ -123,21 +126,27 @@ std::vector<std::byte> WeightsFile::read_bytes(const StoredTensor& tensor) const
 }
 
 std::vector<float> WeightsFile::read_floats(const StoredTensor& tensor) const {
-  const auto values = [&]<class Stored>(Stored) { return widen<Stored>(read_bytes(tensor)); };
+  std::vector<float> values(static_cast<size_t>(tensor.count));
+  read_floats(tensor, values);
+  return values;
+}
+
+void WeightsFile::read_floats(const StoredTensor& tensor, std::span<float> target) const {
+  check<ShapeError>(target.size() == static_cast<size_t>(tensor.count), file_.name(), ": tensor ",
+                    one_line(tensor.name), ": ", target.size(), " floats were offered for its ",
+                    tensor.count);
   if (tensor.dtype == "F32") {
-    return values(float());
+    read(tensor, std::as_writable_bytes(target));
+  } else if (tensor.dtype == "F64") {
+    widen<double>(read_bytes(tensor), target);
+  } else if (tensor.dtype == "F16") {
+    widen<f16>(read_bytes(tensor), target);
+  } else if (tensor.dtype == "BF16") {
+    widen<bf16>(read_bytes(tensor), target);
+  } else {
+    throw FormatError(concat(file_.name(), ": tensor ", one_line(tensor.name), ": found type ", tensor.dtype,
+                             ", expected F32, F64, F16 or BF16"));
   }
-  if (tensor.dtype == "F64") {
-    return values(double());
-  }
-  if (tensor.dtype == "F16") {
-    return values(f16());
-  }
-  if (tensor.dtype == "BF16") {
-    return values(bf16());
-  }
-  throw FormatError(concat(file_.name(), ": tensor ", one_line(tensor.name), ": found type ", tensor.dtype,
-                           ", expected F32, F64, F16 or BF16"));
 }
 
 std::unique_ptr<WeightsFile> open_weights(const std::filesystem::path& path, std::string_view dictionary) {

@@ -74,6 +74,8 @@ class WeightsFile {
   // Values of an F64, F32, F16 or BF16 tensor as floats; FormatError for other types. Infinities and NaN
   // stay.
   std::vector<float> read_floats(const StoredTensor& tensor) const;
+  // The same into `target`, which has tensor.count elements.
+  void read_floats(const StoredTensor& tensor, std::span<float> target) const;
 
  protected:
   explicit WeightsFile(std::filesystem::path path) : file_(std::move(path)) {}
@@ -81,6 +83,8 @@ class WeightsFile {
   void set_tensors(std::vector<StoredTensor> tensors);
   // Whatever is to be checked before a tensor's bytes are believed.
   virtual void check_data(const StoredTensor&) const {}
+  // Both at once, where they are one pass over the file; false: neither was done.
+  virtual bool read_checked(const StoredTensor&, std::span<std::byte>) const { return false; }
 
   FileSource file_;
   std::string dictionary_;

@@ -59,8 +59,13 @@ class ZipArchive {
   // Reads the data of a stored entry and throws FormatError when its CRC-32 is another: the file is damaged.
   // A CRC-32 of 0 stands for one that was not computed (torch.serialization.set_crc32_options(False)).
   void check_data(const ZipEntry& entry) const;
+  // The same, and the data in `target`, which has entry.bytes bytes: they are read once.
+  void read_data(const ZipEntry& entry, std::span<std::byte> target) const;
 
  private:
+  // `target` is empty, or receives the data.
+  void check_data(const ZipEntry& entry, std::span<std::byte> target) const;
+
   const FileSource& file_;
   std::vector<ZipEntry> entries_;
   std::unordered_map<std::string_view, size_t> index_;
