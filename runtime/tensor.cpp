@@ -4,14 +4,6 @@
 
 namespace vesal {
 
-std::string to_string(const Shape& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) {
-    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  }
-  return text + "]";
-}
-
 Tensor Tensor::empty(DeviceContext& context, Shape shape, DType dtype) {
   Tensor tensor;
   tensor.count_ = element_count(shape);
