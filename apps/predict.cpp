@@ -2,7 +2,9 @@
 #include <sys/resource.h>
 
 #include <chrono>
+#include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -19,6 +21,7 @@
 #include "training/checkpoint.hpp"
 #include "training/evaluation.hpp"
 #include "training/prediction_files.hpp"
+#include "training/segmentation.hpp"
 
 namespace vesal::apps {
 namespace {
@@ -66,10 +69,6 @@ Plan make_plan(const Options& options) {
       by_file != !options.input.empty(),
       by_file ? "--input: found together with --t1n, --t1c, --t2w or --t2f" : "--input: found nothing",
       ", expected either --input or single files");
-  for (const int64_t extent : options.patch) {
-    check<UsageError>(extent % models::Fusion::kStride == 0, "--patch: found ", extent,
-                      ", expected multiples of ", models::Fusion::kStride);
-  }
   Plan plan;
   const fs::path out = options.out;
   if (by_file) {
@@ -124,17 +123,29 @@ Plan make_plan(const Options& options) {
   return plan;
 }
 
+// What a network is run with: the same for all cases, and different for the kinds of networks.
+struct Task {
+  std::string headline;
+  imaging::ModalityMask use{};     // of those that a case has
+  imaging::Vector3 spacing_mm;     // that the network sees; 0: the input's own
+  std::string patch_text;          // of the memory plan's line
+  const char* progress = "tiles";  // what the progress bar counts
+  Json weights, settings;          // run.json's
+  // The memory plan of a case of this size with so many modalities, on its own grid and the network's.
+  std::function<training::MemoryPlan(imaging::Size3 original, imaging::Size3 prepared, int modalities)> plan;
+  std::function<training::PredictedCase(const Job& job)> predict;
+  training::PredictSettings* tiles = nullptr;  // that `predict` reads
+};
+
 // The largest case by its headers, for the memory plan; cases that cannot be read are reported when their
 // turn comes.
-std::optional<training::MemoryPlan> plan_for_largest(const std::vector<Job>& jobs,
-                                                     const training::PredictionOptions& options,
-                                                     int64_t network_bytes) {
+std::optional<training::MemoryPlan> plan_for_largest(const std::vector<Job>& jobs, const Task& task) {
   std::optional<training::MemoryPlan> largest;
   for (const Job& job : jobs) {
     int modalities = 0;
     std::optional<imaging::Geometry> geometry;
     for (size_t i = 0; i < job.files.images.size(); ++i) {
-      if (job.files.images[i].empty() || !options.use[i]) {
+      if (job.files.images[i].empty() || !task.use[i]) {
         continue;
       }
       ++modalities;
@@ -147,13 +158,12 @@ std::optional<training::MemoryPlan> plan_for_largest(const std::vector<Job>& job
     if (!geometry) {
       continue;
     }
-    imaging::Vector3 spacing = options.spacing_mm;
+    imaging::Vector3 spacing = task.spacing_mm;
     for (int axis = 0; axis < 3; ++axis) {
       spacing[axis] = spacing[axis] > 0 ? spacing[axis] : geometry->spacing_mm[axis];
     }
     const training::MemoryPlan plan =
-        training::plan_memory(geometry->size, imaging::geometry_for_spacing(*geometry, spacing).size,
-                              modalities, options.tiles, network_bytes);
+        task.plan(geometry->size, imaging::geometry_for_spacing(*geometry, spacing).size, modalities);
     if (!largest || plan.host_bytes() > largest->host_bytes()) {
       largest = plan;
     }
@@ -174,6 +184,134 @@ std::array<bool, 3> parse_axes(const std::string& text) {
 
 Json triple(const imaging::Size3& size) { return {size.x, size.y, size.z}; }
 
+// A network of regions: tumours from up to four modalities.
+class RegionRun {
+ public:
+  RegionRun(DeviceContext& context, const Options& options, training::PredictionOptions prediction)
+      : loaded_(training::load_network(context, options.weights)), prediction_(std::move(prediction)) {
+    const training::WeightsInfo& info = loaded_.info;
+    const auto seen_in_training = [&](size_t i) { return info.modalities[i]; };
+    imaging::ModalityMask usable{};
+    for (size_t i = 0; i < usable.size(); ++i) {
+      check<UsageError>(options.modalities.empty() || !prediction_.use[i] || seen_in_training(i),
+                        "--modalities: found ", imaging::name_of(imaging::kModalities[i]),
+                        ", expected some of ", imaging::to_string(info.modalities), ", which ",
+                        loaded_.file.string(), " was trained on");
+      usable[i] = prediction_.use[i] && seen_in_training(i);
+    }
+    prediction_.use = usable;
+    prediction_.spacing_mm = options.spacing.empty() ? info.spacing_mm : to_vector(options.spacing);
+    prediction_.scheme =
+        options.label_scheme.empty() ? info.label_scheme : imaging::parse_label_scheme(options.label_scheme);
+    training::PredictSettings& tiles = prediction_.tiles;
+    tiles.patch = options.patch.empty() ? info.patch : to_size(options.patch);
+
+    task.headline = concat(info.network.preset, " after ", info.step, " steps");
+    task.use = prediction_.use;
+    task.spacing_mm = prediction_.spacing_mm;
+    task.patch_text = to_string(tiles.patch);
+    task.plan = [this, network_bytes = training::measure_network_bytes(context, *loaded_.network, tiles.patch,
+                                                                       tiles.precision)](
+                    imaging::Size3 original, imaging::Size3 prepared, int modalities) {
+      return training::plan_memory(original, prepared, modalities, prediction_.tiles, network_bytes);
+    };
+    task.predict = [this, &context](const Job& job) {
+      return training::predict_files(context, *loaded_.network, job.files, prediction_, job.paths);
+    };
+    task.tiles = &prediction_.tiles;
+    task.weights = {{"file", loaded_.file.string()},
+                    {"sha256", sha256_of_file(loaded_.file)},
+                    {"network", info.network.preset},
+                    {"steps", info.step}};
+    task.settings = {{"patch", triple(tiles.patch)},
+                     {"label_scheme", std::string(imaging::name_of(prediction_.scheme))}};
+  }
+  RegionRun(const RegionRun&) = delete;
+  RegionRun& operator=(const RegionRun&) = delete;
+
+  Task task;
+
+ private:
+  training::LoadedNetwork loaded_;
+  training::PredictionOptions prediction_;
+};
+
+// A network of classes: all that it needs to know stands in its file.
+class ClassRun {
+ public:
+  ClassRun(DeviceContext& context, const Options& options, training::PredictSettings settings)
+      : loaded_(training::load_segmenter(context, options.weights)), settings_(std::move(settings)) {
+    const training::SegmenterInfo& info = loaded_.info;
+    const imaging::ModalityMask mask = info.mask();
+    const std::string trained_on = imaging::to_string(mask);
+    for (size_t i = 0; i < mask.size(); ++i) {
+      check<UsageError>(options.files[i].empty() || mask[i], "--", imaging::name_of(imaging::kModalities[i]),
+                        ": found ", options.files[i], ", expected files of ", trained_on, " only, which ",
+                        info.preset, " was trained on");
+    }
+    check<UsageError>(options.modalities.empty() || imaging::parse_modality_mask(options.modalities) == mask,
+                      "--modalities: found ", options.modalities, ", expected ", trained_on, ": ",
+                      info.preset, " needs every modality that it was trained on");
+    check<UsageError>(options.spacing.empty(), "--spacing: found a voxel size, expected none: ", info.preset,
+                      " sees volumes as its file says");
+    check<UsageError>(options.label_scheme.empty(), "--label-scheme: found ", options.label_scheme,
+                      ", expected none: the labels of ", info.preset, " are no tumour's");
+    check<UsageError>(!options.save_probabilities,
+                      "--save-probabilities: expected not to be given: ", info.preset, " has no regions");
+    settings_.patch = options.patch.empty() ? info.patch : to_size(options.patch);
+    const bool whole = settings_.patch == imaging::Size3{};
+    check<UsageError>(!whole || options.mirror.empty(), "--mirror: found ", options.mirror,
+                      ", expected none: ", info.preset,
+                      " sees the whole volume at once (with --patch it sees tiles)");
+
+    task.headline = info.preset;
+    task.use = mask;
+    task.spacing_mm = info.spacing_mm;
+    task.patch_text = whole ? "the whole volume" : to_string(settings_.patch);
+    task.progress = whole ? "layers" : "tiles";
+    task.plan = [this, &context, whole](imaging::Size3 original, imaging::Size3 prepared, int) {
+      const int64_t network_bytes = training::measure_segmenter_bytes(
+          context, *loaded_.network, whole ? prepared : settings_.patch, settings_.precision);
+      return training::plan_segmenter_memory(original, prepared, *loaded_.network, settings_, network_bytes);
+    };
+    task.predict = [this, &context](const Job& job) {
+      return training::predict_files(context, loaded_, job.files, settings_, job.paths);
+    };
+    task.tiles = &settings_;
+    task.weights = {{"file", loaded_.file.string()},
+                    {"sha256", sha256_of_file(loaded_.file)},
+                    {"network", info.preset},
+                    {"converted_from", info.source_file},
+                    {"converted_from_sha256", info.source_sha256}};
+    task.settings = {{"patch", whole ? Json("whole") : triple(settings_.patch)},
+                     {"orientation", info.layout.orientation},
+                     {"axes", info.layout.axes},
+                     {"intensity", imaging::to_string(info.intensity)},
+                     {"labels", info.labels}};
+  }
+  ClassRun(const ClassRun&) = delete;
+  ClassRun& operator=(const ClassRun&) = delete;
+
+  Task task;
+
+ private:
+  training::LoadedSegmenter loaded_;
+  training::PredictSettings settings_;
+};
+
+// "WT 1.2 mL, TC 0.8 mL, ET 0.3 mL"; of many classes the first few.
+std::string volumes_text(const training::PredictedCase& result) {
+  constexpr size_t kMost = 5;
+  std::string text;
+  for (size_t i = 0; i < std::min(result.volumes_ml.size(), kMost); ++i) {
+    char number[48];
+    std::snprintf(number, sizeof number, " %.1f mL", result.volumes_ml[i].second);
+    text += concat(text.empty() ? "" : ", ", result.volumes_ml[i].first, number);
+  }
+  return result.volumes_ml.size() > kMost ? concat(text, " and ", result.volumes_ml.size() - kMost, " more")
+                                          : text;
+}
+
 int run(const Options& options) {
   const auto start = std::chrono::steady_clock::now();
   if (options.threads > 0) {
@@ -185,34 +323,30 @@ int run(const Options& options) {
     prediction.use = imaging::parse_modality_mask(options.modalities);
   }
   const Plan plan = make_plan(options);
-  DeviceContext context(choose_device(options.device));
-  const training::LoadedNetwork loaded = training::load_network(context, options.weights);
-
-  const auto seen_in_training = [&](size_t i) { return loaded.info.modalities[i]; };
-  imaging::ModalityMask usable{};
-  for (size_t i = 0; i < usable.size(); ++i) {
-    check<UsageError>(options.modalities.empty() || !prediction.use[i] || seen_in_training(i),
-                      "--modalities: found ", imaging::name_of(imaging::kModalities[i]),
-                      ", expected some of ", imaging::to_string(loaded.info.modalities), ", which ",
-                      loaded.file.string(), " was trained on");
-    usable[i] = prediction.use[i] && seen_in_training(i);
-  }
-  prediction.use = usable;
-  prediction.spacing_mm = options.spacing.empty() ? loaded.info.spacing_mm : to_vector(options.spacing);
-  prediction.scheme = options.label_scheme.empty() ? loaded.info.label_scheme
-                                                   : imaging::parse_label_scheme(options.label_scheme);
-  prediction.tiles.patch = options.patch.empty() ? loaded.info.patch : to_size(options.patch);
   prediction.tiles.overlap = options.overlap;
   prediction.tiles.mirror = parse_axes(options.mirror);
   prediction.tiles.stop = &stop_requested();
+  const training::NetworkTask kind = training::task_of_weights(options.weights);
+  for (const int64_t extent : options.patch) {
+    check<UsageError>(kind != training::NetworkTask::regions || extent % models::Fusion::kStride == 0,
+                      "--patch: found ", extent, ", expected multiples of ", models::Fusion::kStride);
+  }
+  DeviceContext context(choose_device(options.device));
+  std::optional<RegionRun> regions;
+  std::optional<ClassRun> classes;
+  if (kind == training::NetworkTask::regions) {
+    regions.emplace(context, options, prediction);
+  } else {
+    classes.emplace(context, options, prediction.tiles);
+  }
+  const Task& task = regions ? regions->task : classes->task;
+  training::PredictSettings& tiles = *task.tiles;
 
-  const int64_t network_bytes = training::measure_network_bytes(
-      context, *loaded.network, prediction.tiles.patch, prediction.tiles.precision);
-  std::cout << loaded.info.network.preset << " after " << loaded.info.step << " steps, from "
-            << loaded.file.string() << ", on " << device_api::describe(context.device()) << '\n';
-  const std::optional<training::MemoryPlan> memory = plan_for_largest(plan.jobs, prediction, network_bytes);
+  std::cout << task.headline << ", from " << task.weights["file"].get<std::string>() << ", on "
+            << device_api::describe(context.device()) << '\n';
+  const std::optional<training::MemoryPlan> memory = plan_for_largest(plan.jobs, task);
   if (memory) {
-    std::cout << memory->line(prediction.tiles.patch, context.device());
+    std::cout << memory->line_for(task.patch_text, context.device());
     if (plan.jobs.size() > 1) {
       std::cout << " (largest of " << plan.jobs.size() << " cases)";
     }
@@ -224,7 +358,7 @@ int run(const Options& options) {
   check<IoError>(!error && fs::is_directory(plan.folder), plan.folder.string(),
                  ": cannot be made: ", error ? error.message() : "a file is in its place");
 
-  const imaging::ModalityMask asked = prediction.use;
+  const imaging::ModalityMask asked = task.use;
   Json statistics = Json::object();
   Json cases = Json::array();
   int64_t failed = 0;
@@ -234,7 +368,7 @@ int run(const Options& options) {
   for (const Job& job : plan.jobs) {
     ++position;
     ProgressBar bar(total > 1 ? concat("[", position, "/", total, "] ", job.files.name) : job.files.name);
-    prediction.tiles.progress = [&](int64_t done, int64_t tiles) { bar.update(done, tiles, "tiles"); };
+    tiles.progress = [&](int64_t done, int64_t total_parts) { bar.update(done, total_parts, task.progress); };
     Json entry{{"case", job.files.name}};
     try {
       imaging::require_usable(job.files);
@@ -246,8 +380,7 @@ int run(const Options& options) {
                             imaging::to_string(job.files.present()));
         }
       }
-      const training::PredictedCase result =
-          training::predict_files(context, *loaded.network, job.files, prediction, job.paths);
+      const training::PredictedCase result = task.predict(job);
       bar.finish();
       statistics[result.name] = Json::parse(result.statistics);
       entry["modalities"] = imaging::to_string(result.used);
@@ -265,11 +398,9 @@ int run(const Options& options) {
       entry["seconds"] = {{"read", result.seconds.read},       {"prepare", result.seconds.prepare},
                           {"network", result.seconds.network}, {"restore", result.seconds.restore},
                           {"write", result.seconds.write},     {"total", result.seconds.total()}};
-      char line[160];
-      std::snprintf(line, sizeof line, "  WT %.1f mL, TC %.1f mL, ET %.1f mL", result.regions[0].volume_ml,
-                    result.regions[1].volume_ml, result.regions[2].volume_ml);
-      std::cout << job.files.name << line << "  from " << imaging::to_string(result.used) << " in "
-                << duration_text(result.seconds.total()) << std::endl;
+      std::cout << job.files.name << "  " << volumes_text(result) << "  from "
+                << imaging::to_string(result.used) << " in " << duration_text(result.seconds.total())
+                << std::endl;
     } catch (const training::InterruptedError& stopped) {
       bar.finish();
       interrupted = true;
@@ -288,30 +419,25 @@ int run(const Options& options) {
   if (!statistics.empty()) {
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
-    const Json report{
-        {"program", "vesal " + version()},
-        {"build", build_description()},
-        {"weights",
-         {{"file", loaded.file.string()},
-          {"sha256", sha256_of_file(loaded.file)},
-          {"network", loaded.info.network.preset},
-          {"steps", loaded.info.step}}},
-        {"device", to_string(context.device())},
-        {"device_description", device_api::describe(context.device())},
-        {"threads", thread_count()},
-        {"patch", triple(prediction.tiles.patch)},
-        {"spacing_mm", {prediction.spacing_mm.x, prediction.spacing_mm.y, prediction.spacing_mm.z}},
-        {"overlap", prediction.tiles.overlap},
-        {"mirror", options.mirror},
-        {"precision", name_of(prediction.tiles.precision)},
-        {"label_scheme", std::string(imaging::name_of(prediction.scheme))},
-        {"modalities_allowed", imaging::to_string(prediction.use)},
-        {"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()},
-        {"planned_host_bytes", memory ? Json(memory->host_bytes()) : Json(nullptr)},
-        {"planned_network_bytes", network_bytes},
-        {"peak_network_bytes", context.allocator().statistics().peak_bytes},
-        {"peak_resident_bytes", static_cast<int64_t>(usage.ru_maxrss) * 1024},
-        {"cases", cases}};
+    Json report{{"program", "vesal " + version()},
+                {"build", build_description()},
+                {"weights", task.weights},
+                {"device", to_string(context.device())},
+                {"device_description", device_api::describe(context.device())},
+                {"threads", thread_count()}};
+    report.update(task.settings);
+    report.update(
+        Json{{"spacing_mm", {task.spacing_mm.x, task.spacing_mm.y, task.spacing_mm.z}},
+             {"overlap", tiles.overlap},
+             {"mirror", options.mirror},
+             {"precision", name_of(tiles.precision)},
+             {"modalities_allowed", imaging::to_string(task.use)},
+             {"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()},
+             {"planned_host_bytes", memory ? Json(memory->host_bytes()) : Json(nullptr)},
+             {"planned_network_bytes", memory ? Json(memory->network_bytes) : Json(nullptr)},
+             {"peak_network_bytes", context.allocator().statistics().peak_bytes},
+             {"peak_resident_bytes", static_cast<int64_t>(usage.ru_maxrss) * 1024},
+             {"cases", cases}});
     const Json with_axes{
         {"axes",
          "bounding_box_voxels: start and size in voxels of the input file, in its own i j k order, "
@@ -343,12 +469,14 @@ Command make_predict(CLI::App& program) {
   CLI::App* app = program.add_subcommand("predict");
   app->description(
       "Segment cases with trained weights.\n\n"
-      "Segments cases: one label map a case on the input's own grid, an overlay picture, statistics.json "
-      "(volumes,\n"
-      "bounding boxes) and run.json. Modalities may be missing; absent ones have no influence on the "
-      "result.\n"
+      "Runs the network that the weights are of, prepared as they say: one label map a case on the input's "
+      "own grid,\n"
+      "an overlay picture, statistics.json (volumes, bounding boxes) and run.json. For the fusion networks "
+      "modalities\n"
+      "may be missing; absent ones have no influence on the result.\n"
       "A case that cannot be read is reported, and the others go on.");
-  app->add_option("--weights", options->weights, "A training run (its best.safetensors, else last) or a file")
+  app->add_option("--weights", options->weights,
+                  "A training run (its best.safetensors, else last) or a file that vesal convert wrote")
       ->required()
       ->group("Input")
       ->type_name("RUN|FILE");
@@ -387,7 +515,8 @@ Command make_predict(CLI::App& program) {
                   "Average over mirror images along these axes, e.g. xyz: 2, 4 or 8 times the work [none]")
       ->group("Sliding window")
       ->type_name("AXES");
-  app->add_option("--patch", options->patch, "Tile in voxels, multiples of 16 [as trained]")
+  app->add_option("--patch", options->patch,
+                  "Tile in voxels; multiples of 16 for the fusion networks [as trained]")
       ->expected(3)
       ->check(CLI::Range(int64_t{16}, int64_t{512}))
       ->group("Sliding window")

@@ -4,12 +4,15 @@
 #include <array>
 #include <filesystem>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "imaging/case.hpp"
 #include "imaging/components.hpp"
 #include "imaging/picture.hpp"
 #include "models/fusion.hpp"
 #include "training/predictor.hpp"
+#include "training/segmentation.hpp"
 
 namespace vesal::training {
 
@@ -49,8 +52,9 @@ struct PredictedCase {
   int64_t tiles = 0;
   int64_t tiles_skipped = 0;
   StageSeconds seconds;
-  std::array<imaging::RegionStatistics, imaging::kRegionCount> regions;
-  std::string statistics;  // one JSON object, see region_statistics_json
+  std::array<imaging::RegionStatistics, imaging::kRegionCount> regions;  // of a network of regions
+  std::vector<std::pair<std::string, double>> volumes_ml;  // what a user wants to see first, by name
+  std::string statistics;  // one JSON object, see region_statistics_json and class_statistics_json
 };
 
 // Reads, prepares, predicts, restores and writes one case. On failure files that did not exist before are
@@ -59,11 +63,19 @@ PredictedCase predict_files(DeviceContext& context, const models::Fusion& networ
                             const imaging::CaseFiles& files, const PredictionOptions& options,
                             const PredictionPaths& paths);
 
+// The same with a network of classes; everything but these settings comes from its file.
+PredictedCase predict_files(DeviceContext& context, const LoadedSegmenter& segmenter,
+                            const imaging::CaseFiles& files, const PredictSettings& settings,
+                            const PredictionPaths& paths);
+
 // Statistics of internal labels as JSON text: for WT, TC and ET voxels, volume in mm3 and mL, the bounding
 // box in voxels of the input file (start and size, its own i j k order), the centroid in mm (RAS+), the
 // number of connected parts and the largest one's volume, and mean and standard deviation of each modality's
 // stored intensities.
 std::string region_statistics_json(const imaging::LabelMap& labels, const imaging::Case& source);
+// The same for every label of `names` but the background, under its name.
+std::string class_statistics_json(const imaging::LabelMap& labels, const std::vector<std::string>& names,
+                                  const imaging::Case& source);
 
 // A box of the canonical grid in the voxels of the file, its own axes order and directions.
 imaging::Box3 box_in_file(const imaging::Box3& canonical, const imaging::NiftiHeader& header);

@@ -145,13 +145,13 @@ MemoryPlan plan_memory(Size3 original, Size3 prepared, int modalities, const Pre
   return plan;
 }
 
-std::string MemoryPlan::line(const Size3& patch, Device device) const {
+std::string MemoryPlan::line_for(const std::string& tile, Device device) const {
   const bool shared = device.type != DeviceType::cuda;
-  return concat("memory plan: at most ", tiles, tiles == 1 ? " tile of " : " tiles of ", to_string(patch),
-                "; volumes ", readable_bytes(volumes_bytes), ", probabilities ",
-                readable_bytes(probabilities_bytes), ", blending ", readable_bytes(blending_bytes),
-                ", label map ", readable_bytes(labels_bytes), ", network ", readable_bytes(network_bytes),
-                shared ? "" : " on ", shared ? "" : to_string(device), "; ",
+  return concat("memory plan: at most ", tiles, tiles == 1 ? " tile of " : " tiles of ", tile, "; volumes ",
+                readable_bytes(volumes_bytes), ", probabilities ", readable_bytes(probabilities_bytes),
+                ", blending ", readable_bytes(blending_bytes), ", label map ", readable_bytes(labels_bytes),
+                ", network ", readable_bytes(network_bytes), shared ? "" : " on ",
+                shared ? "" : to_string(device), "; ",
                 readable_bytes(host_bytes() + (shared ? network_bytes : 0)), " of host memory in all");
 }
 

@@ -62,7 +62,11 @@ struct MemoryPlan {
 
   int64_t host_bytes() const { return volumes_bytes + probabilities_bytes + blending_bytes + labels_bytes; }
   // "memory plan: at most 27 tiles of 96 x 96 x 96; volumes 140 MB + probabilities ... = 0.9 GB"
-  std::string line(const imaging::Size3& patch, Device device) const;
+  std::string line(const imaging::Size3& patch, Device device) const {
+    return line_for(to_string(patch), device);
+  }
+  // The same with a tile in words.
+  std::string line_for(const std::string& tile, Device device) const;
 };
 
 // Device bytes that the network needs for one tile: measured on a tile of at most 32 voxels a side and scaled
