@@ -221,6 +221,10 @@ Affine stored_affine(const Fields& f, const std::string& name) {
     }
     if (f.qform_code > 0) {
       source = "qform (quatern_b, quatern_c, quatern_d)";
+      for (size_t i = 0; i < 3; ++i) {
+        check<FormatError>(std::isfinite(f.quaternion[i]) && std::isfinite(f.qoffset[i]), name, ": ", source,
+                           " or its offset is not finite, expected numbers");
+      }
       const nifti_dmat44 m = nifti_quatern_to_dmat44(
           f.quaternion[0], f.quaternion[1], f.quaternion[2], f.qoffset[0], f.qoffset[1], f.qoffset[2],
           std::abs(f.pixdim[1]), std::abs(f.pixdim[2]), std::abs(f.pixdim[3]), f.pixdim[0] < 0 ? -1.0 : 1.0);

@@ -336,12 +336,22 @@ class Unpickler {
         if (given.size() != 1 || given[0].kind != PickleKind::list) {
           refuse("a set made from ", given.size(), " arguments, expected a list");
         }
+        copy(pickle_.items(given[0]).size());
         const std::vector<PickleValue> elements(pickle_.items(given[0]).begin(),
                                                 pickle_.items(given[0]).end());
         return node(PickleKind::set, elements);
       }
     }
     return node(PickleKind::object, {callable, arguments, PickleValue()});
+  }
+
+  // Elements of a list become those of another object. Who wrote the list once copies no more elements than
+  // it has bytes; who copies it over and over makes much of a small file.
+  void copy(size_t elements) {
+    copied_ += elements;
+    if (copied_ > reader_.position() - begin_) {
+      refuse("sets and dictionaries are made from the same list over and over");
+    }
   }
 
   // OrderedDict(), and Python 2's OrderedDict([[key, value], ...]).
@@ -352,6 +362,7 @@ class Unpickler {
       if (given.size() != 1 || given[0].kind != PickleKind::list) {
         refuse("an OrderedDict made from ", name_of(given[0].kind), ", expected nothing or a list of pairs");
       }
+      copy(2 * pickle_.items(given[0]).size());
       for (const PickleValue& pair : pickle_.items(given[0])) {
         const bool is_sequence = pair.kind == PickleKind::list || pair.kind == PickleKind::tuple;
         if (!is_sequence || pickle_.items(pair).size() != 2) {
@@ -574,6 +585,7 @@ class Unpickler {
   std::vector<size_t> marks_;
   std::unordered_map<uint32_t, PickleValue> memo_;
   size_t item_count_ = 0;
+  size_t copied_ = 0;
 };
 
 std::string_view name_of(PickleKind kind) {

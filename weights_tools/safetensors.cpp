@@ -51,7 +51,9 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
       return refuse("a number");
     }
     std::vector<uint64_t>& list = field_ == "shape" ? entries.back().shape : entries.back().range;
-    check<FormatError>(list.size() < kMaxStoredRank, where(), ": more than ", kMaxStoredRank, " numbers");
+    if (list.size() == kMaxStoredRank) {
+      throw FormatError(concat(where(), ": more than ", kMaxStoredRank, " numbers"));
+    }
     list.push_back(value);
     return true;
   }
@@ -89,15 +91,19 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
       check<FormatError>(++name_count_ <= kMaxNames, file_, ": header: more than ", kMaxNames, " names");
     }
     if (depth_ == 1) {
-      check<FormatError>(names_.insert(text).second, file_, ": header: the name ", one_line(text),
-                         " occurs twice");
+      if (!names_.insert(text).second) {
+        throw FormatError(concat(file_, ": header: the name ", one_line(text), " occurs twice"));
+      }
       name_ = text;
       return true;
     }
     field_ = text;
-    check<FormatError>(fields_.insert(text).second, where(), " occurs twice");
-    check<FormatError>(in_metadata_ || text == "dtype" || text == "shape" || text == "data_offsets", where(),
-                       " is unknown, expected dtype, shape, data_offsets");
+    if (!fields_.insert(text).second) {
+      throw FormatError(concat(where(), " occurs twice"));
+    }
+    if (!in_metadata_ && text != "dtype" && text != "shape" && text != "data_offsets") {
+      throw FormatError(concat(where(), " is unknown, expected dtype, shape, data_offsets"));
+    }
     return true;
   }
 

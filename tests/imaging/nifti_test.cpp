@@ -370,6 +370,14 @@ TEST(Nifti, BadFiles) {
   raw.sform({1, 0, 0, 0, 0, std::numeric_limits<float>::quiet_NaN(), 0, 0, 0, 0, 1, 0});
   reject("nan_form.nii", raw.bytes, {"sform"});
   raw = small_file();
+  raw.put<int16_t>(252, 1);
+  for (const int field : {256, 260, 264, 268, 272, 276}) {
+    RawNifti bad = raw;
+    bad.put<float>(field, field < 268 ? std::numeric_limits<float>::quiet_NaN()
+                                      : std::numeric_limits<float>::infinity());
+    reject("quaternion.nii", bad.bytes, {"qform", "not finite"});
+  }
+  raw = small_file();
   raw.put<float>(108, 100.0f);
   reject("offset.nii", raw.bytes, {"vox_offset is 100"});
   raw.put<float>(108, std::numeric_limits<float>::quiet_NaN());

@@ -343,9 +343,16 @@ TEST_F(PickleTest, MemoryIsLimited) {
   };
   expect_opcodes_refused(many("]", kMaxPickleNodes + 1), "more than 8388608 objects");
   expect_opcodes_refused(many("N", kMaxPickleStack + 1), "more than 16777216 values on the stack");
+  const std::string list = "(" + many("N", 12'000'000) + "e";
+  expect_opcodes_refused("]" + list + list + list, "more than 33554432 elements");
   // A list of a million elements, and OrderedDicts and sets made from it again and again.
-  expect_opcodes_refused("](" + many("N", 1'000'000) + "eq\1" + many("c__builtin__\nset\nh\1\x85R", 100),
-                         "more than 33554432 elements");
+  const std::string million = "](" + many("N", 1'000'000) + "eq\1";
+  EXPECT_EQ(run("(" + million + "c__builtin__\nset\nh\1\x85Rt").root().kind, PickleKind::tuple);
+  expect_opcodes_refused(million + many("c__builtin__\nset\nh\1\x85R", 2),
+                         "from the same list over and over");
+  expect_opcodes_refused(
+      "](" + many("NN\x86", 300'000) + "eq\1" + many("ccollections\nOrderedDict\nh\1\x85R", 2),
+      "from the same list over and over");
 #ifndef VESAL_SANITIZED
   struct rusage usage {};
   ::getrusage(RUSAGE_SELF, &usage);

@@ -234,10 +234,11 @@ TEST_F(SafetensorsTest, TheNumberOfNamesIsLimited) {
   std::string metadata = "{\"__metadata__\":{";
   std::string tensors = "{";
   for (int i = 0; i < 1'000'000; ++i) {
-    metadata += concat(i == 0 ? "" : ",", '"', i, "\":\"\"");
+    metadata += std::string(i == 0 ? "\"" : ",\"") + std::to_string(i) + "\":\"\"";
   }
   for (int i = 0; i < 1'000'001; ++i) {
-    tensors += concat(i == 0 ? "" : ",", '"', i, R"(":{"dtype":"U8","shape":[0],"data_offsets":[0,0]})");
+    tensors += std::string(i == 0 ? "\"" : ",\"") + std::to_string(i) +
+               R"(":{"dtype":"U8","shape":[0],"data_offsets":[0,0]})";
   }
   expect_refused(metadata + "}}", 0, "more than 1000000 names");
   expect_refused(tensors + "}", 0, "more than 1000000 names");

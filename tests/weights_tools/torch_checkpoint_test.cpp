@@ -561,6 +561,20 @@ TEST_F(TorchCheckpointTest, ObjectsThatAreReachedOverAndOver) {
   expect_refused(zip_of(many.op("u").stop()), "more than 1000 dictionaries");
 }
 
+TEST_F(TorchCheckpointTest, TheNumberOfTensorsIsLimited) {
+  const auto named = [](int count) {
+    PickleBuilder b;
+    b.op("}(").text("t").vector("0", 3).op("q\1");
+    std::string names;
+    for (int i = 1; i < count; ++i) {
+      names += concat("X", le(7, 4), 1'000'000 + i, "h\1");
+    }
+    return zip_of(b.op(names).op("u").stop());
+  };
+  EXPECT_EQ(open_weights(write(named(1'000'000)))->tensors().size(), 1'000'000u);
+  expect_refused(named(1'000'001), "found 1000001 names, expected at most 1000000");
+}
+
 TEST_F(TorchCheckpointTest, MemoryOfAllTensorsIsLimited) {
   const auto expanded = [](int count) {
     PickleBuilder b;
