@@ -719,7 +719,7 @@ def network_case(mode, size, batch=None, seed=None):
 
 
 # Preset, training, batch, and the seed of images whose closest decision is wide at 32 x 32 (`margins`).
-MODES = {"evaluation": ("fusion-2d", False, 1, 5), "training": ("fusion-2d", True, 2, 6),
+MODES = {"evaluation": ("fusion-2d", False, 1, 5), "training": ("fusion-2d", True, 2, 1),
          "fixed": ("fusion-2d-fixed", True, 2, 10)}
 
 
