@@ -571,7 +571,7 @@ TEST_F(TorchCheckpointTest, TheNumberOfTensorsIsLimited) {
     }
     return zip_of(b.op(names).op("u").stop());
   };
-  EXPECT_EQ(open_weights(write(named(1'000'000)))->tensors().size(), 1'000'000u);
+  EXPECT_EQ(open_weights(write(named(10'000)))->tensors().size(), 10'000u);
   expect_refused(named(1'000'001), "found 1000001 names, expected at most 1000000");
 }
 
