@@ -163,33 +163,6 @@ void check_byte_order(const ZipArchive& zip, const std::string& folder, const Fi
                      one_line(text), ", expected \"little\"; save it again on a little-endian machine");
 }
 
-// Beside the "module." of torch.optim.swa_utils.AveragedModel.
-constexpr std::string_view kAverageCounter = "n_averaged";
-
-// "module." and "_orig_mod." in front of all names.
-std::string common_prefix(const std::vector<StoredTensor>& tensors) {
-  std::string prefix;
-  for (bool found = true; found;) {
-    found = false;
-    for (const std::string_view wrapper : {"module.", "_orig_mod."}) {
-      const std::string longer = prefix + std::string(wrapper);
-      size_t wrapped = 0;
-      size_t others = 0;
-      for (const StoredTensor& tensor : tensors) {
-        const bool starts = tensor.name.starts_with(longer) && tensor.name.size() > longer.size() &&
-                            tensor.name.substr(longer.size()) != kAverageCounter;
-        wrapped += starts ? 1 : 0;
-        others += !starts && tensor.name != kAverageCounter ? 1 : 0;
-      }
-      if (wrapped > 0 && others == 0) {
-        prefix = longer;
-        found = true;
-      }
-    }
-  }
-  return prefix;
-}
-
 }  // namespace
 
 bool TorchCheckpoint::recognises(std::string_view start) {
@@ -284,10 +257,6 @@ TorchCheckpoint::TorchCheckpoint(std::filesystem::path path, std::string_view di
     check<FormatError>(!__builtin_add_overflow(total, stored.bytes, &total) && total <= most, where,
                        ": all tensors up to here take ", total, " bytes in memory, expected at most ", most);
     tensors.push_back(std::move(stored));
-  }
-  prefix_ = common_prefix(tensors);
-  for (StoredTensor& tensor : tensors) {
-    tensor.name.erase(0, tensor.name == kAverageCounter ? 0 : prefix_.size());
   }
   set_tensors(std::move(tensors));
 }

@@ -51,6 +51,37 @@ constexpr Recognised kForeign[] = {
     {"version https://git-lfs", "a Git LFS pointer: run git lfs pull"},
 };
 
+// Beside the "module." of torch.optim.swa_utils.AveragedModel.
+constexpr std::string_view kAverageCounter = "n_averaged";
+
+// More wrappers than these nobody has; a hostile name may hold millions.
+constexpr int kMostWrappers = 8;
+
+// "module." and "_orig_mod." in front of all names.
+std::string common_prefix(const std::vector<StoredTensor>& tensors) {
+  std::string prefix;
+  bool found = true;
+  for (int i = 0; found && i < kMostWrappers; ++i) {
+    found = false;
+    for (const std::string_view wrapper : {"module.", "_orig_mod."}) {
+      const std::string longer = prefix + std::string(wrapper);
+      size_t wrapped = 0;
+      size_t others = 0;
+      for (const StoredTensor& tensor : tensors) {
+        const bool starts = tensor.name.starts_with(longer) && tensor.name.size() > longer.size() &&
+                            tensor.name.substr(longer.size()) != kAverageCounter;
+        wrapped += starts ? 1 : 0;
+        others += !starts && tensor.name != kAverageCounter ? 1 : 0;
+      }
+      if (wrapped > 0 && others == 0) {
+        prefix = longer;
+        found = true;
+      }
+    }
+  }
+  return prefix;
+}
+
 }  // namespace
 
 Shape contiguous_strides(const Shape& shape) {
@@ -99,6 +130,10 @@ const StoredTensor* WeightsFile::find(std::string_view name) const {
 
 void WeightsFile::set_tensors(std::vector<StoredTensor> tensors) {
   tensors_ = std::move(tensors);
+  prefix_ = common_prefix(tensors_);
+  for (StoredTensor& tensor : tensors_) {
+    tensor.name.erase(0, tensor.name == kAverageCounter ? 0 : prefix_.size());
+  }
   for (size_t i = 0; i < tensors_.size(); ++i) {
     index_.emplace(tensors_[i].name, i);
   }

@@ -60,7 +60,9 @@ class WeightsFile {
   const std::string& dictionary() const { return dictionary_; }
   // All dictionaries that hold tensors.
   const std::vector<std::string>& dictionaries() const { return dictionaries_; }
-  // What was stripped from the front of every name: "module.", "module._orig_mod.", ...
+  // What was stripped from the front of every name, whatever the format: "module." and "_orig_mod."
+  // (DataParallel, torch.compile), a few times at most; n_averaged, which AveragedModel counts beside them,
+  // may stand without.
   const std::string& prefix() const { return prefix_; }
   // Names within the dictionary that hold no tensor.
   const std::vector<std::string>& skipped() const { return skipped_; }
@@ -89,11 +91,11 @@ class WeightsFile {
   FileSource file_;
   std::string dictionary_;
   std::vector<std::string> dictionaries_;
-  std::string prefix_;
   std::vector<std::string> skipped_;
   Metadata metadata_;
 
  private:
+  std::string prefix_;
   std::vector<StoredTensor> tensors_;
   std::map<std::string, size_t, std::less<>> index_;
 };

@@ -158,6 +158,26 @@ TEST_F(SafetensorsTest, SaysWhatItHoldsWithoutItsFormatBeingKnown) {
   EXPECT_TRUE(file->skipped().empty());
 }
 
+TEST_F(SafetensorsTest, WrappersAreStrippedFromNames) {
+  write_safetensors(path(),
+                    {source<float>("module.a", {1}, {1.0f}), source<float>("module.b.c", {1}, {2.0f})}, {});
+  const SafetensorsFile wrapped(path());
+  EXPECT_EQ(wrapped.prefix(), "module.");
+  ASSERT_NE(wrapped.find("b.c"), nullptr);
+  EXPECT_EQ(wrapped.read_floats(*wrapped.find("b.c")), std::vector<float>{2.0f});
+  write_safetensors(path(), {source<float>("module.a", {1}, {1.0f}), source<float>("b", {1}, {2.0f})}, {});
+  EXPECT_EQ(SafetensorsFile(path()).prefix(), "");
+  EXPECT_NE(SafetensorsFile(path()).find("module.a"), nullptr);
+
+  // Of a megabyte of wrappers a few are looked at.
+  std::string long_name;
+  while (long_name.size() < 1'000'000) {
+    long_name += "module.";
+  }
+  write_safetensors(path(), {source<float>(long_name + "a", {1}, {1.0f})}, {});
+  EXPECT_LT(SafetensorsFile(path()).prefix().size(), 100u);
+}
+
 TEST_F(SafetensorsTest, AFileWithoutTensorsIsFine) {
   write_safetensors(path(), {}, {});
   const SafetensorsFile file(path());
