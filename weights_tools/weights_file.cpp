@@ -24,17 +24,6 @@ constexpr StoredType kStoredTypes[] = {{"C128", 16},   {"C64", 8}, {"F64", 8}, {
                                        {"I16", 2},     {"U16", 2}, {"I8", 1},  {"U8", 1},  {"F8_E4M3", 1},
                                        {"F8_E5M2", 1}, {"BOOL", 1}};
 
-template <class Stored>
-void widen(const std::vector<std::byte>& bytes, std::span<float> target) {
-  parallel_for(static_cast<int64_t>(target.size()), 1 << 16, [&](int64_t begin, int64_t end) {
-    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-      Stored value;
-      std::memcpy(&value, bytes.data() + i * sizeof(Stored), sizeof(Stored));
-      target[i] = static_cast<float>(value);
-    }
-  });
-}
-
 // The beginnings of files that people take for weights.
 struct Recognised {
   std::string_view start;
@@ -160,6 +149,33 @@ std::vector<std::byte> WeightsFile::read_bytes(const StoredTensor& tensor) const
   return bytes;
 }
 
+template <class Stored>
+void WeightsFile::read_widened(const StoredTensor& tensor, std::span<float> target) const {
+  const auto widen = [](std::span<const Stored> from, std::span<float> to) {
+    std::transform(from.begin(), from.end(), to.begin(),
+                   [](Stored value) { return static_cast<float>(value); });
+  };
+  if (tensor.strides != contiguous_strides(tensor.shape)) {
+    std::vector<Stored> values(target.size());
+    read(tensor, std::as_writable_bytes(std::span(values)));
+    widen(values, target);
+    return;
+  }
+  // Piece by piece: no second copy of the tensor.
+  check_data(tensor);
+  constexpr size_t kPiece = 64u << 10;
+  parallel_for(
+      static_cast<int64_t>((target.size() + kPiece - 1) / kPiece), 1, [&](int64_t begin, int64_t end) {
+        std::vector<Stored> values(std::min(kPiece, target.size()));
+        for (auto piece = static_cast<size_t>(begin); piece < static_cast<size_t>(end); ++piece) {
+          const size_t first = piece * kPiece;
+          const std::span<Stored> part = std::span(values).first(std::min(kPiece, target.size() - first));
+          file_.read(tensor.offset + first * sizeof(Stored), std::as_writable_bytes(part));
+          widen(part, target.subspan(first, part.size()));
+        }
+      });
+}
+
 std::vector<float> WeightsFile::read_floats(const StoredTensor& tensor) const {
   std::vector<float> values(static_cast<size_t>(tensor.count));
   read_floats(tensor, values);
@@ -173,11 +189,11 @@ void WeightsFile::read_floats(const StoredTensor& tensor, std::span<float> targe
   if (tensor.dtype == "F32") {
     read(tensor, std::as_writable_bytes(target));
   } else if (tensor.dtype == "F64") {
-    widen<double>(read_bytes(tensor), target);
+    read_widened<double>(tensor, target);
   } else if (tensor.dtype == "F16") {
-    widen<f16>(read_bytes(tensor), target);
+    read_widened<f16>(tensor, target);
   } else if (tensor.dtype == "BF16") {
-    widen<bf16>(read_bytes(tensor), target);
+    read_widened<bf16>(tensor, target);
   } else {
     throw FormatError(concat(file_.name(), ": tensor ", one_line(tensor.name), ": found type ", tensor.dtype,
                              ", expected F32, F64, F16 or BF16"));

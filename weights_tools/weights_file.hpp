@@ -95,6 +95,10 @@ class WeightsFile {
   Metadata metadata_;
 
  private:
+  // Elements of another type as floats.
+  template <class Stored>
+  void read_widened(const StoredTensor& tensor, std::span<float> target) const;
+
   std::string prefix_;
   std::vector<StoredTensor> tensors_;
   std::map<std::string, size_t, std::less<>> index_;
