@@ -568,6 +568,44 @@ TEST_F(CliTest, ConvertMakesWeightsThatPredictRuns) {
   EXPECT_FALSE(converted.metadata().contains("vesal.trainer"));
 }
 
+TEST_F(CliTest, NetworksOfClassesRunFromTheirFileAndRefuseWhatTheyCannotUse) {
+  // All of the network starts from the seed but for one bias, which comes from another program's file.
+  const fs::path source = work_ / "model.pth", weights_file = work_ / "gw.safetensors";
+  weights::write_safetensors(
+      source, {{"model.0.bias", DType::f32, {5}, [] { return std::vector<std::byte>(20); }}}, {});
+  const Outcome converted = vesal({"convert", "--from", source, "--model", "meshnet-gw", "--out",
+                                   weights_file, "--allow-missing", "--seed", "3"});
+  ASSERT_EQ(converted.code, 0) << converted.err;
+  const fs::path image = data_ / "VesalPhantom-00000" / "VesalPhantom-00000-t1n.nii.gz";
+  const fs::path out = work_ / "map.nii.gz";
+  const auto run = [&](const Arguments& more, const fs::path& weights) {
+    Arguments arguments{"predict", "--weights", weights, "--t1n", image, "--out", out, "--device", "cpu"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return vesal(arguments);
+  };
+  const auto refused = [&](const Arguments& more, int code, const std::vector<std::string>& parts) {
+    expect_one_line(run(more, weights_file), code, "predict", parts);
+    EXPECT_FALSE(fs::exists(out));
+  };
+  refused({"--t1c", image}, 2, {"--t1c: found", "expected files of t1n only"});
+  refused({"--spacing", "1", "1", "1"}, 2, {"--spacing: found a voxel size"});
+  refused({"--modalities", "t2w"}, 2, {"--modalities: found t2w, expected t1n"});
+  refused({"--label-scheme", "brats2021"}, 2, {"--label-scheme: found brats2021"});
+  refused({"--mirror", "x"}, 2, {"--mirror: found x"});
+  refused({"--save-probabilities"}, 2, {"--save-probabilities"});
+  expect_one_line(run({}, source), 1, "predict", {"model.pth", "run vesal convert first"});
+
+  const Outcome outcome = run({}, weights_file);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("white matter"), std::string::npos) << outcome.out;
+  const auto statistics = nlohmann::json::parse(slurp(work_ / "map-statistics.json"));
+  EXPECT_TRUE(statistics.at("cases").at("map").dump().find("grey matter") != std::string::npos)
+      << statistics.dump();
+  const auto report = nlohmann::json::parse(slurp(work_ / "map-run.json"));
+  EXPECT_EQ(report.at("weights").at("converted_from"), "model.pth");
+  EXPECT_EQ(imaging::read_nifti_header(out).stored_size, imaging::read_nifti_header(image).stored_size);
+}
+
 TEST_F(CliTest, ConvertRefusesInOneLineAndLeavesNothing) {
   const fs::path good = run_ / "best.safetensors";
   const fs::path out = work_ / "out.safetensors";

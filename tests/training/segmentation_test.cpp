@@ -11,6 +11,7 @@
 #include "models/fusion.hpp"
 #include "models/meshnet.hpp"
 #include "tests/training/training_fixture.hpp"
+#include "tests/weights_tools/torch_builders.hpp"
 #include "training/prediction_files.hpp"
 #include "weights_tools/parameters.hpp"
 
@@ -169,12 +170,11 @@ TEST_F(Segmentation, SaysWhatToDoWithOtherWeights) {
   const std::filesystem::path bare = folder_ / "bare.safetensors";
   weights::write_safetensors(bare, {}, {});
   EXPECT_TRUE(holds(message_of<FormatError>([&] { task_of_weights(bare); }), "run vesal convert first"));
-  // A PyTorch checkpoint of before 1.6: magic number, protocol, system, an empty dictionary, no storages.
-  const std::string legacy("\x80\2\x8a\nl\xfc\x9c\x46\xf9 j\xa8P\x19.\x80\2M\xe9\3.\x80\2}.\x80\2}.\x80\2].",
-                           34);
-  spit(folder_ / "old.pth", legacy);
-  const std::string refusal = message_of<FormatError>([&] { task_of_weights(folder_ / "old.pth"); });
-  EXPECT_TRUE(holds(refusal, "old.pth")) << refusal;
+  spit(folder_ / "checkpoint.pth",
+       weights::zip_of(weights::one(weights::PickleBuilder().vector("0", 3)).stop()));
+  const std::string refusal = message_of<FormatError>([&] { task_of_weights(folder_ / "checkpoint.pth"); });
+  EXPECT_TRUE(holds(refusal, "checkpoint.pth: found weights in the format PyTorch (zip)")) << refusal;
+  EXPECT_TRUE(holds(refusal, "run vesal convert first")) << refusal;
   spit(folder_ / "noise", "these are no weights at all");
   EXPECT_TRUE(holds(message_of<FormatError>([&] { task_of_weights(folder_ / "noise"); }), "noise"));
   EXPECT_THROW(task_of_weights(folder_ / "absent"), IoError);
