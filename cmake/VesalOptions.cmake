@@ -50,10 +50,6 @@ endif()
 if(VESAL_SANITIZE)
   target_compile_options(vesal_flags INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${VESAL_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1>)
-  # Instrumented code takes three to five times as long to compile at -O3 as at -O1, which is more than the tests win by it.
-  if(NOT VESAL_FUZZ)
-    target_compile_options(vesal_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-O1>)
-  endif()
   target_link_options(vesal_flags INTERFACE -fsanitize=${VESAL_SANITIZE})
   target_compile_definitions(vesal_flags INTERFACE VESAL_SANITIZED=1)
 endif()

@@ -6,6 +6,7 @@
 #include "base/profiler.hpp"
 #include "layers/losses.hpp"
 #include "models/metadata_reader.hpp"
+#include "models/presets.hpp"
 #include "runtime/checkpoint.hpp"
 
 namespace vesal::models {
@@ -347,24 +348,9 @@ constexpr std::array<std::string_view, 2> kEdgeWeightNames{"symmetric", "attenti
 
 }  // namespace
 
-std::vector<std::string> fusion_preset_names() {
-  std::vector<std::string> names;
-  for (const FusionConfig& preset : presets()) {
-    names.push_back(preset.preset);
-  }
-  return names;
-}
+std::vector<std::string> fusion_preset_names() { return preset_names(presets()); }
 
-FusionConfig fusion_preset(std::string_view name) {
-  std::string known;
-  for (const FusionConfig& preset : presets()) {
-    if (preset.preset == name) {
-      return preset;
-    }
-    known += (known.empty() ? "" : ", ") + preset.preset;
-  }
-  throw UsageError(concat("model \"", name, "\" is unknown; known: ", known));
-}
+FusionConfig fusion_preset(std::string_view name) { return find_preset(presets(), name); }
 
 ModelMetadata to_metadata(const FusionConfig& config) {
   return {{"model", "fusion"},

@@ -1,11 +1,11 @@
 #include "models/fusion_2d.hpp"
 
 #include <array>
-#include <tuple>
 
 #include "base/profiler.hpp"
 #include "layers/swin.hpp"
 #include "models/metadata_reader.hpp"
+#include "models/presets.hpp"
 
 namespace vesal::models {
 namespace {
@@ -173,24 +173,9 @@ constexpr std::array<std::string_view, 3> kDropoutNames{"training", "always", "o
 
 }  // namespace
 
-std::vector<std::string> fusion_2d_preset_names() {
-  std::vector<std::string> names;
-  for (const Fusion2dConfig& preset : presets()) {
-    names.push_back(preset.preset);
-  }
-  return names;
-}
+std::vector<std::string> fusion_2d_preset_names() { return preset_names(presets()); }
 
-Fusion2dConfig fusion_2d_preset(std::string_view name) {
-  std::string known;
-  for (const Fusion2dConfig& preset : presets()) {
-    if (preset.preset == name) {
-      return preset;
-    }
-    known += (known.empty() ? "" : ", ") + preset.preset;
-  }
-  throw UsageError(concat("model \"", name, "\" is unknown; known: ", known));
-}
+Fusion2dConfig fusion_2d_preset(std::string_view name) { return find_preset(presets(), name); }
 
 ModelMetadata to_metadata(const Fusion2dConfig& config) {
   return {{"model", "fusion-2d"},
@@ -211,13 +196,8 @@ Fusion2dConfig fusion_2d_config_from_metadata(const ModelMetadata& metadata) {
   config.mfib_layout = read.choice<layers::MfibLayout>("mfib_layout", kLayoutNames);
   config.head = read.choice<HeadEnd>("head", kHeadNames);
   config.dropout = read.choice<DecoderDropout>("dropout", kDropoutNames);
-  config.gate_eps = read.number<float>("gate_eps");
-  config.drop_path = read.number<float>("drop_path");
-  for (const auto& [key, value, limit] :
-       {std::tuple("gate_eps", config.gate_eps, 1.0f), std::tuple("drop_path", config.drop_path, 0.9f)}) {
-    check<FormatError>(value >= 0.0f && value <= limit, "weights: metadata field ", key, " is ", value,
-                       ", expected 0 to ", limit);
-  }
+  config.gate_eps = read.number("gate_eps", 0.0f, 1.0f);
+  config.drop_path = read.number("drop_path", 0.0f, 0.9f);
   return config;
 }
 

@@ -6,6 +6,7 @@
 
 #include "base/profiler.hpp"
 #include "models/metadata_reader.hpp"
+#include "models/presets.hpp"
 
 namespace vesal::models {
 namespace {
@@ -115,24 +116,9 @@ Variable MeshNet::forward(DeviceContext& context, const Tensor& volume, const Op
   return layers::convert(context, x, DType::f32);
 }
 
-std::vector<std::string> meshnet_preset_names() {
-  std::vector<std::string> names;
-  for (const MeshNetConfig& preset : presets()) {
-    names.push_back(preset.preset);
-  }
-  return names;
-}
+std::vector<std::string> meshnet_preset_names() { return preset_names(presets()); }
 
-MeshNetConfig meshnet_preset(std::string_view name) {
-  std::string known;
-  for (const MeshNetConfig& preset : presets()) {
-    if (preset.preset == name) {
-      return preset;
-    }
-    known += (known.empty() ? "" : ", ") + preset.preset;
-  }
-  throw UsageError(concat("model \"", name, "\" is unknown; known: ", known));
-}
+MeshNetConfig meshnet_preset(std::string_view name) { return find_preset(presets(), name); }
 
 ModelMetadata to_metadata(const MeshNetConfig& config) {
   std::string dilations;

@@ -8,23 +8,17 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "models/metadata_reader.hpp"
 #include "weights_tools/safetensors.hpp"
 
 namespace vesal::training {
 
-class MetadataReader {
+class MetadataReader : public models::MetadataReader {
  public:
   // `expected` ends the message about an entry that is missing: "weights written by vesal train".
   MetadataReader(const weights::Metadata& metadata, const std::string& file, const char* expected)
-      : metadata_(metadata), file_(file), expected_(expected) {}
+      : models::MetadataReader(metadata, file + ": metadata: ", expected), file_(file) {}
 
-  bool has(const char* key) const { return metadata_.contains(key); }
-  const std::string& text(const char* key) const {
-    const auto found = metadata_.find(key);
-    check<FormatError>(found != metadata_.end(), file_, ": metadata: ", key, " is missing, expected ",
-                       expected_);
-    return found->second;
-  }
   std::string text_or(const char* key, const char* otherwise) const {
     return has(key) ? text(key) : otherwise;
   }
@@ -56,9 +50,7 @@ class MetadataReader {
   }
 
  private:
-  const weights::Metadata& metadata_;
   const std::string& file_;
-  const char* expected_;
 };
 
 }  // namespace vesal::training

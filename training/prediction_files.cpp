@@ -56,15 +56,22 @@ class NewFiles {
 };
 
 // The modality on which a tumour shows best.
-const imaging::Image& background_image(const imaging::Case& source, std::string& name) {
+imaging::Modality background_of(const imaging::Case& source) {
   for (const imaging::Modality modality :
        {imaging::Modality::t2f, imaging::Modality::t1c, imaging::Modality::t2w, imaging::Modality::t1n}) {
     if (source.present[static_cast<size_t>(modality)]) {
-      name = imaging::name_of(modality);
-      return source.images[static_cast<size_t>(modality)];
+      return modality;
     }
   }
   throw UsageError(concat(source.name, ": found no modality"));
+}
+
+void write_picture(const fs::path& path, const imaging::Case& source, imaging::Modality background,
+                   const LabelMap& labels, const imaging::MontageOptions& options, NewFiles& written) {
+  const imaging::Canvas canvas =
+      imaging::case_montage(source.images[static_cast<size_t>(background)], nullptr, &labels, options);
+  written.before_writing(path);
+  imaging::write_png(path, canvas);
 }
 
 double rounded(double value, double steps) { return std::round(value * steps) / steps; }
@@ -248,14 +255,12 @@ PredictedCase predict_files(DeviceContext& context, const models::Fusion& networ
                           source.header);
     }
   }
-  std::string background;
-  const imaging::Image& image = background_image(source, background);
+  const imaging::Modality background = background_of(source);
   imaging::MontageOptions montage;
   montage.title = files.name;
-  montage.subtitle = concat("on ", background, ", from ", imaging::to_string(source.present));
-  const imaging::Canvas canvas = imaging::case_montage(image, nullptr, &labels, montage);
-  written.before_writing(paths.picture);
-  imaging::write_png(paths.picture, canvas);
+  montage.subtitle =
+      concat("on ", imaging::name_of(background), ", from ", imaging::to_string(source.present));
+  write_picture(paths.picture, source, background, labels, montage, written);
   written.keep();
   result.seconds.write = watch.lap();
   return result;
@@ -298,15 +303,12 @@ PredictedCase predict_files(DeviceContext& context, const LoadedSegmenter& segme
   NewFiles written;
   written.before_writing(paths.label_map);
   imaging::write_like(paths.label_map, labels, source.header);
-  std::string background;
-  const imaging::Image& image = background_image(source, background);
+  const imaging::Modality background = background_of(source);
   imaging::MontageOptions montage;
   montage.title = files.name;
-  montage.subtitle = concat(info.preset, " on ", background);
+  montage.subtitle = concat(info.preset, " on ", imaging::name_of(background));
   montage.label_names = info.labels;
-  const imaging::Canvas canvas = imaging::case_montage(image, nullptr, &labels, montage);
-  written.before_writing(paths.picture);
-  imaging::write_png(paths.picture, canvas);
+  write_picture(paths.picture, source, background, labels, montage, written);
   written.keep();
   result.seconds.write = watch.lap();
   return result;

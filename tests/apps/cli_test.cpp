@@ -18,6 +18,7 @@
 #include <iterator>
 #include <limits>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
@@ -25,6 +26,7 @@
 
 #include "imaging/case.hpp"
 #include "imaging/nifti.hpp"
+#include "tests/base/temporary_folder.hpp"
 #include "weights_tools/safetensors.hpp"
 
 namespace vesal {
@@ -130,9 +132,8 @@ class CliTest : public ::testing::Test {
 
   // Phantoms and a run of two steps, made once by the program itself.
   static void SetUpTestSuite() {
-    std::string pattern = (fs::temp_directory_path() / "vesal-cli-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    root_ = pattern;
+    folder_ = std::make_unique<TemporaryFolder>();
+    root_ = folder_->path();
     data_ = root_ / "data";
     run_ = root_ / "run";
     const Outcome phantoms =
@@ -142,7 +143,7 @@ class CliTest : public ::testing::Test {
     ASSERT_EQ(training.code, 0) << training.err;
     ASSERT_EQ(training.err, "");
   }
-  static void TearDownTestSuite() { fs::remove_all(root_); }
+  static void TearDownTestSuite() { folder_.reset(); }
 
   void SetUp() override {
     work_ = root_ / ::testing::UnitTest::GetInstance()->current_test_info()->name();
@@ -204,6 +205,7 @@ class CliTest : public ::testing::Test {
     EXPECT_FALSE(fs::exists(out));
   }
 
+  static inline std::unique_ptr<TemporaryFolder> folder_;
   static inline fs::path root_;
   static inline fs::path data_;
   static inline fs::path run_;

@@ -16,35 +16,9 @@
 #include "base/parallel.hpp"
 #include "base/philox.hpp"
 #include "imaging/volume.hpp"
+#include "tests/base/temporary_folder.hpp"
 
 namespace vesal::imaging {
-
-// A folder that goes with its owner.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "vesal-imaging-XXXXXX").string();
-    if (mkdtemp(pattern.data()) == nullptr) {
-      throw IoError("no temporary folder");
-    }
-    path_ = pattern;
-  }
-  ~TemporaryFolder() {
-    std::error_code error;
-    std::filesystem::remove_all(path_, error);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-  const std::filesystem::path& path() const { return path_; }
-  size_t entries() const {
-    return static_cast<size_t>(std::distance(std::filesystem::directory_iterator(path_), {}));
-  }
-
- private:
-  std::filesystem::path path_;
-};
 
 inline std::filesystem::path data_folder() {
   const char* folder = std::getenv("VESAL_DATA");

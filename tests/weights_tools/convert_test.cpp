@@ -13,6 +13,7 @@
 
 #include "base/sha256.hpp"
 #include "models/catalogue.hpp"
+#include "tests/base/temporary_folder.hpp"
 #include "tests/weights_tools/torch_fixture.hpp"
 #include "weights_tools/inspect.hpp"
 
@@ -56,17 +57,8 @@ std::vector<std::string> names_of(const std::vector<LoneTensor>& list) {
 
 class ConvertTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "vesal-convert-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   fs::path path(const std::string& name) const { return folder_ / name; }
-  size_t files() const {
-    return static_cast<size_t>(std::distance(fs::directory_iterator(folder_), fs::directory_iterator()));
-  }
+  size_t files() const { return folder_.entries(); }
   static std::string slurp(const fs::path& path) {
     std::ifstream file(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};
@@ -141,7 +133,7 @@ class ConvertTest : public ::testing::Test {
 
   DeviceContext context_{Device{}};
   layers::ParameterStore small_;
-  fs::path folder_;
+  TemporaryFolder folder_;
 };
 
 TEST_F(ConvertTest, MatchesByNameTypeAndShape) {
@@ -465,7 +457,7 @@ TEST_F(ConvertTest, FilesAreNeitherReplacedNorMixedUpUnasked) {
   EXPECT_NE(refusal<UsageError>(asked).find("--report: found the file of --from or --out"),
             std::string::npos);
   asked = request(from);
-  asked.out = folder_;
+  asked.out = folder_.path();
   EXPECT_NE(refusal<IoError>(asked).find("found a folder"), std::string::npos);
   asked = request(from);
   std::ofstream(asked.out) << "old";
