@@ -1,6 +1,7 @@
 #include "models/fusion_2d.hpp"
 
 #include <array>
+#include <tuple>
 
 #include "base/profiler.hpp"
 #include "layers/swin.hpp"
