@@ -1,7 +1,8 @@
 // Opens a file of weights and reads all of it, once, and says how long it took and how much memory was
 // resident at most. bench/weights runs it beside torch.load.
 //   load_weights FILE read     every tensor into host memory of its own, as torch.load does
-//   load_weights FILE load     into the parameters of a model: float32, convolutions in memory layout
+//   load_weights FILE load     into the parameters of a model, initialised before: float32, convolutions in
+//   memory layout
 #include <sys/resource.h>
 
 #include <chrono>
@@ -47,7 +48,7 @@ int64_t sum_of(const std::vector<Tensor>& tensors) {
   return sum;
 }
 
-// Parameters for the tensors of a file: everything of rank 5 is a convolution.
+// Parameters for the tensors of a file, initialised as a model's are: everything of rank 5 is a convolution.
 std::vector<weights::NamedTensor> parameters_for(DeviceContext& context, const weights::WeightsFile& file) {
   std::vector<weights::NamedTensor> parameters;
   for (const weights::StoredTensor& stored : file.tensors()) {
@@ -55,7 +56,7 @@ std::vector<weights::NamedTensor> parameters_for(DeviceContext& context, const w
     const bool convolution = s.size() == 5;
     parameters.push_back(
         {.name = stored.name,
-         .tensor = Tensor::empty(context, convolution ? Shape{s[0], s[2], s[3], s[4], s[1]} : s),
+         .tensor = Tensor::zeros(context, convolution ? Shape{s[0], s[2], s[3], s[4], s[1]} : s),
          .layout = convolution ? layers::ParameterLayout::convolution : layers::ParameterLayout::plain});
   }
   return parameters;

@@ -2,18 +2,40 @@
 #include "weights_tools/file_source.hpp"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "base/error.hpp"
 #include "base/parallel.hpp"
 
 namespace vesal::weights {
+namespace {
+
+// Memory that nobody has touched costs a page fault for every 4 KiB, more than the copy that fills it. One
+// call asks for all pages that lie within `memory`; a kernel before 5.14 refuses, and the pages come one by
+// one.
+void touch(std::span<std::byte> memory) {
+#ifdef MADV_POPULATE_WRITE
+  constexpr uintptr_t kPage = 4096;
+  const auto begin = (reinterpret_cast<uintptr_t>(memory.data()) + kPage - 1) / kPage * kPage;
+  const auto end = (reinterpret_cast<uintptr_t>(memory.data()) + memory.size()) / kPage * kPage;
+  if (begin < end) {
+    (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_WRITE);
+  }
+#else
+  (void)memory;
+#endif
+}
+
+}  // namespace
 
 FileSource::FileSource(std::filesystem::path path) : path_(std::move(path)), name_(path_.string()) {
   // O_NONBLOCK: a named pipe without a writer would wait here for ever; for a file it changes nothing.
@@ -44,6 +66,27 @@ void FileSource::read(uint64_t offset, std::span<std::byte> target) const {
     const uint64_t first = static_cast<uint64_t>(begin) * kPieceBytes;
     const uint64_t last = std::min<uint64_t>(static_cast<uint64_t>(end) * kPieceBytes, target.size());
     read_serially(offset + first, target.subspan(first, last - first));
+  });
+}
+
+void FileSource::read_parts(uint64_t offset, uint64_t count, std::span<std::byte> target,
+                            const Consumer& consume) const {
+  check<ShapeError>(target.empty() || target.size() == count, name_, ": ", target.size(),
+                    " bytes were offered for ", count);
+  const uint64_t parts = (count + kPartBytes - 1) / kPartBytes;
+  parallel_for(static_cast<int64_t>(parts), 1, [&](int64_t first, int64_t last) {
+    std::vector<std::byte> buffer(target.empty() ? std::min(kPartBytes, count) : 0);
+    for (int64_t i = first; i < last; ++i) {
+      const uint64_t position = static_cast<uint64_t>(i) * kPartBytes;
+      const uint64_t bytes = std::min(kPartBytes, count - position);
+      std::span<std::byte> part = std::span(buffer).first(target.empty() ? bytes : 0);
+      if (!target.empty()) {
+        part = target.subspan(position, bytes);
+        touch(part);
+      }
+      read(offset + position, part);
+      consume(position, part);
+    }
   });
 }
 

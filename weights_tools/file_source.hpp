@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -33,6 +34,17 @@ class FileSource {
   // where the file has become shorter since it was opened, and IoError where the system cannot read. May be
   // called from several threads at a time; large reads use several threads themselves.
   void read(uint64_t offset, std::span<std::byte> target) const;
+
+  // Consecutive bytes from `position` on, counted from the first that was asked for.
+  using Consumer = std::function<void(uint64_t position, std::span<const std::byte> part)>;
+  // Parts all have this size, but for the last: they are looked at while a processor's own cache holds them.
+  static constexpr uint64_t kPartBytes = 128u << 10;
+
+  // Hands every part of the `count` bytes that start at `offset` to `consume`, from several threads at a time
+  // and in no order. The parts are in `target`, which has `count` bytes, or, where it is empty, in a buffer
+  // that is written over afterwards. Throws as read() does, maybe after some parts.
+  void read_parts(uint64_t offset, uint64_t count, std::span<std::byte> target,
+                  const Consumer& consume) const;
 
  private:
   void read_serially(uint64_t offset, std::span<std::byte> target) const;

@@ -3,9 +3,10 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <mutex>
 #include <set>
 #include <variant>
 
@@ -99,47 +100,68 @@ void check_constant(const WeightsFile& file, const StoredTensor& stored, const l
                      ": found other numbers than those of the network, which computes them itself");
 }
 
-void check_finite(const WeightsFile& file, const StoredTensor& stored, std::span<const float> values) {
-  const auto is_finite = [](float x) { return std::isfinite(x); };
-  std::atomic<bool> all = true;
-  parallel_for(static_cast<int64_t>(values.size()), 1 << 16, [&](int64_t begin, int64_t end) {
-    bool good = true;
-    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-      good &= is_finite(values[i]);
+// The first number of a tensor that is not finite, in whatever order threads look at its parts.
+class FirstBad {
+ public:
+  void look_at(int64_t position, std::span<const float> values) {
+    // Infinities and NaN are the numbers whose bits, without the sign, are the largest.
+    uint32_t largest = 0;
+    for (const float value : values) {
+      largest = std::max(largest, std::bit_cast<uint32_t>(value) & 0x7fffffffu);
     }
-    if (!good) {
-      all = false;
+    if (largest < 0x7f800000u) {
+      return;
     }
-  });
-  if (!all) {
-    const auto bad = std::find_if_not(values.begin(), values.end(), is_finite);
-    throw FormatError(concat(file.path().string(), ": tensor ", stored.name, ": found ", *bad,
-                             " at position ", bad - values.begin(), ", expected finite numbers"));
+    const auto bad = std::find_if_not(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+    const std::lock_guard lock(mutex_);
+    if (const int64_t found = position + (bad - values.begin()); position_ < 0 || found < position_) {
+      position_ = found;
+      value_ = *bad;
+    }
+  }
+
+  void check_none(const WeightsFile& file, const StoredTensor& stored) const {
+    check<FormatError>(position_ < 0, file.path().string(), ": tensor ", stored.name, ": found ", value_,
+                       " at position ", position_, ", expected finite numbers");
+  }
+
+ private:
+  std::mutex mutex_;
+  int64_t position_ = -1;
+  float value_ = 0;
+};
+
+// Consecutive values of [outer, inner, taps] to their places in [outer, taps, inner].
+void scatter(int64_t position, std::span<const float> values, const ConvolutionExtents& extents,
+             std::span<float> target) {
+  const auto [outer, taps, inner] = extents;
+  while (!values.empty()) {
+    const int64_t row = position / taps;
+    const int64_t tap = position % taps;
+    const auto count = static_cast<int64_t>(values.size());
+    // What is left of a row, or all whole rows that follow in the same block.
+    const int64_t columns = tap > 0 || count < taps ? std::min(taps - tap, count) : taps;
+    const int64_t rows = columns < taps ? 1 : std::min(count / taps, inner - row % inner);
+    float* block = target.data() + (row / inner * taps + tap) * inner + row % inner;
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int64_t r = 0; r < rows; ++r) {
+        block[c * inner + r] = values[static_cast<size_t>(r * columns + c)];
+      }
+    }
+    values = values.subspan(static_cast<size_t>(rows * columns));
+    position += rows * columns;
   }
 }
 
-// `scratch` has room for the values.
-void read_values(DeviceContext& context, const WeightsFile& file, const StoredTensor& stored,
-                 const NamedTensor& named, std::span<float> scratch) {
-  const Tensor& tensor = named.tensor;
-  const bool plain = named.layout == layers::ParameterLayout::plain;
-  const bool on_host = tensor.device().type == DeviceType::cpu;
-  std::span<float> target(on_host ? tensor.data<float>() : scratch.data(), scratch.size());
-  std::vector<float> turned;
-  if (plain) {
+void read_values(const WeightsFile& file, const StoredTensor& stored, const NamedTensor& named,
+                 std::span<float> target) {
+  if (named.layout == layers::ParameterLayout::plain) {
     file.read_floats(stored, target);
-  } else {
-    file.read_floats(stored, scratch);
-    const ConvolutionExtents extents = extents_of(tensor.shape());
-    if (!on_host) {
-      turned.resize(scratch.size());
-      target = turned;
-    }
-    transpose(scratch, extents.outer, extents.inner, extents.taps, target);
+    return;
   }
-  if (!on_host) {
-    tensor.copy_from_host(context, target.data(), target.size_bytes());
-  }
+  file.read_float_parts(stored, [&](int64_t position, std::span<const float> values) {
+    scatter(position, values, extents_of(named.tensor.shape()), target);
+  });
 }
 
 }  // namespace
@@ -225,7 +247,9 @@ std::vector<std::byte> read_entry(const WeightsFile& file, const StoredTensor& s
     return copied_bytes(std::array{read_counter(file, stored)});
   }
   const std::vector<float> values = file.read_floats(stored);
-  check_finite(file, stored, values);
+  FirstBad bad;
+  bad.look_at(0, values);
+  bad.check_none(file, stored);
   return copied_bytes(values);
 }
 
@@ -286,11 +310,6 @@ void load_tensors(DeviceContext& context, const WeightsFile& file, const std::ve
   // Twice over the file, so that nothing is changed before all is checked and no second copy of the model is
   // held.
   std::vector<int64_t> counters;
-  std::vector<float> scratch;
-  const auto scratch_for = [&](const StoredTensor& stored) {
-    scratch.resize(std::max(scratch.size(), static_cast<size_t>(stored.count)));
-    return std::span(scratch).first(static_cast<size_t>(stored.count));
-  };
   for (const NamedTensor& named : tensors) {
     const StoredTensor& stored = *file.find(named.name);
     if (named.counter != nullptr) {
@@ -298,18 +317,28 @@ void load_tensors(DeviceContext& context, const WeightsFile& file, const std::ve
     } else if (named.constant != nullptr) {
       check_constant(file, stored, *named.constant);
     } else {
-      const std::span<float> values = scratch_for(stored);
-      file.read_floats(stored, values);
-      check_finite(file, stored, values);
+      FirstBad bad;
+      file.read_float_parts(
+          stored, [&bad](int64_t position, std::span<const float> values) { bad.look_at(position, values); });
+      bad.check_none(file, stored);
     }
   }
   auto next_counter = counters.begin();
+  std::vector<float> on_host;
   for (const NamedTensor& named : tensors) {
     if (named.counter != nullptr) {
       *named.counter = *next_counter++;
     } else if (named.constant == nullptr) {
+      const Tensor& tensor = named.tensor;
       const StoredTensor& stored = *file.find(named.name);
-      read_values(context, file, stored, named, scratch_for(stored));
+      const auto count = static_cast<size_t>(stored.count);
+      if (tensor.device().type == DeviceType::cpu) {
+        read_values(file, stored, named, {tensor.data<float>(), count});
+      } else {
+        on_host.resize(std::max(on_host.size(), count));
+        read_values(file, stored, named, std::span(on_host).first(count));
+        tensor.copy_from_host(context, on_host.data(), count * sizeof(float));
+      }
     }
   }
 }

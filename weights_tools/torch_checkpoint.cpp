@@ -286,25 +286,23 @@ void TorchCheckpoint::check_data(const StoredTensor& tensor) const {
 }
 
 // A tensor that is all of a storage, as most are: one pass checks and reads it.
-bool TorchCheckpoint::read_checked(const StoredTensor& tensor, std::span<std::byte> target) const {
-  if (zip_ == nullptr || tensor.bytes == 0) {
-    return false;
-  }
-  const ZipEntry* entry = std::prev(entries_.upper_bound(tensor.offset))->second;
-  if (tensor.offset != entry->offset || tensor.bytes != entry->bytes ||
-      tensor.strides != contiguous_strides(tensor.shape)) {
-    return false;
-  }
-  {
+void TorchCheckpoint::read_parts(const StoredTensor& tensor, std::span<std::byte> target,
+                                 const FileSource::Consumer& consume) const {
+  const ZipEntry* entry = nullptr;
+  if (zip_ != nullptr && tensor.bytes > 0) {
+    entry = std::prev(entries_.upper_bound(tensor.offset))->second;
     const std::lock_guard lock(mutex_);
-    if (checked_.contains(entry)) {
-      return false;
+    if (tensor.offset != entry->offset || tensor.bytes != entry->bytes || checked_.contains(entry)) {
+      entry = nullptr;
     }
   }
-  zip_->read_data(*entry, target);
+  if (entry == nullptr) {
+    WeightsFile::read_parts(tensor, target, consume);
+    return;
+  }
+  zip_->read_parts(*entry, target, consume);
   const std::lock_guard lock(mutex_);
   checked_.insert(entry);
-  return true;
 }
 
 }  // namespace vesal::weights

@@ -63,7 +63,8 @@ class TorchCheckpoint : public WeightsFile {
   enum class Layout { zip, script, legacy };
 
   void check_data(const StoredTensor& tensor) const override;
-  bool read_checked(const StoredTensor& tensor, std::span<std::byte> target) const override;
+  void read_parts(const StoredTensor& tensor, std::span<std::byte> target,
+                  const FileSource::Consumer& consume) const override;
 
   Layout layout_ = Layout::zip;
   std::unique_ptr<ZipArchive> zip_;

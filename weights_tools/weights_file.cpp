@@ -128,10 +128,18 @@ void WeightsFile::set_tensors(std::vector<StoredTensor> tensors) {
   }
 }
 
+void WeightsFile::read_parts(const StoredTensor& tensor, std::span<std::byte> target,
+                             const FileSource::Consumer& consume) const {
+  check_data(tensor);
+  file_.read_parts(tensor.offset, tensor.bytes, target, consume);
+}
+
 void WeightsFile::read(const StoredTensor& tensor, std::span<std::byte> target) const {
   check<ShapeError>(target.size() == tensor.bytes, file_.name(), ": tensor ", one_line(tensor.name), ": ",
                     target.size(), " bytes were offered for its ", tensor.bytes);
-  if (!read_checked(tensor, target)) {
+  if (tensor.strides == contiguous_strides(tensor.shape)) {
+    read_parts(tensor, target, [](uint64_t, std::span<const std::byte>) {});
+  } else {
     check_data(tensor);
     read_strided(file_, tensor.offset, stored_bytes(tensor.dtype), tensor.shape, tensor.strides, target);
   }
@@ -150,30 +158,38 @@ std::vector<std::byte> WeightsFile::read_bytes(const StoredTensor& tensor) const
 }
 
 template <class Stored>
-void WeightsFile::read_widened(const StoredTensor& tensor, std::span<float> target) const {
-  const auto widen = [](std::span<const Stored> from, std::span<float> to) {
-    std::transform(from.begin(), from.end(), to.begin(),
-                   [](Stored value) { return static_cast<float>(value); });
+void WeightsFile::read_converted_parts(const StoredTensor& tensor, const FloatConsumer& consume) const {
+  const auto convert = [&consume](uint64_t position, std::span<const std::byte> part) {
+    constexpr size_t kStep = 2048;
+    Stored stored[kStep];
+    float values[kStep];
+    for (size_t done = 0; done < part.size(); done += sizeof(stored)) {
+      const size_t count = std::min(part.size() - done, sizeof(stored)) / sizeof(Stored);
+      std::memcpy(stored, part.data() + done, count * sizeof(Stored));
+      std::transform(stored, stored + count, values, [](Stored value) { return static_cast<float>(value); });
+      consume(static_cast<int64_t>((position + done) / sizeof(Stored)), std::span(values, count));
+    }
   };
-  if (tensor.strides != contiguous_strides(tensor.shape)) {
-    std::vector<Stored> values(target.size());
-    read(tensor, std::as_writable_bytes(std::span(values)));
-    widen(values, target);
-    return;
+  if (tensor.strides == contiguous_strides(tensor.shape)) {
+    read_parts(tensor, {}, convert);
+  } else {
+    convert(0, read_bytes(tensor));
   }
-  // Piece by piece: no second copy of the tensor.
-  check_data(tensor);
-  constexpr size_t kPiece = 64u << 10;
-  parallel_for(
-      static_cast<int64_t>((target.size() + kPiece - 1) / kPiece), 1, [&](int64_t begin, int64_t end) {
-        std::vector<Stored> values(std::min(kPiece, target.size()));
-        for (auto piece = static_cast<size_t>(begin); piece < static_cast<size_t>(end); ++piece) {
-          const size_t first = piece * kPiece;
-          const std::span<Stored> part = std::span(values).first(std::min(kPiece, target.size() - first));
-          file_.read(tensor.offset + first * sizeof(Stored), std::as_writable_bytes(part));
-          widen(part, target.subspan(first, part.size()));
-        }
-      });
+}
+
+void WeightsFile::read_float_parts(const StoredTensor& tensor, const FloatConsumer& consume) const {
+  if (tensor.dtype == "F32") {
+    read_converted_parts<float>(tensor, consume);
+  } else if (tensor.dtype == "F64") {
+    read_converted_parts<double>(tensor, consume);
+  } else if (tensor.dtype == "F16") {
+    read_converted_parts<f16>(tensor, consume);
+  } else if (tensor.dtype == "BF16") {
+    read_converted_parts<bf16>(tensor, consume);
+  } else {
+    throw FormatError(concat(file_.name(), ": tensor ", one_line(tensor.name), ": found type ", tensor.dtype,
+                             ", expected F32, F64, F16 or BF16"));
+  }
 }
 
 std::vector<float> WeightsFile::read_floats(const StoredTensor& tensor) const {
@@ -188,16 +204,11 @@ void WeightsFile::read_floats(const StoredTensor& tensor, std::span<float> targe
                     tensor.count);
   if (tensor.dtype == "F32") {
     read(tensor, std::as_writable_bytes(target));
-  } else if (tensor.dtype == "F64") {
-    read_widened<double>(tensor, target);
-  } else if (tensor.dtype == "F16") {
-    read_widened<f16>(tensor, target);
-  } else if (tensor.dtype == "BF16") {
-    read_widened<bf16>(tensor, target);
-  } else {
-    throw FormatError(concat(file_.name(), ": tensor ", one_line(tensor.name), ": found type ", tensor.dtype,
-                             ", expected F32, F64, F16 or BF16"));
+    return;
   }
+  read_float_parts(tensor, [target](int64_t position, std::span<const float> values) {
+    std::copy(values.begin(), values.end(), target.begin() + position);
+  });
 }
 
 std::unique_ptr<WeightsFile> open_weights(const std::filesystem::path& path, std::string_view dictionary) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -78,6 +79,10 @@ class WeightsFile {
   std::vector<float> read_floats(const StoredTensor& tensor) const;
   // The same into `target`, which has tensor.count elements.
   void read_floats(const StoredTensor& tensor, std::span<float> target) const;
+  // The same, a few thousand consecutive ones at a time, from several threads and in no order, without memory
+  // for all of them. Where the file turns out to be damaged, some were handed out before the FormatError.
+  using FloatConsumer = std::function<void(int64_t position, std::span<const float> values)>;
+  void read_float_parts(const StoredTensor& tensor, const FloatConsumer& consume) const;
 
  protected:
   explicit WeightsFile(std::filesystem::path path) : file_(std::move(path)) {}
@@ -85,8 +90,9 @@ class WeightsFile {
   void set_tensors(std::vector<StoredTensor> tensors);
   // Whatever is to be checked before a tensor's bytes are believed.
   virtual void check_data(const StoredTensor&) const {}
-  // Both at once, where they are one pass over the file; false: neither was done.
-  virtual bool read_checked(const StoredTensor&, std::span<std::byte>) const { return false; }
+  // FileSource::read_parts of a tensor that is contiguous in the file, and whatever is to be checked.
+  virtual void read_parts(const StoredTensor& tensor, std::span<std::byte> target,
+                          const FileSource::Consumer& consume) const;
 
   FileSource file_;
   std::string dictionary_;
@@ -95,9 +101,8 @@ class WeightsFile {
   Metadata metadata_;
 
  private:
-  // Elements of another type as floats.
   template <class Stored>
-  void read_widened(const StoredTensor& tensor, std::span<float> target) const;
+  void read_converted_parts(const StoredTensor& tensor, const FloatConsumer& consume) const;
 
   std::string prefix_;
   std::vector<StoredTensor> tensors_;

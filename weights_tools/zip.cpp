@@ -348,45 +348,27 @@ const ZipEntry* ZipArchive::find(std::string_view name) const {
 
 void ZipArchive::check_data(const ZipEntry& entry) const {
   if (entry.crc != 0) {
-    check_data(entry, {});
+    read_parts(entry, {}, [](uint64_t, std::span<const std::byte>) {});
   }
 }
 
-void ZipArchive::read_data(const ZipEntry& entry, std::span<std::byte> target) const {
-  check<ShapeError>(target.size() == entry.bytes, file_.name(), ": zip entry ", one_line(entry.name), ": ",
-                    target.size(), " bytes were offered for its ", entry.bytes);
-  if (entry.crc != 0) {
-    check_data(entry, target);
-  } else {
-    file_.read(entry.offset, target);
+void ZipArchive::read_parts(const ZipEntry& entry, std::span<std::byte> target,
+                            const FileSource::Consumer& consume) const {
+  if (entry.crc == 0) {
+    file_.read_parts(entry.offset, entry.bytes, target, consume);
+    return;
   }
-}
-
-void ZipArchive::check_data(const ZipEntry& entry, std::span<std::byte> target) const {
-  // The checksum is taken while a step is still in the cache that it was read to; those of pieces, from
-  // several threads, are combined.
-  constexpr uint64_t kPieceBytes = 1u << 20;
-  constexpr uint64_t kStepBytes = 64u << 10;
-  std::vector<uint32_t> sums((entry.bytes + kPieceBytes - 1) / kPieceBytes);
-  parallel_for(static_cast<int64_t>(sums.size()), 1, [&](int64_t first, int64_t last) {
-    std::vector<std::byte> buffer(target.empty() ? std::min(kStepBytes, entry.bytes) : 0);
-    for (auto piece = static_cast<uint64_t>(first); piece < static_cast<uint64_t>(last); ++piece) {
-      const uint64_t end = std::min((piece + 1) * kPieceBytes, entry.bytes);
-      uint32_t crc = 0;
-      for (uint64_t done = piece * kPieceBytes; done < end; done += kStepBytes) {
-        const uint64_t count = std::min(kStepBytes, end - done);
-        const std::span<std::byte> step =
-            target.empty() ? std::span(buffer).first(count) : target.subspan(done, count);
-        file_.read(entry.offset + done, step);
-        crc = ::libdeflate_crc32(crc, step.data(), count);
-      }
-      sums[piece] = crc;
-    }
-  });
+  constexpr uint64_t kPartBytes = FileSource::kPartBytes;
+  std::vector<uint32_t> sums((entry.bytes + kPartBytes - 1) / kPartBytes);
+  file_.read_parts(entry.offset, entry.bytes, target,
+                   [&](uint64_t position, std::span<const std::byte> part) {
+                     sums[position / kPartBytes] = ::libdeflate_crc32(0, part.data(), part.size());
+                     consume(position, part);
+                   });
   uLong crc = 0;
-  for (size_t piece = 0; piece < sums.size(); ++piece) {
-    const uint64_t count = std::min(kPieceBytes, entry.bytes - piece * kPieceBytes);
-    crc = ::crc32_combine(crc, sums[piece], static_cast<z_off_t>(count));
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const uint64_t count = std::min(kPartBytes, entry.bytes - i * kPartBytes);
+    crc = ::crc32_combine(crc, sums[i], static_cast<z_off_t>(count));
   }
   check<FormatError>(crc == entry.crc, file_.name(), ": zip entry ", one_line(entry.name), ": CRC-32 ", crc,
                      ", expected ", entry.crc, "; damaged?");

@@ -59,13 +59,12 @@ class ZipArchive {
   // Reads the data of a stored entry and throws FormatError when its CRC-32 is another: the file is damaged.
   // A CRC-32 of 0 stands for one that was not computed (torch.serialization.set_crc32_options(False)).
   void check_data(const ZipEntry& entry) const;
-  // The same, and the data in `target`, which has entry.bytes bytes: they are read once.
-  void read_data(const ZipEntry& entry, std::span<std::byte> target) const;
+  // The same in one pass with what FileSource::read_parts does: what `consume` got from an entry that is
+  // refused in the end is not to be believed.
+  void read_parts(const ZipEntry& entry, std::span<std::byte> target,
+                  const FileSource::Consumer& consume) const;
 
  private:
-  // `target` is empty, or receives the data.
-  void check_data(const ZipEntry& entry, std::span<std::byte> target) const;
-
   const FileSource& file_;
   std::vector<ZipEntry> entries_;
   std::unordered_map<std::string_view, size_t> index_;

@@ -3,6 +3,9 @@
 
 #include <sys/stat.h>
 
+#include <atomic>
+#include <cstring>
+
 #include "tests/weights_tools/torch_fixture.hpp"
 
 namespace vesal::weights {
@@ -29,6 +32,36 @@ TEST_F(FileSourceTest, BytesPastTheEndAreRefused) {
   }
   EXPECT_NE(line_of([&] { file.read(10, std::span(bytes).first(1)); }), "");
   EXPECT_NE(line_of([&] { file.read(11, {}); }), "");
+}
+
+TEST_F(FileSourceTest, PartsTogetherAreTheWhole) {
+  constexpr uint64_t kPart = FileSource::kPartBytes;
+  std::string text(3 * kPart + 2, ' ');
+  for (size_t i = 0; i < text.size(); ++i) {
+    text[i] = static_cast<char>(i % 251);
+  }
+  const FileSource file(write(text));
+  for (const uint64_t count : {uint64_t{0}, uint64_t{1}, kPart - 1, kPart, kPart + 1, 3 * kPart}) {
+    for (const bool with_target : {false, true}) {
+      std::vector<std::byte> target(with_target ? count : 0, std::byte{255});
+      std::string seen(count, '\xff');
+      std::atomic<uint64_t> handed_out = 0;
+      file.read_parts(1, count, target, [&](uint64_t position, std::span<const std::byte> part) {
+        EXPECT_EQ(position % kPart, 0u);
+        EXPECT_EQ(part.size(), std::min(kPart, count - position));
+        std::memcpy(seen.data() + position, part.data(), part.size());
+        handed_out += part.size();
+      });
+      EXPECT_EQ(handed_out, count);
+      EXPECT_TRUE(seen == text.substr(1, count)) << count;
+      EXPECT_TRUE(!with_target || std::memcmp(target.data(), seen.data(), count) == 0) << count;
+    }
+  }
+  std::byte few[2];
+  const auto ignore = [](uint64_t, std::span<const std::byte>) {};
+  EXPECT_THROW(file.read_parts(0, 3, few, ignore), ShapeError);
+  EXPECT_NE(line_of([&] { file.read_parts(3 * kPart, 3, {}, ignore); }).find("truncated?"),
+            std::string::npos);
 }
 
 // A file that shrinks between the check of its size and the access must be an error, not a signal.

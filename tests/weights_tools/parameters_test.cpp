@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -216,6 +218,40 @@ TEST_F(ParametersTest, NarrowTypesAreWidened) {
   EXPECT_EQ(x.to_host<float>(context_), (std::vector<float>{1.5f, -8.0f}));
 }
 
+// Larger than the parts that files are read in, which end within rows of taps.
+TEST_F(ParametersTest, LargeConvolutionsOnEveryDevice) {
+  const Shape shape{5, 3, 3, 3, 701};
+  const Tensor weight = counting(shape, -1000);
+  const std::vector<float> expected = weight.to_host<float>(context_);
+  const std::vector<float> in_file = to_file_order(expected, shape, ParameterLayout::convolution);
+  const auto bytes_of = [&](auto convert) {
+    std::vector<decltype(convert(0.0f))> values(in_file.size());
+    std::transform(in_file.begin(), in_file.end(), values.begin(), convert);
+    const auto bytes = std::as_bytes(std::span(values));
+    return std::vector<std::byte>(bytes.begin(), bytes.end());
+  };
+  for (const bool narrow : {false, true}) {
+    write_safetensors(
+        file_,
+        {{"w", narrow ? DType::bf16 : DType::f32, file_shape(shape, ParameterLayout::convolution),
+          [&] {
+            return narrow ? bytes_of([](float x) { return bf16(x); }) : bytes_of([](float x) { return x; });
+          }}},
+        {});
+    for (const DeviceType device : {DeviceType::cpu, DeviceType::simt}) {
+      DeviceContext context{Device{device}};
+      const Tensor read = Tensor::from_host(context, std::vector<float>(expected.size(), NAN), shape);
+      load_tensors(context, SafetensorsFile(file_), {{{"w", read, ParameterLayout::convolution}}});
+      const std::vector<float> found = read.to_host<float>(context);
+      int64_t wrong = 0;
+      for (size_t i = 0; i < found.size(); ++i) {
+        wrong += found[i] == (narrow ? static_cast<float>(bf16(expected[i])) : expected[i]) ? 0 : 1;
+      }
+      EXPECT_EQ(wrong, 0) << narrow << " " << to_string(context.device());
+    }
+  }
+}
+
 TEST_F(ParametersTest, EveryDifferenceIsCountedInOneLineAndNothingChanges) {
   write_tensors(context_, file_,
                 {{"same", counting({3}, 50)},
@@ -248,6 +284,14 @@ TEST_F(ParametersTest, NumbersThatAreNotFiniteAreRefusedAndNothingChanges) {
   const std::string line = refusal({{"a", a}, {"b", counting({2})}});
   EXPECT_NE(line.find("tensor b: found inf at position 1"), std::string::npos) << line;
   EXPECT_EQ(a.to_host<float>(context_), (std::vector<float>{0, 1, 2}));
+  // In several parts: the first is named, whatever thread reads it.
+  std::vector<float> many(200'000, 1.0f);
+  many[150'000] = -std::numeric_limits<float>::infinity();
+  many[99'999] = std::numeric_limits<float>::quiet_NaN();
+  many[100'001] = std::numeric_limits<float>::infinity();
+  write_tensors(context_, file_, {{"a", Tensor::from_host(context_, many, {200'000})}}, {});
+  const std::string of_many = refusal({{"a", Tensor::empty(context_, {200'000})}});
+  EXPECT_NE(of_many.find("tensor a: found nan at position 99999"), std::string::npos) << of_many;
 }
 
 }  // namespace

@@ -2,9 +2,11 @@
 // writes is compared in tests/oracle/checkpoints.py.
 #include "weights_tools/torch_checkpoint.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <numeric>
 
 #include "base/dtype.hpp"
 #include "tests/weights_tools/torch_fixture.hpp"
@@ -685,6 +687,38 @@ TEST_F(TorchCheckpointTest, DamageIsNoticed) {
   const std::unique_ptr<WeightsFile> file = open_weights(write(patched(good, zip.data[1] + 5, "?")));
   EXPECT_NE(line_of([&] { file->read_bytes(file->tensors()[0]); }).find("\"a/data/0\": CRC-32"),
             std::string::npos);
+}
+
+// Larger than the parts that files are read in.
+TEST_F(TorchCheckpointTest, LargeStoragesAreCheckedWhicheverWayTheyAreRead) {
+  const int64_t count = 3 * FileSource::kPartBytes / 4 + 1;
+  std::vector<float> values(static_cast<size_t>(count));
+  std::iota(values.begin(), values.end(), 0.0f);
+  ZipBuilder zip;
+  zip.add("a/data.pkl", one(opcodes().vector("0", count)).stop())
+      .add("a/data/0", {reinterpret_cast<const char*>(values.data()), 4 * values.size()});
+  const std::string good = zip.finish();
+  const auto in_parts = [&](const WeightsFile& file) {
+    std::vector<float> found(values.size(), NAN);
+    file.read_float_parts(file.tensors()[0], [&](int64_t position, std::span<const float> part) {
+      std::copy(part.begin(), part.end(), found.begin() + position);
+    });
+    return found;
+  };
+  for (const bool twice : {false, true}) {
+    const std::unique_ptr<WeightsFile> file = open_weights(write(good));
+    if (twice) {
+      EXPECT_TRUE(file->read_floats(file->tensors()[0]) == values);
+    }
+    EXPECT_TRUE(in_parts(*file) == values) << twice;
+  }
+  for (const size_t byte : {size_t{3}, 4 * values.size() - 1}) {
+    const std::filesystem::path path = write(patched(good, zip.data[1] + byte, "?"));
+    const std::unique_ptr<WeightsFile> file = open_weights(path);
+    EXPECT_NE(line_of([&] { file->read_floats(file->tensors()[0]); }).find("CRC-32"), std::string::npos)
+        << byte;
+    EXPECT_NE(line_of([&] { in_parts(*file); }).find("CRC-32"), std::string::npos) << byte;
+  }
 }
 
 TEST_F(TorchCheckpointTest, ValuesThatNoTensorHas) {
