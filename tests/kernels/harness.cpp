@@ -43,6 +43,18 @@ double largest_magnitude(const std::vector<double>& values) {
 
 }  // namespace
 
+std::vector<DType> half_types() {
+  return kRaceLane ? std::vector{DType::bf16} : std::vector{DType::bf16, DType::f16};
+}
+
+bool accesses_are_checked() {
+#ifdef VESAL_SANITIZED
+  return true;
+#else
+  return kRaceLane;
+#endif
+}
+
 std::vector<Device> test_devices() {
   if constexpr (kRaceLane) {
     return {{DeviceType::simt, 0}};
@@ -261,11 +273,6 @@ int64_t number_from_environment(const char* name, int64_t otherwise) {
 }  // namespace
 
 void for_each_random_case(const std::function<void(RandomStream&)>& body) {
-#ifdef VESAL_SANITIZED
-  constexpr int64_t kCases = 20;
-#else
-  constexpr int64_t kCases = kRaceLane ? 20 : 200;
-#endif
   const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
   const std::string test = concat(info->test_suite_name(), ".", info->name());
   uint64_t name = 1469598103934665603ull;  // FNV-1a, so that every test has streams of its own
@@ -274,7 +281,7 @@ void for_each_random_case(const std::function<void(RandomStream&)>& body) {
   }
   const int64_t seed = number_from_environment("VESAL_RANDOM_SEED", 0);
   const int64_t only = number_from_environment("VESAL_RANDOM_CASE", -1);
-  const int64_t cases = number_from_environment("VESAL_RANDOM_CASES", kCases);
+  const int64_t cases = number_from_environment("VESAL_RANDOM_CASES", accesses_are_checked() ? 20 : 200);
   for (int64_t i = only >= 0 ? only : 0; i < (only >= 0 ? only + 1 : cases); ++i) {
     RandomStream random(name ^ static_cast<uint64_t>(seed), static_cast<uint64_t>(i), 0);
     body(random);

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/dtype.hpp"
 #include "base/philox.hpp"
 #include "kernels/context/context.hpp"
 
@@ -18,6 +19,11 @@ namespace vesal::kernels::testing {
 // cpu and simt always; cuda when this build has it and a GPU is present. simt only in builds with VESAL_RACE,
 // and the one that VESAL_TEST_DEVICE names where it is set (DeviceError where it is not there).
 std::vector<Device> test_devices();
+// bf16 and f16; bf16 alone in builds with VESAL_RACE: the kernels of both are one template, whose accesses are
+// as wide and lie where the others do, so that nothing but their arithmetic is left to compare.
+std::vector<DType> half_types();
+// Whether every access of the emulated kernels is checked, by which they are some hundred times slower.
+bool accesses_are_checked();
 
 // Raw device memory for DeviceArray: separate, guarded blocks on cpu and simt.
 void* device_allocate(Device device, size_t bytes);

@@ -137,7 +137,7 @@ inline std::vector<Device> test_devices_where_cpu_is(bool cpu) {
 inline void expect_rounded_float32(const std::string& what, const std::function<void(Call&)>& run,
                                    const std::vector<Device>& devices = test_devices()) {
   for (const Device device : devices) {
-    for (const DType dtype : {DType::bf16, DType::f16}) {
+    for (const DType dtype : half_types()) {
       SCOPED_TRACE(concat(what, " on ", to_string(device), " in ", name_of(dtype)));
       Call wide(device, DType::f32, dtype);
       Call narrow(device, dtype, dtype);
@@ -191,7 +191,7 @@ inline void expect_close_when_stored(const std::string& what, DType dtype, const
 inline void expect_close_when_stored(const std::string& what, const std::function<void(Call&)>& run,
                                      const std::function<std::vector<Expected>(DType)>& reference,
                                      const std::vector<Device>& devices) {
-  for (const DType dtype : {DType::bf16, DType::f16}) {
+  for (const DType dtype : half_types()) {
     const std::vector<Expected> expected = reference(dtype);
     for (const Device device : devices) {
       SCOPED_TRACE(concat(what, " on ", to_string(device), " in ", name_of(dtype)));
