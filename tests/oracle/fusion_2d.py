@@ -613,6 +613,7 @@ class Table:
         peer_seconds = time.time() - begin
         worst = (-1.0, "", 0.0, 0.0, 0.0)
         absolute = (0.0, "")
+        beyond = [0, 0]  # tensors of ours and of PyTorch's float32 that differ by more than 1e-4
         names = set()
         for name, value in case.ours(program, device):
             names.add(name)
@@ -631,6 +632,8 @@ class Table:
             self.tensors += 1
             if is_zero:
                 absolute = max(absolute, (error, name))
+            beyond[0] += not error <= 1e-4
+            beyond[1] += own > 1e-4
             if not error <= limit:
                 self.failures += 1
                 print(f"{case.label}: {name} differs by {error:.2e}, PyTorch's float32 by {own:.2e}, allowed {limit:.2e}")
@@ -641,7 +644,8 @@ class Table:
             self.failures += len(missing)
             print(f"{case.label}: no numbers for {sorted(missing)[:3]}")
         self.rows.append((case.label, len(names), worst, absolute, margins.closest))
-        print(f"# {case.label}: {len(names)} tensors, closest decision {margins.closest:.1e}, "
+        print(f"# {case.label}, seed {case.seed}: {len(names)} tensors, {beyond[0]} beyond 1e-4, of PyTorch's float32 "
+              f"{beyond[1] if runs else '-'}; closest decision {margins.closest:.1e}, "
               f"{peer_seconds:.0f} s PyTorch, {time.time() - begin:.0f} s in all", flush=True)
 
     @staticmethod
