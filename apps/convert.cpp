@@ -96,7 +96,7 @@ Command make_convert(CLI::App& program) {
       ->needs(missing)
       ->group("Input")
       ->type_name("S");
-  app->add_option("--out", options->out, "The new file, NAME.safetensors")
+  app->add_option("--out,--to", options->out, "The new file, NAME.safetensors")
       ->required()
       ->group("Output")
       ->type_name("FILE");

@@ -562,7 +562,7 @@ TEST_F(CliTest, ConvertMakesWeightsThatPredictRuns) {
   // Of a checkpoint the weights remain, with what they say of themselves.
   const fs::path weights_only = work_ / "weights.safetensors";
   const Outcome checkpoint = vesal(
-      {"convert", "--from", run_ / "last.safetensors", "--model", "fusion-micro", "--out", weights_only});
+      {"convert", "--from", run_ / "last.safetensors", "--model", "fusion-micro", "--to", weights_only});
   ASSERT_EQ(checkpoint.code, 0) << checkpoint.err;
   const weights::SafetensorsFile converted(weights_only);
   EXPECT_EQ(converted.tensors().size(), trained.tensors().size());
