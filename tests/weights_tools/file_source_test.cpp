@@ -3,6 +3,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -54,7 +55,7 @@ TEST_F(FileSourceTest, PartsTogetherAreTheWhole) {
       });
       EXPECT_EQ(handed_out, count);
       EXPECT_TRUE(seen == text.substr(1, count)) << count;
-      EXPECT_TRUE(!with_target || std::memcmp(target.data(), seen.data(), count) == 0) << count;
+      EXPECT_TRUE(!with_target || std::ranges::equal(target, std::as_bytes(std::span(seen)))) << count;
     }
   }
   std::byte few[2];
