@@ -18,7 +18,6 @@ namespace {
 
 // Memory of a convolution seen as [outer, taps, inner].
 struct ConvolutionExtents {
-  int64_t outer = 1;
   int64_t taps = 1;
   int64_t inner = 1;
 };
@@ -26,28 +25,37 @@ struct ConvolutionExtents {
 ConvolutionExtents extents_of(const Shape& shape) {
   check<ShapeError>(shape.size() >= 3, "a convolution's weight has rank 3 at least, found ",
                     to_string(shape));
-  return {shape.front(), element_count(std::span(shape).subspan(1, shape.size() - 2)), shape.back()};
+  return {element_count(std::span(shape).subspan(1, shape.size() - 2)), shape.back()};
 }
 
-// Exchanges the last two axes of [outer, rows, columns].
-void transpose(std::span<const float> source, int64_t outer, int64_t rows, int64_t columns,
-               std::span<float> target) {
-  parallel_for(outer, 1 + (1 << 14) / std::max<int64_t>(1, rows * columns), [&](int64_t begin, int64_t end) {
-    const float* next = source.data() + begin * rows * columns;
-    for (int64_t o = begin; o < end; ++o) {
-      float* block = target.data() + o * rows * columns;
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < columns; ++c) {
-          block[c * rows + r] = *next++;
-        }
+// Consecutive values of [outer, rows, columns], from `position` on, to their places in [outer, columns,
+// rows].
+void scatter(int64_t position, std::span<const float> values, int64_t rows, int64_t columns,
+             std::span<float> target) {
+  while (!values.empty()) {
+    const int64_t row = position / columns;
+    const int64_t column = position % columns;
+    const auto count = static_cast<int64_t>(values.size());
+    // What is left of a row, or all whole rows that follow in the same block.
+    const int64_t wide = column > 0 || count < columns ? std::min(columns - column, count) : columns;
+    const int64_t high = wide < columns ? 1 : std::min(count / columns, rows - row % rows);
+    float* block = target.data() + (row / rows * columns + column) * rows + row % rows;
+    for (int64_t c = 0; c < wide; ++c) {
+      for (int64_t r = 0; r < high; ++r) {
+        block[c * rows + r] = values[static_cast<size_t>(r * wide + c)];
       }
     }
-  });
+    values = values.subspan(static_cast<size_t>(high * wide));
+    position += high * wide;
+  }
 }
 
-std::vector<float> transposed(std::span<const float> source, int64_t outer, int64_t rows, int64_t columns) {
+std::vector<float> transposed(std::span<const float> source, int64_t rows, int64_t columns) {
   std::vector<float> result(source.size());
-  transpose(source, outer, rows, columns, result);
+  parallel_for(static_cast<int64_t>(source.size()), 1 << 14, [&](int64_t begin, int64_t end) {
+    const auto part = source.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+    scatter(begin, part, rows, columns, result);
+  });
   return result;
 }
 
@@ -131,36 +139,15 @@ class FirstBad {
   float value_ = 0;
 };
 
-// Consecutive values of [outer, inner, taps] to their places in [outer, taps, inner].
-void scatter(int64_t position, std::span<const float> values, const ConvolutionExtents& extents,
-             std::span<float> target) {
-  const auto [outer, taps, inner] = extents;
-  while (!values.empty()) {
-    const int64_t row = position / taps;
-    const int64_t tap = position % taps;
-    const auto count = static_cast<int64_t>(values.size());
-    // What is left of a row, or all whole rows that follow in the same block.
-    const int64_t columns = tap > 0 || count < taps ? std::min(taps - tap, count) : taps;
-    const int64_t rows = columns < taps ? 1 : std::min(count / taps, inner - row % inner);
-    float* block = target.data() + (row / inner * taps + tap) * inner + row % inner;
-    for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t r = 0; r < rows; ++r) {
-        block[c * inner + r] = values[static_cast<size_t>(r * columns + c)];
-      }
-    }
-    values = values.subspan(static_cast<size_t>(rows * columns));
-    position += rows * columns;
-  }
-}
-
 void read_values(const WeightsFile& file, const StoredTensor& stored, const NamedTensor& named,
                  std::span<float> target) {
   if (named.layout == layers::ParameterLayout::plain) {
     file.read_floats(stored, target);
     return;
   }
+  const ConvolutionExtents extents = extents_of(named.tensor.shape());
   file.read_float_parts(stored, [&](int64_t position, std::span<const float> values) {
-    scatter(position, values, extents_of(named.tensor.shape()), target);
+    scatter(position, values, extents.inner, extents.taps, target);
   });
 }
 
@@ -202,7 +189,7 @@ std::vector<float> to_file_order(std::span<const float> memory, const Shape& sha
     return {memory.begin(), memory.end()};
   }
   const ConvolutionExtents extents = extents_of(shape);
-  return transposed(memory, extents.outer, extents.taps, extents.inner);
+  return transposed(memory, extents.taps, extents.inner);
 }
 
 std::vector<float> to_memory_order(std::span<const float> file, const Shape& shape,
@@ -212,7 +199,7 @@ std::vector<float> to_memory_order(std::span<const float> file, const Shape& sha
     return {file.begin(), file.end()};
   }
   const ConvolutionExtents extents = extents_of(shape);
-  return transposed(file, extents.outer, extents.inner, extents.taps);
+  return transposed(file, extents.inner, extents.taps);
 }
 
 std::vector<NamedTensor> named_parameters(const layers::ParameterStore& store) {

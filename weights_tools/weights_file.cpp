@@ -6,7 +6,6 @@
 #include <cstring>
 
 #include "base/error.hpp"
-#include "base/parallel.hpp"
 #include "weights_tools/safetensors.hpp"
 #include "weights_tools/strided_read.hpp"
 #include "weights_tools/text.hpp"

@@ -10,7 +10,6 @@
 #include <optional>
 
 #include "base/error.hpp"
-#include "base/parallel.hpp"
 #include "weights_tools/text.hpp"
 
 namespace vesal::weights {

@@ -223,7 +223,16 @@ TEST_F(ParametersTest, LargeConvolutionsOnEveryDevice) {
   const Shape shape{5, 3, 3, 3, 701};
   const Tensor weight = counting(shape, -1000);
   const std::vector<float> expected = weight.to_host<float>(context_);
-  const std::vector<float> in_file = to_file_order(expected, shape, ParameterLayout::convolution);
+  std::vector<float> in_file;
+  for (int64_t o = 0; o < 5; ++o) {
+    for (int64_t i = 0; i < 701; ++i) {
+      for (int64_t tap = 0; tap < 27; ++tap) {
+        in_file.push_back(expected[static_cast<size_t>((o * 27 + tap) * 701 + i)]);
+      }
+    }
+  }
+  EXPECT_TRUE(to_file_order(expected, shape, ParameterLayout::convolution) == in_file);
+  EXPECT_TRUE(to_memory_order(in_file, shape, ParameterLayout::convolution) == expected);
   const auto bytes_of = [&](auto convert) {
     std::vector<decltype(convert(0.0f))> values(in_file.size());
     std::transform(in_file.begin(), in_file.end(), values.begin(), convert);
